@@ -1,0 +1,1 @@
+"""Feature store and model zoo for e-commerce behaviour sequences."""

@@ -1,0 +1,384 @@
+"""What a model plugin and zoo agree on: columns, batches, targets, models and artefacts.
+
+The ground floor: numpy and the standard library only. A plugin imports these names from ``zoo.plugin``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from zoo.errors import FeatureError, PluginError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+PADDING = 0
+"""Code of "nothing here": padding, or an event without an item."""
+UNKNOWN = 1
+"""Code of an identifier that the training window did not hold."""
+
+Array = np.ndarray[Any, np.dtype[Any]]
+TargetKind = Literal["binary", "multiclass", "ranking", "uplift", "value"]
+Progress = Callable[[float, str], None]
+"""Called with the fraction done (0 to 1) and a short text."""
+
+
+def gather(values: Array, start: Array, lengths: Array) -> tuple[Array, Array]:
+    """Concatenate the slices ``values[start[i] : start[i] + lengths[i]]``.
+
+    Returns the flat values (sum(lengths),) and offsets int64 (n + 1,).
+    """
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    index = np.arange(offsets[-1], dtype=np.int64)
+    index += np.repeat(start - offsets[:-1], lengths)
+    return values[index], offsets
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One feature: a value a row, or, with ``offsets``, a sequence a row (oldest first, newest last).
+
+    values: (n,) or, for sequences, the flat (m,); float, int, int32 codes or text (object).
+    offsets: int64 (n + 1,) for sequences: row i is ``values[offsets[i]:offsets[i + 1]]``.
+    dictionary: for codes, the name of the dictionary that they index (``catalogue.names[dictionary]``).
+    """
+
+    values: Array
+    offsets: Array | None = None
+    dictionary: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.values) if self.offsets is None else len(self.offsets) - 1
+
+    @property
+    def is_sequence(self) -> bool:
+        return self.offsets is not None
+
+    @property
+    def is_code(self) -> bool:
+        return self.dictionary is not None
+
+    @property
+    def is_text(self) -> bool:
+        return self.values.dtype == object
+
+    @property
+    def is_numeric(self) -> bool:
+        return self.dictionary is None and self.values.dtype != object
+
+    @property
+    def lengths(self) -> Array:
+        """int64 (n,): events in each row's sequence."""
+        if self.offsets is None:
+            raise FeatureError("a column with one value a row has no lengths; expected a sequence column")
+        return np.diff(self.offsets)
+
+    def take(self, rows: Array) -> Column:
+        """The same column at these rows (int (k,)), copied."""
+        if self.offsets is None:
+            return replace(self, values=self.values[rows])
+        values, offsets = gather(self.values, self.offsets[:-1][rows], self.lengths[rows])
+        return replace(self, values=values, offsets=offsets)
+
+    def tail(self, length: int) -> Column:
+        """Sequences cut to their newest ``length`` events."""
+        keep = np.minimum(self.lengths, length)
+        assert self.offsets is not None
+        values, offsets = gather(self.values, self.offsets[1:] - keep, keep)
+        return replace(self, values=values, offsets=offsets)
+
+    def padded(self, length: int, fill: float = 0) -> Array:
+        """Newest ``length`` events as a matrix (n, length), right-aligned (newest last), filled with ``fill`` on the left."""
+        cut = self.tail(length)
+        out = np.full((len(cut), length), fill, dtype=cut.values.dtype)
+        rows = np.repeat(np.arange(len(cut)), cut.lengths)
+        assert cut.offsets is not None
+        within = np.arange(len(cut.values)) - np.repeat(cut.offsets[:-1], cut.lengths)
+        out[rows, within + np.repeat(length - cut.lengths, cut.lengths)] = cut.values
+        return out
+
+
+Block = Mapping[str, Column]
+"""Columns of one entity kind, all of one length."""
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What the codes mean.
+
+    names: dictionary name -> display text (object (size,)) by code; 0 is padding, 1 unknown. ``"item_id"`` holds titles
+        where the item table has a ``title``.
+    items: columns of the item table; row i belongs to item code i.
+    """
+
+    names: Mapping[str, Array] = field(default_factory=dict)
+    items: Block = field(default_factory=dict)
+
+    def size(self, dictionary: str) -> int:
+        """Number of codes, padding and unknown included."""
+        if dictionary not in self.names:
+            raise FeatureError(f"no dictionary {dictionary!r} in the catalogue; it has: {', '.join(sorted(self.names))}")
+        return len(self.names[dictionary])
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Features of n rows. Each entity's columns are stored once; ``row_of[entity]`` says which stored row belongs to row i.
+
+    blocks: entity kind (``user``, ``item``, ``pair``, ``context``) -> columns.
+    row_of: entity kind -> int32 (n,).
+    as_of: int64 (n,), microseconds UTC: every feature was built from events strictly before it.
+    newest: int64 (n,), time of the newest event seen for the row's user, -1 where there is none.
+    group: int64 offsets of ranking groups, or None.
+    """
+
+    blocks: Mapping[str, Block]
+    row_of: Mapping[str, Array]
+    as_of: Array
+    newest: Array
+    catalogue: Catalogue = field(default_factory=Catalogue)
+    group: Array | None = None
+
+    def __post_init__(self) -> None:
+        seen: dict[str, str] = {}
+        for entity, block in self.blocks.items():
+            for name in block:
+                if name in seen:
+                    raise FeatureError(
+                        f"feature {name!r} comes from both {seen[name]!r} and {entity!r}; feature names of one service must differ"
+                    )
+                seen[name] = entity
+
+    def __len__(self) -> int:
+        return len(self.as_of)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every column's name, in order of declaration."""
+        return tuple(name for block in self.blocks.values() for name in block)
+
+    def __contains__(self, name: object) -> bool:
+        return any(name in block for block in self.blocks.values())
+
+    def stored(self, name: str) -> tuple[str, Column]:
+        """The entity kind that owns a column, and the column as stored (once an entity, not once a row)."""
+        for entity, block in self.blocks.items():
+            if name in block:
+                return entity, block[name]
+        raise FeatureError(f"no column {name!r} in this batch; it has: {', '.join(self.names) or '(none)'}")
+
+    def column(self, name: str) -> Column:
+        """The column expanded to the batch's n rows."""
+        entity, column = self.stored(name)
+        rows = self.row_of[entity]
+        if len(rows) == len(column) and np.array_equal(rows, np.arange(len(rows))):
+            return column
+        return column.take(rows)
+
+    def take(self, rows: Array) -> FeatureBatch:
+        """The batch at these rows (int (k,)); stored columns are shared, not copied."""
+        return replace(
+            self,
+            row_of={entity: index[rows] for entity, index in self.row_of.items()},
+            as_of=self.as_of[rows],
+            newest=self.newest[rows],
+            group=None,
+        )
+
+    def compact(self) -> FeatureBatch:
+        """Drop stored rows that no row uses (after ``take``), so that the batch holds only what it needs."""
+        blocks, row_of = {}, {}
+        for entity, block in self.blocks.items():
+            used, inverse = np.unique(self.row_of[entity], return_inverse=True)
+            blocks[entity] = {name: column.take(used) for name, column in block.items()}
+            row_of[entity] = inverse.astype(np.int32)
+        return replace(self, blocks=blocks, row_of=row_of)
+
+    def select(self, patterns: Sequence[str]) -> FeatureBatch:
+        """Only the columns whose name matches one of the shell-style patterns."""
+        blocks = {
+            entity: {name: c for name, c in block.items() if any(fnmatchcase(name, p) for p in patterns)}
+            for entity, block in self.blocks.items()
+        }
+        return replace(self, blocks=blocks)
+
+    def with_block(self, entity: str, block: Block, row_of: Array | None = None) -> FeatureBatch:
+        """The batch with one more block (default: a value a row), for instance members' scores."""
+        rows = np.arange(len(self), dtype=np.int32) if row_of is None else row_of
+        return replace(self, blocks={**self.blocks, entity: block}, row_of={**self.row_of, entity: rows})
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is predicted: its kind, and the names of classes or horizons where there are several."""
+
+    kind: TargetKind = "binary"
+    classes: tuple[str, ...] = ()
+    horizons: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Columns that ``predict`` returns."""
+        return max(1, len(self.classes) if self.kind == "multiclass" else len(self.horizons))
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows to fit on, in no particular order.
+
+    target: float64 (n,): 0/1 for binary, class numbers for multiclass, amounts for value.
+    weight: float64 (n,). time: int64 (n,), microseconds UTC, the instant a row was drawn at (equals ``batch.as_of``).
+    """
+
+    batch: FeatureBatch
+    target: Array
+    weight: Array
+    time: Array
+    kind: Target = field(default_factory=Target)
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def take(self, rows: Array) -> TrainingData:
+        return replace(
+            self, batch=self.batch.take(rows), target=self.target[rows], weight=self.weight[rows], time=self.time[rows]
+        )
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """Everything a fitted model needs, as arrays (written as safetensors) and texts (written as UTF-8 files).
+
+    Names are relative paths of letters, digits, ``._-`` and ``/``. zoo writes, hashes and records; a plugin does no file I/O.
+    """
+
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    def nested(self, prefix: str) -> Artefact:
+        """The same content under ``prefix/``."""
+        return Artefact(
+            {f"{prefix}/{k}": v for k, v in self.arrays.items()}, {f"{prefix}/{k}": v for k, v in self.texts.items()}
+        )
+
+    def part(self, prefix: str) -> Artefact:
+        """What ``nested(prefix)`` put in."""
+        cut = len(prefix) + 1
+        return Artefact(
+            {k[cut:]: v for k, v in self.arrays.items() if k.startswith(f"{prefix}/")},
+            {k[cut:]: v for k, v in self.texts.items() if k.startswith(f"{prefix}/")},
+        )
+
+    @staticmethod
+    def merged(*parts: Artefact) -> Artefact:
+        """One artefact of several whose names differ."""
+        arrays: dict[str, Array] = {}
+        texts: dict[str, str] = {}
+        for part in parts:
+            twice = (arrays.keys() & part.arrays.keys()) | (texts.keys() & part.texts.keys())
+            if twice:
+                raise PluginError(f"an artefact would hold {sorted(twice)[0]!r} twice; give each part its own prefix")
+            arrays.update(part.arrays)
+            texts.update(part.texts)
+        return Artefact(arrays, texts)
+
+
+@runtime_checkable
+class FittedModel(Protocol):
+    """A model that can only exist fitted."""
+
+    def predict(self, batch: FeatureBatch) -> Array:
+        """float32 (n, k): probabilities for binary (k = 1) and multiclass (k = classes, rows sum to 1), else scores."""
+        ...
+
+    def save(self) -> Artefact:
+        """Everything that ``ModelPlugin.load`` needs to answer the same, bit for bit."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model is called and what it takes, cheap enough to list without loading it.
+
+    inputs: shell-style patterns of the columns that it may read; it is given no others.
+    params: returns the pydantic model of its parameters (a callable, so that listing imports no pydantic).
+    """
+
+    name: str
+    params: Callable[[], type[BaseModel]]
+    inputs: tuple[str, ...] = ("*",)
+    targets: frozenset[TargetKind] = frozenset({"binary"})
+    summary: str = ""
+
+
+@runtime_checkable
+class ModelPlugin(Protocol):
+    """One kind of model. Stateless: ``fit`` returns another type, so "not fitted" cannot happen."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    def fit(self, data: TrainingData, *, params: BaseModel, seed: int, progress: Progress) -> FittedModel:
+        """Fit on all rows. Must accept one class only, empty histories and columns of any declared kind."""
+        ...
+
+    def load(self, artefact: Artefact) -> FittedModel:
+        """The fitted model that ``save`` wrote."""
+        ...
+
+    def tiny(self) -> BaseModel:
+        """Parameters small enough to fit toy data in about a second."""
+        ...
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled rows of a task.
+
+    keys: entity and context columns by name, (n,) each, raw identifiers.
+    time: int64 (n,), when the row is predicted. target: float64 (n,).
+    known_at: int64 (n,), when its label became certain; training may use a row only at or after that.
+    """
+
+    keys: Mapping[str, Array]
+    time: Array
+    target: Array
+    known_at: Array
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    def take(self, rows: Array) -> Examples:
+        return Examples(
+            {name: values[rows] for name, values in self.keys.items()}, self.time[rows], self.target[rows], self.known_at[rows]
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question about the log: which rows, which label, which features.
+
+    entities: key columns of a row (``user_id``, or ``user_id`` and ``campaign_id``).
+    context: further request columns with their numpy dtype.
+    examples: ``(log, settings, start, end) -> Examples`` drawn at ``start <= time < end``; settings are the task's table in zoo.toml.
+    """
+
+    name: str
+    entities: tuple[str, ...]
+    target: Target
+    examples: Callable[..., Examples]
+    context: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    feature_service: str = ""
+    summary: str = ""
+
+    @property
+    def service(self) -> str:
+        """The feature service that it reads (default: its own name)."""
+        return self.feature_service or self.name

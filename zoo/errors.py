@@ -1,0 +1,41 @@
+"""Errors that zoo raises. Each message says what was seen, what was expected and what to do."""
+
+from __future__ import annotations
+
+
+class ZooError(Exception):
+    """Something could not be done; the command line prints it and exits with 1."""
+
+
+class UsageError(ZooError):
+    """The caller asked in a way that cannot be meant; the command line exits with 2."""
+
+
+class SchemaError(ZooError):
+    """A table's columns or types are not what was declared; nothing of it was taken."""
+
+
+class UnknownIdError(ZooError):
+    """An identifier has the wrong type for this log (``"1"`` and ``1`` are different)."""
+
+
+class PluginError(ZooError):
+    """A plugin is missing, broken or breaks the contract; the message names its distribution."""
+
+
+class ArtefactError(ZooError):
+    """A stored artefact is missing, incomplete or does not match its digest."""
+
+
+class RegistryError(ZooError):
+    """The registry cannot answer: unknown model, version or alias, or an unusable database."""
+
+
+class FeatureError(ZooError):
+    """Features cannot be computed as declared (unknown view, order-only log, missing table)."""
+
+
+def choices(name: str, seen: object, valid: object) -> str:
+    """One sentence naming what was seen and the valid choices: ``unknown task 'chrun'; choose one of campaign, churn``."""
+    listed = ", ".join(sorted(str(v) for v in valid)) if hasattr(valid, "__iter__") else str(valid)
+    return f"unknown {name} {seen!r}; choose one of: {listed or '(none)'}"
