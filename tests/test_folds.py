@@ -59,8 +59,8 @@ def test_twelve_cuts_leave_a_third_to_the_first_model_and_score_two_cuts_a_fold(
 def test_labels_that_become_known_late_push_the_first_block_out():
     time = cuts(12)
     (train, scored), *_ = forward_chaining(time, time + 4 * 14 * DAY, 2)
-    assert len(train) == 50
-    assert time[scored].min() == 8 * 14 * DAY
+    assert len(train) == 40
+    assert time[scored].min() == 7 * 14 * DAY
 
 
 def test_rows_may_come_in_any_order():
@@ -73,7 +73,7 @@ def test_blocks_hold_about_as_many_rows_each_when_instants_differ_in_size():
     time = np.repeat(np.arange(40) * DAY, np.arange(1, 41))
     folds = forward_chaining(time, time, 4)
     sizes = [len(scored) for _, scored in folds]
-    assert max(sizes) - min(sizes) <= 40
+    assert max(abs(size - sum(sizes) / 4) for size in sizes) <= 40  # the largest instant
 
 
 def test_too_few_instants_say_how_many_there_are_and_how_many_are_needed():
