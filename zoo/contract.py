@@ -152,7 +152,7 @@ class FeatureBatch:
             for name in block:
                 if name in seen:
                     raise FeatureError(
-                        f"feature {name!r} comes from both {seen[name]!r} and {entity!r}; feature names of one service must differ"
+                        f"feature {name!r} comes from both {seen[name]!r} and {entity!r}; names in one service must differ"
                     )
                 seen[name] = entity
 
@@ -264,9 +264,7 @@ class Artefact:
 
     def nested(self, prefix: str) -> Artefact:
         """The same content under ``prefix/``."""
-        return Artefact(
-            {f"{prefix}/{k}": v for k, v in self.arrays.items()}, {f"{prefix}/{k}": v for k, v in self.texts.items()}
-        )
+        return Artefact({f"{prefix}/{k}": v for k, v in self.arrays.items()}, {f"{prefix}/{k}": v for k, v in self.texts.items()})
 
     def part(self, prefix: str) -> Artefact:
         """What ``nested(prefix)`` put in."""
@@ -367,7 +365,8 @@ class Task:
 
     entities: key columns of a row (``user_id``, or ``user_id`` and ``campaign_id``).
     context: further request columns with their numpy dtype.
-    examples: ``(log, settings, start, end) -> Examples`` drawn at ``start <= time < end``; settings are the task's table in zoo.toml.
+    examples: ``(log, settings, start, end) -> Examples`` drawn at ``start <= time < end``; settings are the task's table in
+        zoo.toml.
     """
 
     name: str

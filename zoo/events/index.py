@@ -1,0 +1,224 @@
+"""The sorted index: an entity's events as one contiguous slice of memory-mapped columns, found by binary search.
+
+Knows nothing of features or Feast. Both the offline history and an online reader's handful of events are an ``Index``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.contract import Array, gather
+from zoo.errors import FeatureError
+
+SCALE = 10_000
+"""Money and quantities are kept as int64 multiples of 1/10,000, so that sums are exact and order does not matter."""
+MISSING = np.iinfo(np.int64).min
+"""A fixed-point value that was null."""
+FIXED = ("price", "quantity", "value")
+
+
+def fixed_point(values: Array) -> Array:
+    """float64 with NaN for null -> int64 in 1/10,000, null as MISSING."""
+    out = np.full(len(values), MISSING, np.int64)
+    known = ~np.isnan(values)
+    out[known] = np.rint(values[known] * SCALE).astype(np.int64)
+    return out
+
+
+def from_fixed(values: Array) -> Array:
+    """The inverse: float64 with NaN for MISSING."""
+    return np.where(values == MISSING, np.nan, values / SCALE)
+
+
+@dataclass
+class Index:
+    """Events sorted by (entity, time, seq).
+
+    offsets: int64 (entities + 1,); entity with code c owns positions offsets[c] to offsets[c + 1].
+    time: int64 (m,) microseconds UTC. seq: int64 (m,).
+    columns: name -> (m,): int32 codes, int64 fixed-point (price, quantity, value), int64 ``session`` numbers, or float64 extras.
+    dictionaries: name of a code column -> its dictionary.
+    attributes: ``items.COLUMN`` -> (values by item code, dictionary or None).
+    timezone: for day, weekday and hour. ordered_only: the log has positions instead of times.
+    """
+
+    offsets: Array
+    time: Array
+    seq: Array
+    columns: Mapping[str, Array]
+    dictionaries: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, tuple[Array, str | None]] = field(default_factory=dict)
+    timezone: str = "UTC"
+    ordered_only: bool = False
+    _derived: dict[Any, Array] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    @classmethod
+    def build(cls, codes: Array, time: Array, seq: Array, columns: Mapping[str, Array], size: int, **facts: Any) -> Index:
+        """Sort m events into an index of ``size`` entity codes. Events with code 0 (no entity) are left out."""
+        keep = np.flatnonzero(codes > 0)
+        order = keep[np.lexsort((seq[keep], time[keep], codes[keep]))]
+        counts = np.bincount(codes[order], minlength=size)
+        offsets = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        return cls(offsets, time[order], seq[order], {k: v[order] for k, v in columns.items()}, **facts)
+
+    def bounds(self, codes: Array) -> tuple[Array, Array]:
+        """First and past-the-last position of each entity; an unknown code owns nothing."""
+        known = (codes > 0) & (codes < len(self.offsets) - 1)
+        safe = np.where(known, codes, 0)
+        low = self.offsets[safe]
+        return low, np.where(known, self.offsets[safe + 1], low)
+
+    def search(self, low: Array, high: Array, times: Array, *, right: bool = False) -> Array:
+        """First position in [low, high) whose time is >= t (``right``: > t), for all rows at once by bisection."""
+        low, high = low.copy(), high.copy()
+        active = np.flatnonzero(low < high)
+        while len(active):
+            lo, hi = low[active], high[active]
+            middle = (lo + hi) >> 1
+            below = self.time[middle] <= times[active] if right else self.time[middle] < times[active]
+            low[active] = np.where(below, middle + 1, lo)
+            high[active] = np.where(below, hi, middle)
+            active = active[low[active] < high[active]]
+        return low
+
+    def newest(self, codes: Array, times: Array) -> Array:
+        """int64 (n,): time of each entity's newest event strictly before t; -1 where there is none."""
+        low, high = self.bounds(codes)
+        stop = self.search(low, high, times)
+        out = np.full(len(codes), -1, np.int64)
+        some = stop > low
+        out[some] = self.time[stop[some] - 1]
+        return out
+
+    def entity_of(self) -> Array:
+        """int32 (m,): the entity code of each position."""
+        return self._keep("entity", lambda: np.repeat(np.arange(len(self.offsets) - 1, dtype=np.int32), np.diff(self.offsets)))
+
+    def column(self, name: str) -> Array:
+        """(m,): a stored column, an item's attribute, or one derived from time (day, weekday, hour)."""
+        if name == "time":
+            return self.time
+        if name in self.columns:
+            return self.columns[name]
+        if name in self.attributes:
+            values, _ = self.attributes[name]
+            return self._keep(name, lambda: values[np.minimum(self.columns["item_id"], len(values) - 1)])
+        if name in ("day", "weekday", "hour"):
+            return self._keep(name, lambda: self._calendar(name))
+        known = sorted({*self.columns, *self.attributes, "time", "day", "weekday", "hour", "gap", "age"})
+        raise FeatureError(f"the log has no event column {name!r}; it has: {', '.join(known)}")
+
+    def dictionary(self, name: str) -> str | None:
+        """The dictionary that a column's codes belong to, None for numbers."""
+        if name in self.attributes:
+            return self.attributes[name][1]
+        return self.dictionaries.get(name)
+
+    def is_fixed(self, name: str) -> bool:
+        return name in FIXED
+
+    def visits(self, gap: int) -> Array:
+        """bool (m,): whether a visit begins here: another entity, another session, or (no sessions) a pause over ``gap`` s."""
+        return self._keep(("visits", gap), lambda: self._visits(gap))
+
+    def _visits(self, gap: int) -> Array:
+        begins = np.ones(len(self), bool)
+        if len(self) > 1:
+            same = np.diff(self.entity_of()) == 0
+            sessions = self.columns.get("session")
+            pause = np.diff(self.time) > gap * 1_000_000 if sessions is None else np.diff(sessions) != 0
+            begins[1:] = ~same | pause
+        return begins
+
+    def _calendar(self, name: str) -> Array:
+        # polars, not our own arithmetic: zones with daylight saving
+        import polars as pl
+
+        local = pl.Series(self.time).cast(pl.Datetime("us", "UTC")).dt.convert_time_zone(self.timezone)
+        if name == "day":
+            return local.dt.date().cast(pl.Int32).to_numpy().astype(np.int64)
+        return (local.dt.weekday().to_numpy() - 1 if name == "weekday" else local.dt.hour().to_numpy()).astype(np.int64)
+
+    def _keep(self, key: Any, make: Callable[[], Array]) -> Array:
+        if key not in self._derived:
+            self._derived[key] = make()
+        return self._derived[key]
+
+    def events(self, codes: Array, times: Array | None = None) -> Index:
+        """A small index of these entities' events (before t, if given), with codes 2, 3, ... in the order given."""
+        low, high = self.bounds(codes)
+        if times is not None:
+            high = self.search(low, high, times)
+        lengths = high - low
+        positions, offsets = gather(np.arange(len(self), dtype=np.int64), low, lengths)
+        return Index(
+            np.concatenate(([0, 0], offsets)),
+            self.time[positions],
+            self.seq[positions],
+            {k: v[positions] for k, v in self.columns.items()},
+            self.dictionaries,
+            self.attributes,
+            self.timezone,
+            self.ordered_only,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write .npy files to a temporary folder, then rename it, so that a half-written index is never visible."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".index-", dir=folder.parent))
+        try:
+            arrays = {"offsets": self.offsets, "time": self.time, "seq": self.seq}
+            arrays |= {f"column.{k}": v for k, v in self.columns.items()}
+            arrays |= {f"attribute.{k}": v for k, (v, _) in self.attributes.items()}
+            for name, values in arrays.items():
+                np.save(temporary / f"{name}.npy", values, allow_pickle=False)
+            facts = {
+                "dictionaries": dict(self.dictionaries),
+                "attributes": {k: d for k, (_, d) in self.attributes.items()},
+                "columns": list(self.columns),
+                "timezone": self.timezone,
+                "ordered_only": self.ordered_only,
+            }
+            (temporary / "index.json").write_text(json.dumps(facts), encoding="utf-8")
+            temporary.chmod(0o755)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if not (folder / "index.json").exists():  # another process wrote the same index first
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    @classmethod
+    def open(cls, folder: Path) -> Index:
+        """Map a saved index into memory; nothing is read until it is used."""
+        facts = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+
+        def read(name: str) -> Array:
+            # an empty file cannot be mapped, and mapping a small one costs more than reading it
+            path = folder / f"{name}.npy"
+            values: Array = np.load(path, mmap_mode="r" if path.stat().st_size > 1 << 20 else None, allow_pickle=False)
+            return values
+
+        return cls(
+            read("offsets"),
+            read("time"),
+            read("seq"),
+            {k: read(f"column.{k}") for k in facts["columns"]},
+            facts["dictionaries"],
+            {k: (read(f"attribute.{k}"), d) for k, d in facts["attributes"].items()},
+            facts["timezone"],
+            facts["ordered_only"],
+        )
