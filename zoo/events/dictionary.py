@@ -1,0 +1,223 @@
+"""Append-only dictionaries: identifier -> int32 code (0 nothing, 1 unknown, real ones from 2), kept with the log.
+
+A code never changes its meaning, so codes of an older version stay right in every later one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from zoo.contract import PADDING, UNKNOWN, Array
+from zoo.errors import UnknownIdError
+from zoo.events import delta
+from zoo.events.schema import ID_TYPES, IdType
+
+FIRST = 2
+"""Code of the first real identifier."""
+SCHEMA = pa.schema([("dictionary", pa.string()), ("code", pa.int32()), ("text", pa.string()), ("number", pa.int64())])
+# Below this many values, hashing each in Python is cheaper than building a hash of the whole dictionary.
+FEW = 2_000
+
+
+def as_array(values: Any) -> pa.Array:
+    """Identifiers as one Arrow array: from Arrow, NumPy, polars, pandas or a list; NaN counts as null."""
+    if hasattr(values, "to_arrow"):
+        values = values.to_arrow()
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if not isinstance(values, pa.Array):
+        try:
+            values = pa.array(values, from_pandas=True)
+        except (pa.ArrowException, OverflowError, TypeError) as error:
+            raise UnknownIdError(f"identifiers of mixed or unusable types: {error}; expected one type for all of them") from error
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    return values
+
+
+def as_ids(values: Any, kind: IdType, name: str) -> pa.Array:
+    """Identifiers in the type that the log declares; UnknownIdError for any other (``"1"`` is not ``1``).
+
+    Whole numbers kept as floats, as pandas does where some are missing, count as integers.
+    """
+    array = as_array(values)
+    found = array.type
+    if pa.types.is_null(found):
+        return array.cast(ID_TYPES[kind])
+    if kind == "string":
+        if pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found):
+            return array.cast(pa.string())
+    elif pa.types.is_integer(found) or pa.types.is_floating(found):
+        try:
+            return array.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise UnknownIdError(f"{name}: {error}; expected whole numbers of at most 64 bits") from error
+    seen = next((v for v in array[:100].to_pylist() if v is not None), None)
+    raise UnknownIdError(
+        f"{name} {seen!r} is {found}; this log's are of type {kind}: the same identifier in another type is another one"
+    )
+
+
+class Dictionary:
+    """One dictionary as it was at one version; immutable, safe to share between threads.
+
+    values: the identifiers in order of code, ``values[i]`` has code ``i + 2``.
+    """
+
+    def __init__(self, name: str, kind: IdType, values: pa.Array, lookup: dict[Any, int]) -> None:
+        self.name, self.kind, self.values = name, kind, values
+        # Shared with older and newer versions of the same dictionary: it only grows, and codes beyond ``size`` are ignored.
+        self._lookup = lookup
+        self._sorted: tuple[Array, Array] | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of codes, padding and unknown included."""
+        return len(self.values) + FIRST
+
+    @property
+    def ids(self) -> list[Any]:
+        """The identifiers as Python values, in order of code from 2 on."""
+        return list(self.values.to_pylist())
+
+    def encode(self, values: Any) -> Array:
+        """int32 (n,): a code a value; 1 for an identifier that is not here, 0 for null.
+
+        Raises UnknownIdError where the type is not the declared one.
+        """
+        ids = as_ids(values, self.kind, self.name)
+        if len(ids) <= FEW:
+            return self._encode_few(ids)
+        if self.kind == "int":
+            return self._encode_ints(ids)
+        packed = ids.dictionary_encode()
+        index = pc.index_in(packed.dictionary, value_set=self.values).fill_null(UNKNOWN - FIRST)
+        codes = np.append(np.asarray(index, np.int32) + FIRST, PADDING).astype(np.int32)
+        return codes[np.asarray(packed.indices.fill_null(len(codes) - 1))]
+
+    def _encode_few(self, ids: pa.Array) -> Array:
+        known = len(self._lookup)
+        if known < len(self.values):
+            missing = self.values[known:].to_pylist()
+            self._lookup.update(zip(missing, range(known + FIRST, known + FIRST + len(missing)), strict=True))
+        size, get = self.size, self._lookup.get
+        found = (PADDING if value is None else get(value, UNKNOWN) for value in ids.to_pylist())
+        return np.fromiter((code if code < size else UNKNOWN for code in found), np.int32, len(ids))
+
+    def _encode_ints(self, ids: pa.Array) -> Array:
+        if self._sorted is None:
+            own = np.asarray(self.values)
+            order = np.argsort(own, kind="stable")
+            self._sorted = own[order], (order + FIRST).astype(np.int32)
+        own, codes = self._sorted
+        keys = np.asarray(ids.fill_null(0))
+        out = np.full(len(keys), UNKNOWN, np.int32)
+        if len(own):
+            at = np.minimum(np.searchsorted(own, keys), len(own) - 1)
+            out = np.where(own[at] == keys, codes[at], UNKNOWN).astype(np.int32)
+        if ids.null_count:
+            out[np.asarray(ids.is_null())] = PADDING
+        return out
+
+    def decode(self, codes: Array) -> pa.Array:
+        """Identifiers of codes int (n,); null for 0 and 1. Raises UnknownIdError for a code that was never given."""
+        codes = np.asarray(codes)
+        if len(codes) and (codes.min() < 0 or codes.max() >= self.size):
+            raise UnknownIdError(
+                f"code {codes.max() if codes.max() >= self.size else codes.min()} is not in {self.name}; expected 0 to {self.size - 1}"
+            )
+        return self.values.take(pa.array(codes.astype(np.int64) - FIRST, mask=codes < FIRST))
+
+
+class DictionaryStore:
+    """Every dictionary of one log, as one small Delta table; reads only files that it has not read yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._table = delta.open_table(folder)
+        self._read: set[str] = set()
+        self._held: dict[str, Dictionary] = {}
+        self._fresh = False
+        self._mutex = threading.Lock()
+
+    @staticmethod
+    def create(folder: Path) -> None:
+        delta.create(folder, SCHEMA)
+
+    def version(self) -> int:
+        with self._mutex:
+            self._refresh()
+            return int(self._table.version())
+
+    def names(self) -> list[str]:
+        """Dictionaries that hold at least one identifier."""
+        with self._mutex:
+            self._refresh()
+            return sorted(self._held)
+
+    def get(self, name: str, kind: IdType) -> Dictionary:
+        """The dictionary as it is now; empty where nothing entered it yet."""
+        with self._mutex:
+            self._refresh()
+            return self._held.get(name) or Dictionary(name, kind, pa.array([], ID_TYPES[kind]), {})
+
+    def _refresh(self) -> None:
+        if not delta.refresh(self.folder, self._table) and self._fresh:
+            return
+        files = [f for f in delta.data_files(self._table) if f.name not in self._read]
+        found = delta.read(self.folder, files, SCHEMA, SCHEMA.names, packed=["dictionary"]).combine_chunks()
+        self._read.update(f.name for f in files)
+        self._fresh = True
+        names = found["dictionary"].combine_chunks()
+        for index, name in enumerate(names.dictionary.to_pylist()):
+            rows = found.filter(pc.equal(names.indices, index))
+            held = self._held.get(name)
+            rows = rows.filter(pc.greater_equal(rows["code"], held.size if held else FIRST)).sort_by("code")
+            column = "number" if rows["text"].null_count == len(rows) else "text"
+            if len(rows):
+                self._put(name, rows[column].combine_chunks())
+
+    def _put(self, name: str, values: pa.Array) -> None:
+        held = self._held.get(name)
+        kind: IdType = "int" if pa.types.is_integer(values.type) else "string"
+        joined = pa.concat_arrays([held.values, values]) if held else values
+        self._held[name] = Dictionary(name, kind, joined, held._lookup if held else {})
+
+    def extend(self, new: Mapping[str, pa.Array]) -> int:
+        """Give codes to identifiers that have none, in order of first appearance, in one commit; returns the version.
+
+        new: identifiers by dictionary, nulls and repeats welcome. The caller holds the write lock.
+        """
+        with self._mutex:
+            self._refresh()
+            parts, grown = [], {}
+            for name, values in new.items():
+                held = self._held.get(name)
+                values = pc.drop_null(values.unique())
+                if held is not None:
+                    values = values.filter(pc.invert(pc.is_in(values, value_set=held.values)))
+                if not len(values):
+                    continue
+                codes = np.arange(len(values), dtype=np.int32) + (held.size if held else FIRST)
+                grown[name] = values
+                nothing = {"text": pa.nulls(len(values), pa.string()), "number": pa.nulls(len(values), pa.int64())}
+                filled = {"number" if pa.types.is_integer(values.type) else "text": values}
+                parts.append(
+                    pa.table({"dictionary": pa.repeat(name, len(values)), "code": codes, **nothing, **filled}, schema=SCHEMA)
+                )
+            if parts:
+                with delta.Writing(self.folder, SCHEMA) as writing:
+                    for part in parts:
+                        writing.add(part)
+                    writing.commit(self._table)
+                for name, values in grown.items():
+                    self._put(name, values)
+                self._read.update(f.name for f in delta.data_files(self._table))
+            return int(self._table.version())

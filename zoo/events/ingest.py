@@ -1,0 +1,222 @@
+"""Taking events into a log: files and pushes, each whole in one commit, each once, every row added or accounted for."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from zoo.contract import Progress
+from zoo.errors import SchemaError, UsageError
+from zoo.events import delta
+from zoo.events.readers import ObjectSource, Source, TableSource, digest, open_source
+from zoo.events.rows import Plan, clean, plan
+from zoo.events.tables import as_table
+
+if TYPE_CHECKING:
+    from zoo.events.identity import EventIds
+    from zoo.events.log import EventLog
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What became of the rows: ``rows == added + repeated + sum(quarantined.values())``.
+
+    repeated: rows whose event id, file or idempotency key the log knows already. quarantined: reason -> rows.
+    ignored: columns that the log has no place for. version: the log's after it.
+    """
+
+    rows: int = 0
+    added: int = 0
+    repeated: int = 0
+    quarantined: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    version: int = 0
+    ignored: tuple[str, ...] = ()
+
+    def plus(self, other: IngestReport) -> IngestReport:
+        """Both together; the version is the later one's."""
+        return IngestReport(
+            self.rows + other.rows,
+            self.added + other.added,
+            self.repeated + other.repeated,
+            dict(sorted((Counter(self.quarantined) + Counter(other.quarantined)).items())),
+            self.seconds + other.seconds,
+            max(self.version, other.version),
+            tuple(dict.fromkeys([*self.ignored, *other.ignored])),
+        )
+
+
+def wall_clock() -> int:
+    """Microseconds UTC; read where a caller gave no ``now``."""
+    return time.time_ns() // 1_000
+
+
+def ingest(
+    log: EventLog,
+    paths: Path | str | Iterable[Path | str],
+    mapping: Mapping[str, str] | None = None,
+    timezone: str | None = None,
+    progress: Progress | None = None,
+    time_unit: str | None = None,
+    now: int | None = None,
+) -> IngestReport:
+    """Take files (Parquet, CSV, NDJSON; the last two also gzipped), one atomic commit a file, at bounded memory.
+
+    mapping: the files' column names -> the log's. timezone: for naive times (default: the log's). time_unit: ``s``, ``ms``,
+    ``us`` or ``ns`` for whole-number times. now: microseconds UTC; later events are quarantined (default: the wall clock).
+    Raises SchemaError, with nothing taken, where any file's columns cannot be read; UsageError for a missing file or a
+    mapping that names no column; ZooError where the disk refuses. Interrupted anywhere, the log is whole and a rerun completes it.
+    """
+    files = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    now = wall_clock() if now is None else now
+    plans = []
+    for path in files:
+        source = open_source(path)
+        try:
+            plans.append((path, source, plan(source, log.schema, mapping, timezone, time_unit, required=("item_id",))))
+        except SchemaError as error:
+            raise SchemaError(f"{path}: {error}") from error
+    report = IngestReport(version=log.version())
+    for path, source, how in plans:
+        try:
+            report = report.plus(_file(log, path, source, how, now, progress))
+        except SchemaError as error:
+            raise SchemaError(f"{path}: {error}") from error
+    return report
+
+
+def _file(log: EventLog, path: Path, source: Source, how: Plan, now: int, progress: Progress | None) -> IngestReport:
+    with delta.failing_as(f"ingest {path}"):
+        before = path.stat()
+        name = digest(path)
+
+        def unchanged() -> None:
+            after = path.stat()
+            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+                raise SchemaError("the file changed while it was read; nothing was taken. Ingest it once it is complete")
+
+        say = None if progress is None else lambda done, _: progress(done, f"ingest {path.name}")
+        return _take(log, source, how, name, name, now, say, unchanged)
+
+
+def append(log: EventLog, frame: Any, idempotency_key: str | None = None, now: int | None = None) -> IngestReport:
+    """Take a push: an Arrow table, a polars or pandas DataFrame, or a list of dicts (JSON values), in one commit.
+
+    Every row has an ``event_id``, or the push has an ``idempotency_key`` (else UsageError): the same id, or the same key, adds
+    nothing the second time. ``item_id`` may be left out. A column ``time`` of int64 microseconds UTC may stand for ``timestamp``.
+    Raises SchemaError, with nothing taken, where the columns cannot be read.
+    """
+    started = time.perf_counter()
+    now = wall_clock() if now is None else now
+    source: Source = ObjectSource(frame) if isinstance(frame, Sequence) else TableSource(as_table(frame))
+    aliased = log.schema.clock == "time" and "time" in source.names and "timestamp" not in source.names
+    how = plan(source, log.schema, {"time": "timestamp"} if aliased else None, unit="us" if aliased else None)
+    if idempotency_key is not None and not 0 < len(idempotency_key) <= 200:
+        raise UsageError(f"an idempotency key of {len(idempotency_key)} characters; expected 1 to 200")
+    if idempotency_key is None:
+        nameless, rows = _without_id(source, how)
+        if nameless:
+            raise UsageError(
+                f"{nameless} of {rows} rows have no event_id and the push has no idempotency key, so a retry would count twice; "
+                "give every row an event_id, or the push an idempotency key"
+            )
+    with delta.failing_as("append to the log"):
+        if idempotency_key is None:
+            report = _take(log, source, how, _content(source), None, now, None, None)
+        else:
+            name = f"key:{idempotency_key}"
+            report = _take(log, source, how, name, name, now, None, None)
+        return replace(report, seconds=time.perf_counter() - started)
+
+
+def _without_id(source: Source, how: Plan) -> tuple[int, int]:
+    """Rows without event id, and rows."""
+    missing = rows = 0
+    column = how.columns.get("event_id")
+    for chunk, _ in source.chunks([column] if column else []):
+        rows += len(chunk.rows)
+        values = chunk.columns[column] if column else [None] * len(chunk.rows)
+        missing += sum(v is None or v == "" for v in (values if isinstance(values, list) else values.to_pylist()))
+    return missing, rows
+
+
+def _content(source: Source) -> str:
+    """``sha256:`` and the digest of a push's content, under which its bad rows are kept."""
+    state = hashlib.sha256()
+    for chunk, _ in source.chunks(source.names):
+        for name, values in chunk.columns.items():
+            state.update(repr((name, values if isinstance(values, list) else values.to_pylist())).encode("utf-8", "replace"))
+    return f"sha256:{state.hexdigest()}"
+
+
+def _take(
+    log: EventLog, source: Source, how: Plan, name: str, key: str | None, now: int, progress: Any, check: Any
+) -> IngestReport:
+    """Take one source under the write lock. ``key``: adds nothing where the log knows it; ``check``: runs before anything is visible."""
+    started = time.perf_counter()
+    with log.writing(progress):
+        rows = None if key is None else log.taken(key)
+        if rows is not None:
+            quarantined = log.quarantine.counts(name)
+            repeated = rows - sum(quarantined.values())
+            seconds = time.perf_counter() - started
+            return IngestReport(rows, 0, repeated, quarantined, seconds, log.version(), how.ignored)
+        first = log.count()
+        rows = repeated = 0
+        ids: EventIds | None = None
+        seen: dict[str, list[pa.Array]] = {}
+        with log.start() as files, log.quarantine.pending(name, now) as pending:
+            for chunk, done in source.chunks(list(how.columns.values())):
+                good, rejected = clean(chunk, how, now)
+                rows += good.num_rows + len(rejected)
+                pending.reject(rejected)
+                if good["event_id"].null_count < good.num_rows:
+                    ids = log.event_ids() if ids is None else ids
+                    good, again = _unseen(good, ids)
+                    repeated += again
+                _note(seen, good, log)
+                start = first + files.rows
+                good = good.append_column("seq", pa.array(np.arange(start, start + good.num_rows, dtype=np.int64)))
+                files.add(good.append_column("source", pa.repeat(name, good.num_rows)))
+                if progress is not None:
+                    progress(done, "")
+            if check is not None:
+                check()
+            # The order matters: what a crash leaves behind before the last step is completed, not doubled, by a rerun.
+            pending.settle()
+            log.dictionaries.extend({d: pa.concat_arrays(parts) for d, parts in seen.items()})
+            version = log.version()
+            if files.rows or key is not None:
+                version = log.finish(files, {} if key is None else {key: rows})
+            added = files.rows
+        log.tidy()
+        quarantined = dict(sorted(pending.counts.items()))
+        return IngestReport(rows, added, repeated, quarantined, time.perf_counter() - started, version, how.ignored)
+
+
+def _unseen(good: pa.Table, ids: EventIds) -> tuple[pa.Table, int]:
+    """Rows whose event id is new (or who have none), and how many are left out."""
+    named = np.asarray(good["event_id"].is_valid())
+    known = np.zeros(good.num_rows, bool)
+    known[named] = ids.add(good["event_id"].combine_chunks().drop_null())
+    return (good.filter(pa.array(~known)) if known.any() else good), int(known.sum())
+
+
+def _note(seen: dict[str, list[pa.Array]], good: pa.Table, log: EventLog) -> None:
+    """Collect the distinct identifiers of a chunk, in order of first appearance."""
+    text = [name for name, kind in log.schema.extra.items() if kind == "string"]
+    for column in ("user_id", "item_id", "event_type", *text):
+        name = f"events.{column}" if column in text else column
+        parts = seen.setdefault(name, [])
+        parts.append(pc.unique(good[column].combine_chunks()))
+        if len(parts) == 16:
+            seen[name] = [pc.unique(pa.concat_arrays(parts))]

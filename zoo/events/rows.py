@@ -1,0 +1,206 @@
+"""From a source's columns to the log's: which column is which, and which rows cannot be taken, with the reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from zoo.contract import Array
+from zoo.errors import SchemaError, UsageError, choices
+from zoo.events import values
+from zoo.events.readers import Chunk, Source
+from zoo.events.schema import MICROSECONDS, MONEY, LogSchema
+from zoo.events.times import check_type, read_times
+
+LAST_POSITION = 2**63 // MICROSECONDS - 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a source's columns become the log's.
+
+    columns: the log's column -> the source's. kinds: the log's column -> how it is read. ignored: columns that the log has
+    no place for. timezone, unit: for naive and for whole-number times.
+    """
+
+    schema: LogSchema
+    columns: Mapping[str, str]
+    kinds: Mapping[str, str]
+    ignored: tuple[str, ...]
+    timezone: str | None
+    unit: str | None
+    text: bool
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Rows that were not taken: number int64 (n,), reason and record (JSON, under the source's names)."""
+
+    row: Array
+    reason: Sequence[str]
+    record: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.reason)
+
+
+def plan(
+    source: Source,
+    schema: LogSchema,
+    mapping: Mapping[str, str] | None = None,
+    timezone: str | None = None,
+    unit: str | None = None,
+    required: Sequence[str] = (),
+) -> Plan:
+    """Find the log's columns in a source.
+
+    mapping: the source's name -> the log's, for those whose names differ. required: columns that must be there beside
+    ``user_id``, ``event_type`` and the time. Raises SchemaError for a missing column, a column of a type that cannot be
+    read and naive times without a timezone; UsageError for a mapping to or from names that do not exist.
+    """
+    mapping = dict(mapping or {})
+    for theirs, ours in mapping.items():
+        if theirs not in source.names:
+            raise UsageError(choices("column in the mapping", theirs, source.names))
+        if ours not in schema.accepted:
+            raise UsageError(choices("column to map to", ours, schema.accepted))
+    twice = sorted({ours for ours in mapping.values() if list(mapping.values()).count(ours) > 1})
+    if twice:
+        raise UsageError(f"the mapping names {twice[0]!r} for several columns; expected one column for it")
+    columns = {ours: theirs for theirs, ours in mapping.items()}
+    for name in schema.accepted:
+        if name in source.names and name not in columns and name not in mapping:
+            columns[name] = name
+    missing = [n for n in ("user_id", "event_type", schema.time_column, *required) if n not in columns]
+    if missing:
+        raise SchemaError(
+            f"no column {missing[0]!r}; found: {', '.join(source.names) or '(none)'}. Map the column that holds it, "
+            f"as in mapping={{'their name': {missing[0]!r}}}"
+            + ("; for events without items add an empty one" if missing[0] == "item_id" else "")
+        )
+    kinds = {name: _kind(schema, name) for name in columns}
+    timezone = timezone or schema.timezone
+    if source.types is not None:
+        for ours, theirs in columns.items():
+            found = source.types[theirs]
+            if kinds[ours] == "time":
+                check_type(theirs, found, timezone, unit)
+            elif not values.fits(kinds[ours], found):
+                raise values.wrong_type(theirs, found, kinds[ours])
+    used = set(columns.values())
+    return Plan(schema, columns, kinds, tuple(n for n in source.names if n not in used), timezone, unit, source.text)
+
+
+def _kind(schema: LogSchema, name: str) -> str:
+    fixed = {"timestamp": "time", "position": "position", "session": "label", "event_id": "label", "event_type": "string"}
+    if name in ("user_id", "item_id"):
+        return schema.id_type(name)
+    if name in MONEY:
+        return "amount"
+    return fixed.get(name) or schema.extra[name]
+
+
+class _Reasons:
+    """The first reason found for each row, 0 where there is none."""
+
+    def __init__(self, count: int) -> None:
+        self.codes = np.zeros(count, np.int16)
+        self.names: list[str] = [""]
+
+    def note(self, mask: Array, reason: str) -> None:
+        if mask.any():
+            self.codes[mask & (self.codes == 0)] = len(self.names)
+            self.names.append(reason)
+
+
+def clean(chunk: Chunk, how: Plan, now: int | None) -> tuple[pa.Table, Rejected]:
+    """Split a chunk into rows for the log (all its columns but ``seq`` and ``source``) and rejected ones.
+
+    now: events later than this (microseconds UTC) are rejected; None checks nothing.
+    """
+    count = len(chunk.rows)
+    reasons = _Reasons(count)
+    out: dict[str, Any] = {"row": pa.array(chunk.rows)}
+    read: dict[str, tuple[pa.Array, Array]] = {}
+    for ours in how.schema.accepted:
+        if ours in how.columns:
+            read[ours] = _read(chunk.columns[how.columns[ours]], ours, how)
+    for ours, (array, bad) in read.items():
+        time = ours in ("timestamp", "position")
+        reasons.note(bad, f"{ours}_unreadable" if ours == "timestamp" else f"{ours}_invalid")
+        if ours in ("user_id", "event_type") or time:
+            reasons.note(_missing(array) & ~bad, f"{ours}_null")
+        if ours == "event_type" and how.schema.event_types is not None:
+            known = pc.is_in(array, value_set=pa.array(how.schema.event_types))
+            reasons.note(~np.asarray(known), "event_type_unknown")
+        if ours == "timestamp" and now is not None:
+            reasons.note(np.asarray(array.fill_null(now)) > now, "timestamp_after_now")
+        if how.kinds[ours] in ("amount", "float64"):
+            floats = np.asarray(array.fill_null(0.0))
+            reasons.note(~np.isfinite(floats), f"{ours}_not_finite")
+            if how.kinds[ours] == "amount":
+                reasons.note(np.abs(floats) > values.LARGEST, f"{ours}_too_large")
+        if ours in ("item_id", "session", "event_id") and pa.types.is_string(array.type):
+            array = pc.if_else(pc.equal(array, ""), None, array)
+        out["time" if time else ours] = pc.multiply(array, MICROSECONDS) if ours == "position" else array
+    good = reasons.codes == 0
+    for field in how.schema.arrow():
+        if field.name not in out and field.name not in ("seq", "source"):
+            out[field.name] = pa.nulls(count, field.type)
+    taken = pa.table(out)
+    if not good.all():
+        taken = taken.filter(pa.array(good))
+    return taken, _rejected(chunk, how, reasons)
+
+
+def _read(column: Any, ours: str, how: Plan) -> tuple[pa.Array, Array]:
+    kind = how.kinds[ours]
+    wrong: Array | None = None
+    if isinstance(column, list):
+        json_kind = kind if kind != "time" else ("int" if how.unit is not None else "string")
+        column, wrong = values.from_objects(json_kind, column)
+    if kind == "time":
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        array, bad = read_times(column, how.columns[ours], how.timezone, how.unit)
+    else:
+        array, bad = values.read(kind, column, how.text)
+    if kind == "position":
+        too_far = np.abs(np.asarray(array.fill_null(0))) > LAST_POSITION
+        array, bad = pc.if_else(pa.array(too_far), None, array), bad | too_far
+    return array, bad if wrong is None else bad | wrong
+
+
+def _missing(array: pa.Array) -> Array:
+    """Null, or text that is empty: an identifier of nobody."""
+    missing = np.asarray(array.is_null())
+    if pa.types.is_string(array.type):
+        missing = missing | np.asarray(pc.equal(array, "").fill_null(False))
+    return missing
+
+
+def _rejected(chunk: Chunk, how: Plan, reasons: _Reasons) -> Rejected:
+    index = np.flatnonzero(reasons.codes)
+    records = [json.dumps(record, ensure_ascii=False, default=str) for record in _records(chunk, how, index)]
+    return Rejected(
+        np.concatenate([chunk.rows[index], np.array([m.row for m in chunk.malformed], np.int64)]),
+        [*(reasons.names[code] for code in reasons.codes[index]), *(m.reason for m in chunk.malformed)],
+        [*records, *(m.text for m in chunk.malformed)],
+    )
+
+
+def _records(chunk: Chunk, how: Plan, index: Array) -> Iterator[dict[str, Any]]:
+    """Rows as the source gave them, without empty fields."""
+    picked = {
+        name: [column[i] for i in index] if isinstance(column, list) else column.take(pa.array(index)).to_pylist()
+        for name, column in ((theirs, chunk.columns[theirs]) for theirs in how.columns.values())
+    }
+    for row in zip(*picked.values()):
+        # JSON has no not-a-number; its name says what was there.
+        yield {k: str(v) if isinstance(v, float) and not np.isfinite(v) else v for k, v in zip(picked, row) if v is not None}

@@ -1,0 +1,160 @@
+"""Entity tables (items, users, campaigns) and set tables (campaign_items) beside the log, each replaced whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import write_deltalake
+
+from zoo.errors import FeatureError, SchemaError, UnknownIdError, UsageError, choices
+from zoo.events import delta
+from zoo.events.dictionary import as_ids
+from zoo.events.schema import NAME, LogSchema
+from zoo.events.times import naive_to_utc
+
+ENTITIES = ("user_id", "item_id")
+UTC_TIME = pa.timestamp("us", "UTC")
+
+
+def as_table(frame: Any) -> pa.Table:
+    """Arrow from Arrow, polars or pandas; UsageError for anything else."""
+    if isinstance(frame, pa.RecordBatch):
+        return pa.Table.from_batches([frame])
+    if hasattr(frame, "to_arrow"):
+        frame = frame.to_arrow()
+    elif type(frame).__module__.startswith("pandas"):
+        frame = pa.Table.from_pandas(frame, preserve_index=False)
+    if not isinstance(frame, pa.Table):
+        raise UsageError(
+            f"cannot read a table from {type(frame).__name__}; expected an Arrow table or a polars or pandas DataFrame"
+        )
+    return frame
+
+
+def _stored_type(name: str, found: pa.DataType, timezone: str | None) -> pa.DataType:
+    """The type that a column is kept in."""
+    types = pa.types
+    if types.is_dictionary(found):
+        return _stored_type(name, found.value_type, timezone)
+    if types.is_string(found) or types.is_large_string(found) or types.is_string_view(found) or types.is_null(found):
+        return pa.string()
+    if types.is_boolean(found) or types.is_date32(found):
+        return found
+    if types.is_integer(found):
+        return pa.int64()
+    if types.is_floating(found) or types.is_decimal(found):
+        return pa.float64()
+    if types.is_timestamp(found):
+        if found.tz is None and timezone is None:
+            raise SchemaError(
+                f"column {name!r} holds naive times ({found}); expected times with a timezone, or a log with a timezone"
+            )
+        return UTC_TIME
+    raise SchemaError(f"column {name!r} is {found}; expected text, numbers, booleans, dates or times")
+
+
+def normalised(frame: Any, keys: Sequence[str], schema: LogSchema, name: str) -> pa.Table:
+    """The table as it is kept: keys first, identifiers in the declared type, other columns in their widest type."""
+    table = as_table(frame)
+    names = table.column_names
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise SchemaError(f"table {name!r} has column {twice[0]!r} twice; expected each name once")
+    for key in keys:
+        if key not in names:
+            raise SchemaError(f"table {name!r} has no key column {key!r}; it has: {', '.join(names) or '(none)'}")
+    columns: dict[str, Any] = {}
+    for column in [*keys, *(n for n in names if n not in keys)]:
+        values = table[column].combine_chunks()
+        if column in ENTITIES:
+            try:
+                columns[column] = as_ids(values, schema.id_type(column), column)
+            except UnknownIdError as error:
+                raise SchemaError(f"table {name!r}: {error}") from error
+            continue
+        kept = _stored_type(column, values.type, schema.timezone)
+        if kept == UTC_TIME and values.type.tz is None:
+            assert schema.timezone is not None
+            columns[column] = naive_to_utc(values.cast(pa.timestamp("us"), safe=False), schema.timezone)
+            continue
+        try:
+            columns[column] = values.cast(kept, safe=kept != UTC_TIME)
+        except pa.ArrowInvalid as error:
+            raise SchemaError(f"table {name!r}, column {column!r}: {error}; expected {kept}") from error
+    for key in keys:
+        if columns[key].null_count:
+            raise SchemaError(f"table {name!r} has {columns[key].null_count} rows without {key!r}; expected a key in every row")
+    return pa.table(columns)
+
+
+class Tables:
+    """The tables of one log, each a Delta table under ``tables/NAME``."""
+
+    def __init__(self, root: Path, schema: LogSchema) -> None:
+        self.root, self.schema = root / "tables", schema
+
+    def versions(self) -> dict[str, int]:
+        """Version by name."""
+        if not self.root.is_dir():
+            return {}
+        found = sorted(p.name for p in self.root.iterdir() if (p / "_delta_log").is_dir())
+        return {name: int(delta.open_table(self.root / name).version()) for name in found}
+
+    def names(self) -> list[str]:
+        return sorted(self.versions())
+
+    def read(self, name: str, version: int | None = None) -> pa.Table:
+        """The table's rows, key column first; FeatureError where there is no such table."""
+        if name not in self.versions():
+            raise FeatureError(choices("table", name, self.names()))
+        table = delta.open_table(self.root / name, version)
+        schema = pa.schema(table.schema().to_arrow())
+        return delta.read(self.root / name, delta.data_files(table), schema, schema.names)
+
+    def code_columns(self, name: str) -> list[str]:
+        """Dictionaries that the table feeds: ``NAME.COLUMN`` of each text column."""
+        schema = pa.schema(delta.open_table(self.root / name).schema().to_arrow())
+        return [f"{name}.{f.name}" for f in schema if pa.types.is_string(f.type) and f.name not in ENTITIES]
+
+    def prepare(self, name: str, frame: Any, keys: Sequence[str], unique: bool) -> pa.Table:
+        """Check and normalise. ``unique``: a repeated key is an error; else repeated rows are dropped."""
+        if not NAME.match(name):
+            raise UsageError(f"table name {name!r} is not letters, digits and underscores; choose another")
+        if name == "events":
+            raise UsageError("'events' is the log itself; ingest it, or choose another table name")
+        table = normalised(frame, keys, self.schema, name)
+        counts = table.group_by(list(keys)).aggregate([([], "count_all")])
+        if unique and len(counts) < len(table):
+            repeated = counts.filter(pc.greater(counts["count_all"], 1))
+            example = {key: repeated[key][0].as_py() for key in keys}
+            raise SchemaError(
+                f"table {name!r} has {len(repeated)} keys in more than one row, for instance {example}; expected one row for each {keys[0]}"
+            )
+        return table if unique else table.select(list(keys)).group_by(list(keys), use_threads=False).aggregate([])
+
+    def feeds(self, name: str, table: pa.Table) -> Mapping[str, Any]:
+        """Identifiers by dictionary that this table brings."""
+        out = {c: table[c].combine_chunks() for c in table.column_names if c in ENTITIES}
+        text = (f.name for f in table.schema if pa.types.is_string(f.type) and f.name not in ENTITIES)
+        out.update({f"{name}.{column}": table[column].combine_chunks() for column in text})
+        return out
+
+    def write(self, name: str, table: pa.Table) -> int:
+        """Replace the table whole and return its version; the same content again changes nothing. The caller holds the write lock."""
+        folder = self.root / name
+        stored = delta.create(folder, table.schema)
+        schema = pa.schema(stored.schema().to_arrow())
+        if schema.equals(table.schema):
+            old = delta.data_files(stored)
+            if old and delta.read(folder, old, schema, schema.names).equals(table):
+                return int(stored.version())
+            with delta.Writing(folder, schema) as writing:
+                writing.add(table)
+                return writing.commit(stored, removed=old)
+        # A change of columns must change the Delta schema in the same commit, which only Delta's own writer can do.
+        write_deltalake(stored, table, mode="overwrite", schema_mode="overwrite")
+        return int(delta.open_table(folder).version())

@@ -1,0 +1,150 @@
+"""Reading times: anything that a file may call a time -> int64 microseconds UTC, and which rows could not be read."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from zoo.contract import Array
+from zoo.errors import SchemaError, UsageError, choices
+
+EARLIEST, LATEST = -62_135_596_800_000_000, 253_402_300_799_999_999
+"""Years 1 to 9999, the range that every reader of the log can show."""
+PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+"""Units of whole-number times."""
+
+OFFSET = r"(?:Z|z|\s*UTC|\s*GMT|[+-]\d{2}:?\d{2})$"
+FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
+
+
+def to_microseconds(values: Array, unit: str) -> tuple[Array, Array]:
+    """int64 (n,) in a unit -> microseconds (rounded down), and which of them are out of range."""
+    if unit not in PER_SECOND:
+        raise UsageError(choices("time unit", unit, PER_SECOND))
+    if unit == "ns":
+        out = values // 1_000
+        return out, (out < EARLIEST) | (out > LATEST)
+    factor = PER_SECOND["us"] // PER_SECOND[unit]
+    bad = (values < EARLIEST // factor) | (values > LATEST // factor)
+    return np.where(bad, 0, values) * factor, bad
+
+
+def naive_to_utc(values: pa.Array, timezone: str) -> pa.Array:
+    """Naive ``timestamp[us]`` read in a timezone -> ``timestamp[us, UTC]``.
+
+    An hour that occurs twice is the first of the two; one that clocks skip is null.
+    """
+    local = pl.Series(values.cast(pa.timestamp("us")))
+    return local.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null").dt.convert_time_zone("UTC").to_arrow()
+
+
+def _naive_refused(column: str, found: str) -> SchemaError:
+    return SchemaError(
+        f"column {column!r} holds naive times ({found}); expected times with an offset, or a stated timezone "
+        "(timezone = in zoo.toml, or the log's schema)"
+    )
+
+
+def check_type(column: str, found: pa.DataType, timezone: str | None, unit: str | None) -> None:
+    """SchemaError where a column's type cannot be read as time."""
+    types = pa.types
+    if types.is_date(found) or (types.is_timestamp(found) and found.tz is None):
+        if timezone is None:
+            raise _naive_refused(column, str(found))
+    elif types.is_integer(found):
+        if unit is None:
+            raise SchemaError(
+                f"column {column!r} is {found}; expected times. For numbers since 1970 say their unit: s, ms, us or ns"
+            )
+    elif not (types.is_timestamp(found) or types.is_null(found) or is_text(found)):
+        raise SchemaError(f"column {column!r} is {found}; expected times, ISO 8601 text, or whole numbers with a stated unit")
+
+
+def is_text(found: pa.DataType) -> bool:
+    return bool(pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found))
+
+
+def read_times(values: pa.Array, column: str, timezone: str | None, unit: str | None) -> tuple[pa.Array, Array]:
+    """int64 microseconds UTC (n,) with nulls, and bool (n,): not null, but not readable as a time.
+
+    timezone: for naive times, which are refused (SchemaError) without one. unit: of whole numbers.
+    """
+    check_type(column, values.type, timezone, unit)
+    missing = np.asarray(values.is_null())
+    if pa.types.is_null(values.type):
+        return pa.nulls(len(values), pa.int64()), np.zeros(len(values), bool)
+    if is_text(values.type):
+        out, bad = _read_text(values, column, timezone, unit)
+    else:
+        if pa.types.is_date(values.type):
+            values = values.cast(pa.date32()).cast(pa.timestamp("s"))
+        naive = pa.types.is_timestamp(values.type) and values.type.tz is None
+        unit = values.type.unit if pa.types.is_timestamp(values.type) else unit
+        assert unit is not None
+        too_big = np.zeros(len(values), bool)
+        if pa.types.is_uint64(values.type):
+            too_big = np.asarray(values.fill_null(0)) > np.iinfo(np.int64).max
+        numbers = np.asarray(values.cast(pa.int64(), safe=False).fill_null(0))
+        out, bad = to_microseconds(numbers, unit)
+        bad |= too_big
+        if naive:
+            assert timezone is not None
+            out, bad = _shift(out, bad, timezone)
+    bad &= ~missing
+    return pa.array(out, mask=missing | bad), bad
+
+
+def _shift(local: Array, bad: Array, timezone: str) -> tuple[Array, Array]:
+    """Naive microseconds -> UTC; a time that clocks skip is bad."""
+    utc = naive_to_utc(pa.array(np.where(bad, 0, local)).cast(pa.timestamp("us")), timezone).cast(pa.int64())
+    return np.asarray(utc.fill_null(0)), bad | np.asarray(utc.is_null())
+
+
+def _parse(text: pl.Series) -> pl.Series:
+    """Text without offset -> microseconds as they stand, null where no format fits."""
+    out = pl.Series([None], dtype=pl.Int64).new_from_index(0, len(text))
+    for form in FORMATS:
+        missing = out.is_null() & text.is_not_null()
+        if not missing.any():
+            break
+        read = text.filter(missing).str.to_datetime(form, time_unit="us", strict=False).dt.epoch("us")
+        out = out.scatter(missing.arg_true(), read) if len(read) < len(text) else read
+    return out
+
+
+def _read_text(values: pa.Array, column: str, timezone: str | None, unit: str | None) -> tuple[Array, Array]:
+    text = pl.Series(values.cast(pa.large_string())).str.strip_chars()
+    out = np.zeros(len(text), np.int64)
+    bad = np.ones(len(text), bool)
+    if unit is not None:
+        numbers = text.cast(pl.Int64, strict=False)
+        known = numbers.is_not_null().to_numpy()
+        scaled, range_bad = to_microseconds(numbers.fill_null(0).to_numpy(), unit)
+        out[known], bad[known] = scaled[known], range_bad[known]
+        if known.all():
+            return out, bad
+    frame = pl.DataFrame({"text": text}).with_columns(offset=pl.col("text").str.extract(rf"({OFFSET})", 1))
+    frame = frame.with_columns(local=_parse(frame["text"].str.replace(OFFSET, "").str.replace("T", " ", literal=True)))
+    frame = frame.with_columns(
+        sign=pl.when(pl.col("offset").str.starts_with("-")).then(-1).otherwise(1),
+        hours=pl.col("offset").str.extract(r"[+-](\d{2})", 1).cast(pl.Int64),
+        minutes=pl.col("offset").str.extract(r"[+-]\d{2}:?(\d{2})", 1).cast(pl.Int64),
+    )
+    moments = frame["local"]
+    readable = moments.is_not_null().to_numpy()
+    aware = frame["offset"].is_not_null().to_numpy()
+    naive = readable & ~aware
+    shift = frame.select((pl.col("sign") * (pl.col("hours").fill_null(0) * 60 + pl.col("minutes").fill_null(0))).alias("shift"))[
+        "shift"
+    ]
+    utc = moments.fill_null(0).to_numpy() - shift.to_numpy() * 60_000_000
+    if naive.any():
+        if timezone is None:
+            raise _naive_refused(column, repr(text[int(np.argmax(naive))]))
+        moved, skipped = _shift(np.where(naive, utc, 0), np.zeros(len(utc), bool), timezone)
+        utc = np.where(naive, moved, utc)
+        readable &= ~(naive & skipped)
+    readable &= (utc >= EARLIEST) & (utc <= LATEST)
+    out[readable], bad[readable] = utc[readable], False
+    return out, bad
