@@ -10,7 +10,7 @@ import inspect
 import itertools
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from zoo.contract import Array, ModelPlugin, Task, TrainingData
 
 GROUP = "zoo"
+REGISTRATION = ("zoo_models", "zoo_tasks")
 IN_PROCESS = "(in process)"
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
@@ -144,6 +145,7 @@ def plugins(without: Sequence[str] = (), extra: Sequence[object] = ()) -> Plugin
     tasks: dict[str, Task] = {}
     holders = {}
     for source, task in _offered(manager, "zoo_tasks", sources):
+        _check_task(task, source)
         _refuse_taken("task", task.name, source, holders)
         tasks[task.name] = task
     return Plugins(_sorted(models), _sorted(tasks), manager.hook)
@@ -210,6 +212,8 @@ def _register(manager: pluggy.PluginManager, plugin: object, source: Installed) 
                 f"implements a hook {hook!r} that does not exist; the closest is {closest}({', '.join(valid[closest])}), "
                 f"the others are {', '.join(sorted(valid.keys() - {closest}))}",
             )
+        if hook in REGISTRATION and (options.get("wrapper") or options.get("hookwrapper")):
+            raise _broken(source, f"wraps {hook}, which is asked plugin by plugin; return what the plugin itself offers")
         seen = list(inspect.signature(getattr(plugin, attribute)).parameters)
         if not set(seen) <= set(valid[hook]):
             expected = ", ".join(valid[hook])
@@ -228,15 +232,14 @@ def _register(manager: pluggy.PluginManager, plugin: object, source: Installed) 
 def _offered(manager: pluggy.PluginManager, hook: str, sources: Mapping[str, Installed]) -> Iterator[tuple[Installed, Any]]:
     """What each plugin returned from a registration hook; asked one by one, so that a failure has a name."""
     caller: pluggy.HookCaller = getattr(manager.hook, hook)
-    implementations = [impl for impl in caller.get_hookimpls() if not (impl.wrapper or impl.hookwrapper)]
-    for impl in sorted(implementations, key=lambda impl: impl.plugin_name):
-        others = [other.plugin for other in implementations if other is not impl]
-        call: Callable[[], list[Sequence[Any]]] = manager.subset_hook_caller(hook, remove_plugins=others)
+    for impl in sorted(caller.get_hookimpls(), key=lambda impl: impl.plugin_name):
         source = sources[impl.plugin_name]
         try:
-            offered = [thing for answer in call() for thing in answer]
+            offered = impl.function()
         except Exception as error:
             raise _broken(source, f"failed in {hook}: {type(error).__name__}: {error}") from error
+        if not isinstance(offered, Sequence):
+            raise _broken(source, f"returned {offered!r} from {hook}; expected a list")
         for thing in offered:
             yield source, thing
 
@@ -255,6 +258,13 @@ def _model_name(model: object, source: Installed) -> str:
             f"offers a model with spec {model.spec!r}; expected a ModelSpec with a name of lower-case letters, digits, - and _",
         )
     return model.spec.name
+
+
+def _check_task(task: object, source: Installed) -> None:
+    from zoo.contract import Task  # as above
+
+    if not isinstance(task, Task):
+        raise _broken(source, f"returned a {type(task).__name__} from zoo_tasks; expected a Task")
 
 
 def _refuse_taken(what: str, name: str, source: Installed, holders: dict[str, Installed]) -> None:
