@@ -100,7 +100,8 @@ class Dictionary:
         packed = ids.dictionary_encode()
         index = pc.index_in(packed.dictionary, value_set=self.values).fill_null(UNKNOWN - FIRST)
         codes = np.append(np.asarray(index, np.int32) + FIRST, PADDING).astype(np.int32)
-        return codes[np.asarray(packed.indices.fill_null(len(codes) - 1))]
+        encoded: Array = codes[np.asarray(packed.indices.fill_null(len(codes) - 1))]
+        return encoded
 
     def _encode_few(self, ids: pa.Array) -> Array:
         known = len(self._lookup)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import time
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ import pyarrow.compute as pc
 from zoo.contract import Progress
 from zoo.errors import SchemaError, UsageError
 from zoo.events import delta
-from zoo.events.readers import ObjectSource, Source, TableSource, digest, open_source
+from zoo.events.readers import Chunk, ObjectSource, Source, TableSource, digest, open_source
 from zoo.events.rows import Plan, clean, plan
 from zoo.events.tables import as_table
 
@@ -142,7 +144,7 @@ def _without_id(source: Source, how: Plan) -> tuple[int, int]:
     """Rows without event id, and rows."""
     missing = rows = 0
     column = how.columns.get("event_id")
-    for chunk, _ in source.chunks([column] if column else []):
+    for chunk, _ in source.chunks({column: "label"} if column else {}):
         rows += len(chunk.rows)
         values = chunk.columns[column] if column else [None] * len(chunk.rows)
         missing += sum(v is None or v == "" for v in (values if isinstance(values, list) else values.to_pylist()))
@@ -152,7 +154,7 @@ def _without_id(source: Source, how: Plan) -> tuple[int, int]:
 def _content(source: Source) -> str:
     """``sha256:`` and the digest of a push's content, under which its bad rows are kept."""
     state = hashlib.sha256()
-    for chunk, _ in source.chunks(source.names):
+    for chunk, _ in source.chunks(dict.fromkeys(source.names, "")):
         for name, values in chunk.columns.items():
             state.update(repr((name, values if isinstance(values, list) else values.to_pylist())).encode("utf-8", "replace"))
     return f"sha256:{state.hexdigest()}"
@@ -175,7 +177,7 @@ def _take(
         ids: EventIds | None = None
         seen: dict[str, list[pa.Array]] = {}
         with log.start() as files, log.quarantine.pending(name, now) as pending:
-            for chunk, done in source.chunks(list(how.columns.values())):
+            for chunk, done in _whole(source.chunks(how.wanted)):
                 good, rejected = clean(chunk, how, now)
                 rows += good.num_rows + len(rejected)
                 pending.reject(rejected)
@@ -201,6 +203,18 @@ def _take(
         log.tidy()
         quarantined = dict(sorted(pending.counts.items()))
         return IngestReport(rows, added, repeated, quarantined, time.perf_counter() - started, version, how.ignored)
+
+
+def _whole(chunks: Iterator[tuple[Chunk, float]]) -> Iterator[tuple[Chunk, float]]:
+    """The same chunks; what makes a source unreadable halfway is its fault, not the log's."""
+    while True:
+        try:
+            step = next(chunks, None)
+        except (pa.ArrowException, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise SchemaError(f"cannot be read to its end: {error}; nothing of it was taken. Is it whole?") from error
+        if step is None:
+            return
+        yield step
 
 
 def _unseen(good: pa.Table, ids: EventIds) -> tuple[pa.Table, int]:

@@ -32,7 +32,7 @@ SCHEMA_KEY = "zoo.schema"
 PACKED = ("source",)
 SMALL = 50_000
 """Rows below which a data file is worth merging with its neighbours."""
-MANY = 256
+MANY = 64
 """Small files that are tolerated before they are merged."""
 
 

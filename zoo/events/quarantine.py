@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +23,8 @@ class Quarantine:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._table = delta.open_table(folder)
+        self._mutex = threading.Lock()
 
     @staticmethod
     def create(folder: Path) -> None:
@@ -29,9 +32,12 @@ class Quarantine:
 
     def table(self, source: str | None = None) -> pa.Table:
         """Columns source, row (its number in the source), reason, record (JSON), ingested_at (microseconds UTC)."""
-        table = delta.open_table(self.folder)
-        files = [f for f in delta.data_files(table) if source is None or _prefix(source) in f.name]
-        return delta.read(self.folder, files, SCHEMA, SCHEMA.names)
+        return delta.read(self.folder, self.files(source), SCHEMA, SCHEMA.names)
+
+    def files(self, source: str | None = None) -> list[delta.DataFile]:
+        with self._mutex:
+            delta.refresh(self.folder, self._table)
+            return [f for f in delta.data_files(self._table) if source is None or _prefix(source) in f.name]
 
     def counts(self, source: str | None = None) -> dict[str, int]:
         """Rows by reason."""
@@ -39,15 +45,22 @@ class Quarantine:
 
     def pending(self, source: str, at: int) -> PendingQuarantine:
         """Rows of one source to be kept. The caller holds the write lock."""
-        return PendingQuarantine(self.folder, source, at)
+        return PendingQuarantine(self, source, at)
+
+    def replace(self, files: delta.Writing, source: str) -> None:
+        """Commit a source's rows in place of those that it has."""
+        earlier = self.files(source)
+        if files.rows or earlier:
+            with self._mutex:
+                files.commit(self._table, removed=earlier)
 
 
 class PendingQuarantine(delta.Writing):
     """Collects rejected rows; ``settle`` makes them the source's only ones."""
 
-    def __init__(self, folder: Path, source: str, at: int) -> None:
-        super().__init__(folder, SCHEMA, mark=_prefix(source))
-        self._source, self._at = source, at
+    def __init__(self, quarantine: Quarantine, source: str, at: int) -> None:
+        super().__init__(quarantine.folder, SCHEMA, mark=_prefix(source))
+        self._quarantine, self._source, self._at = quarantine, source, at
         self.counts: Counter[str] = Counter()
 
     def reject(self, rejected: Rejected) -> None:
@@ -68,10 +81,7 @@ class PendingQuarantine(delta.Writing):
 
     def settle(self) -> None:
         """Keep the rows, in place of those of an attempt at the same source that was cut off before its events were in."""
-        table = delta.open_table(self.folder)
-        earlier = [f for f in delta.data_files(table) if _prefix(self._source) in f.name]
-        if self.rows or earlier:
-            self.commit(table, removed=earlier)
+        self._quarantine.replace(self, self._source)
 
 
 def _prefix(source: str) -> str:

@@ -17,10 +17,12 @@ from typing import IO, Any, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
+import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 from zoo.contract import Array
 from zoo.errors import SchemaError, UsageError, choices
+from zoo.events import values
 
 CHUNK = 131_072
 """Rows that are in memory at a time."""
@@ -58,8 +60,8 @@ class Source(Protocol):
     @property
     def text(self) -> bool: ...
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[tuple[Chunk, float]]:
-        """The rows, and the fraction of the source that has been read."""
+    def chunks(self, columns: Mapping[str, str]) -> Iterator[tuple[Chunk, float]]:
+        """The rows, and the fraction of the source that has been read. ``columns``: name -> kind (see ``values.read``)."""
         ...
 
 
@@ -106,7 +108,7 @@ class TableSource:
         self.names: Sequence[str] = table.column_names
         self.types: Mapping[str, pa.DataType] | None = dict(zip(table.schema.names, table.schema.types))
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[tuple[Chunk, float]]:
+    def chunks(self, columns: Mapping[str, str]) -> Iterator[tuple[Chunk, float]]:
         total = self._table.num_rows
         for start in range(0, total, CHUNK):
             part = self._table.select(list(columns)).slice(start, CHUNK)
@@ -127,7 +129,7 @@ class ObjectSource:
         self._rows = rows
         self.names: Sequence[str] = list(dict.fromkeys(name for row in rows for name in row))
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[tuple[Chunk, float]]:
+    def chunks(self, columns: Mapping[str, str]) -> Iterator[tuple[Chunk, float]]:
         for start in range(0, len(self._rows), CHUNK):
             part = self._rows[start : start + CHUNK]
             rows = np.arange(start, start + len(part), dtype=np.int64)
@@ -144,7 +146,7 @@ class ParquetSource:
         self.names: Sequence[str] = schema.names
         self.types: Mapping[str, pa.DataType] | None = dict(zip(schema.names, schema.types))
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[tuple[Chunk, float]]:
+    def chunks(self, columns: Mapping[str, str]) -> Iterator[tuple[Chunk, float]]:
         start, total = 0, self._file.metadata.num_rows
         for batch in self._file.iter_batches(CHUNK, columns=list(columns)):
             rows = np.arange(start, start + batch.num_rows, dtype=np.int64)
@@ -172,7 +174,7 @@ class CsvSource:
         self.names: Sequence[str] = next(csv.reader([header], delimiter=self._delimiter))
         once(self.names, str(path))
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[tuple[Chunk, float]]:
+    def chunks(self, columns: Mapping[str, str]) -> Iterator[tuple[Chunk, float]]:
         broken: list[tuple[int, str]] = []
 
         def skip(row: Any) -> str:
@@ -199,7 +201,7 @@ class CsvSource:
                 rows, first = _numbered(first, batch.num_rows, [row for row, _ in broken])
                 lines = [Malformed(row, "row_malformed", text) for row, text in broken if row < first]
                 broken = [(row, text) for row, text in broken if row >= first]
-                yield _valid_text(rows, batch, columns, lines), min(1.0, counted.tell() / size)
+                yield _valid_text(rows, batch, list(columns), lines), min(1.0, counted.tell() / size)
             yield (
                 Chunk(
                     np.zeros(0, np.int64),
@@ -251,32 +253,58 @@ class JsonSource:
 
     def __init__(self, path: Path, packed: bool) -> None:
         self._path, self._packed = path, packed
-        names: dict[str, None] = {}
+        names: dict[str, type] = {}
         with _opened(path, packed) as raw:
             for line in itertools.islice(raw, 1_000):
                 record, _ = _object(line)
-                names.update(dict.fromkeys(record or ()))
+                names.update((name, type(value)) for name, value in (record or {}).items() if name not in names)
         if not names:
             raise SchemaError(f"{path} has no JSON object in its first lines; expected one object a line (NDJSON)")
         self.names: Sequence[str] = list(names)
+        self._numbers = {name for name, kind in names.items() if kind is int}
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[tuple[Chunk, float]]:
+    def chunks(self, columns: Mapping[str, str]) -> Iterator[tuple[Chunk, float]]:
+        # A label may be a number in every line or text in every line; either is quick to read.
+        quick = {n: "int64" if kind == "label" and n in self._numbers else kind for n, kind in columns.items()}
         size, start = max(1, self._path.stat().st_size), 0
         with self._path.open("rb") as counted, gzip.open(counted, "rb") if self._packed else counted as raw:
             while lines := list(itertools.islice(raw, CHUNK)):
-                rows, records, malformed = [], [], []
-                for row, line in enumerate(lines, start):
-                    if not line.strip():
-                        continue
-                    record, reason = _object(line)
-                    if record is None:
-                        malformed.append(Malformed(row, reason, line.decode("utf-8", "replace").rstrip("\n")))
-                    else:
-                        rows.append(row)
-                        records.append(record)
+                yield _quick(lines, start, quick) or _careful(lines, start, columns), min(1.0, counted.tell() / size)
                 start += len(lines)
-                values = {name: [record.get(name) for record in records] for name in columns}
-                yield Chunk(np.array(rows, np.int64), values, malformed), min(1.0, counted.tell() / size)
+
+
+def _quick(lines: list[bytes], start: int, columns: Mapping[str, str]) -> Chunk | None:
+    """The rows where every line is an object and every value of its column's type, else None."""
+    schema = pa.schema([(name, values.JSON_TYPES[kind]) for name, kind in columns.items()])
+    text = b"".join(lines)
+    try:
+        table = pa_json.read_json(
+            pa.BufferReader(text),
+            pa_json.ReadOptions(use_threads=False, block_size=len(text) + 1),
+            pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+        )
+        table.validate(full=True)
+    except pa.ArrowInvalid:
+        return None
+    if table.num_rows != len(lines):
+        return None
+    rows = np.arange(start, start + len(lines), dtype=np.int64)
+    return Chunk(rows, {name: table[name].combine_chunks() for name in columns})
+
+
+def _careful(lines: list[bytes], start: int, columns: Mapping[str, str]) -> Chunk:
+    """The rows as Python values, line by line, so that only the bad ones are refused."""
+    rows, records, malformed = [], [], []
+    for row, line in enumerate(lines, start):
+        if not line.strip():
+            continue
+        record, reason = _object(line)
+        if record is None:
+            malformed.append(Malformed(row, reason, line.decode("utf-8", "replace").rstrip("\n")))
+        else:
+            rows.append(row)
+            records.append(record)
+    return Chunk(np.array(rows, np.int64), {name: [r.get(name) for r in records] for name in columns}, malformed)
 
 
 def _object(line: bytes) -> tuple[dict[str, Any] | None, str]:

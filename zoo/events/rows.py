@@ -37,6 +37,11 @@ class Plan:
     unit: str | None
     text: bool
 
+    @property
+    def wanted(self) -> dict[str, str]:
+        """The source's columns that are read, with their kind."""
+        return {theirs: self.kinds[ours] for ours, theirs in self.columns.items()}
+
 
 @dataclass(frozen=True)
 class Rejected:
@@ -84,12 +89,12 @@ def plan(
             f"as in mapping={{'their name': {missing[0]!r}}}"
             + ("; for events without items add an empty one" if missing[0] == "item_id" else "")
         )
-    kinds = {name: _kind(schema, name) for name in columns}
+    kinds = {name: _kind(schema, name, unit) for name in columns}
     timezone = timezone or schema.timezone
     if source.types is not None:
         for ours, theirs in columns.items():
             found = source.types[theirs]
-            if kinds[ours] == "time":
+            if kinds[ours] in ("time", "instant"):
                 check_type(theirs, found, timezone, unit)
             elif not values.fits(kinds[ours], found):
                 raise values.wrong_type(theirs, found, kinds[ours])
@@ -97,8 +102,9 @@ def plan(
     return Plan(schema, columns, kinds, tuple(n for n in source.names if n not in used), timezone, unit, source.text)
 
 
-def _kind(schema: LogSchema, name: str) -> str:
-    fixed = {"timestamp": "time", "position": "position", "session": "label", "event_id": "label", "event_type": "string"}
+def _kind(schema: LogSchema, name: str, unit: str | None) -> str:
+    time = "time" if unit is None else "instant"
+    fixed = {"timestamp": time, "position": "position", "session": "label", "event_id": "label", "event_type": "string"}
     if name in ("user_id", "item_id"):
         return schema.id_type(name)
     if name in MONEY:
@@ -127,12 +133,9 @@ def clean(chunk: Chunk, how: Plan, now: int | None) -> tuple[pa.Table, Rejected]
     count = len(chunk.rows)
     reasons = _Reasons(count)
     out: dict[str, Any] = {"row": pa.array(chunk.rows)}
-    read: dict[str, tuple[pa.Array, Array]] = {}
-    for ours in how.schema.accepted:
-        if ours in how.columns:
-            read[ours] = _read(chunk.columns[how.columns[ours]], ours, how)
-    for ours, (array, bad) in read.items():
-        time = ours in ("timestamp", "position")
+    for ours in (name for name in how.schema.accepted if name in how.columns):
+        time = ours == how.schema.time_column
+        array, bad = _read(chunk.columns[how.columns[ours]], ours, how, reasons)
         reasons.note(bad, f"{ours}_unreadable" if ours == "timestamp" else f"{ours}_invalid")
         if ours in ("user_id", "event_type") or time:
             reasons.note(_missing(array) & ~bad, f"{ours}_null")
@@ -159,16 +162,16 @@ def clean(chunk: Chunk, how: Plan, now: int | None) -> tuple[pa.Table, Rejected]
     return taken, _rejected(chunk, how, reasons)
 
 
-def _read(column: Any, ours: str, how: Plan) -> tuple[pa.Array, Array]:
+def _read(column: Any, ours: str, how: Plan, reasons: _Reasons) -> tuple[pa.Array, Array]:
     kind = how.kinds[ours]
     wrong: Array | None = None
     if isinstance(column, list):
-        json_kind = kind if kind != "time" else ("int" if how.unit is not None else "string")
-        column, wrong = values.from_objects(json_kind, column)
-    if kind == "time":
+        column, wrong = values.from_objects(kind, column)
+    if kind in ("time", "instant"):
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
-        array, bad = read_times(column, how.columns[ours], how.timezone, how.unit)
+        array, bad, skipped = read_times(column, how.columns[ours], how.timezone, how.unit)
+        reasons.note(skipped, "timestamp_skipped_by_clock")
     else:
         array, bad = values.read(kind, column, how.text)
     if kind == "position":

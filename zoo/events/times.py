@@ -65,17 +65,19 @@ def is_text(found: pa.DataType) -> bool:
     return bool(pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found))
 
 
-def read_times(values: pa.Array, column: str, timezone: str | None, unit: str | None) -> tuple[pa.Array, Array]:
-    """int64 microseconds UTC (n,) with nulls, and bool (n,): not null, but not readable as a time.
+def read_times(values: pa.Array, column: str, timezone: str | None, unit: str | None) -> tuple[pa.Array, Array, Array]:
+    """int64 microseconds UTC (n,) with nulls; bool (n,): not null, but not readable as a time; bool (n,): skipped by the
+    timezone's clocks (readable, but no instant).
 
     timezone: for naive times, which are refused (SchemaError) without one. unit: of whole numbers.
     """
     check_type(column, values.type, timezone, unit)
     missing = np.asarray(values.is_null())
     if pa.types.is_null(values.type):
-        return pa.nulls(len(values), pa.int64()), np.zeros(len(values), bool)
+        return pa.nulls(len(values), pa.int64()), missing & False, missing & False
+    skipped = np.zeros(len(values), bool)
     if is_text(values.type):
-        out, bad = _read_text(values, column, timezone, unit)
+        out, bad, skipped = _read_text(values, column, timezone, unit)
     else:
         if pa.types.is_date(values.type):
             values = values.cast(pa.date32()).cast(pa.timestamp("s"))
@@ -90,15 +92,16 @@ def read_times(values: pa.Array, column: str, timezone: str | None, unit: str | 
         bad |= too_big
         if naive:
             assert timezone is not None
-            out, bad = _shift(out, bad, timezone)
+            out, skipped = _shift(out, bad, timezone)
     bad &= ~missing
-    return pa.array(out, mask=missing | bad), bad
+    skipped &= ~missing & ~bad
+    return pa.array(out, mask=missing | bad | skipped), bad, skipped
 
 
 def _shift(local: Array, bad: Array, timezone: str) -> tuple[Array, Array]:
-    """Naive microseconds -> UTC; a time that clocks skip is bad."""
+    """Naive microseconds -> UTC, and which of them the timezone's clocks skip."""
     utc = naive_to_utc(pa.array(np.where(bad, 0, local)).cast(pa.timestamp("us")), timezone).cast(pa.int64())
-    return np.asarray(utc.fill_null(0)), bad | np.asarray(utc.is_null())
+    return np.asarray(utc.fill_null(0)), np.asarray(utc.is_null())
 
 
 def _parse(text: pl.Series) -> pl.Series:
@@ -113,38 +116,24 @@ def _parse(text: pl.Series) -> pl.Series:
     return out
 
 
-def _read_text(values: pa.Array, column: str, timezone: str | None, unit: str | None) -> tuple[Array, Array]:
+def _read_text(values: pa.Array, column: str, timezone: str | None, unit: str | None) -> tuple[Array, Array, Array]:
     text = pl.Series(values.cast(pa.large_string())).str.strip_chars()
-    out = np.zeros(len(text), np.int64)
-    bad = np.ones(len(text), bool)
+    skipped = np.zeros(len(text), bool)
     if unit is not None:
         numbers = text.cast(pl.Int64, strict=False)
-        known = numbers.is_not_null().to_numpy()
-        scaled, range_bad = to_microseconds(numbers.fill_null(0).to_numpy(), unit)
-        out[known], bad[known] = scaled[known], range_bad[known]
-        if known.all():
-            return out, bad
-    frame = pl.DataFrame({"text": text}).with_columns(offset=pl.col("text").str.extract(rf"({OFFSET})", 1))
-    frame = frame.with_columns(local=_parse(frame["text"].str.replace(OFFSET, "").str.replace("T", " ", literal=True)))
-    frame = frame.with_columns(
-        sign=pl.when(pl.col("offset").str.starts_with("-")).then(-1).otherwise(1),
-        hours=pl.col("offset").str.extract(r"[+-](\d{2})", 1).cast(pl.Int64),
-        minutes=pl.col("offset").str.extract(r"[+-]\d{2}:?(\d{2})", 1).cast(pl.Int64),
-    )
-    moments = frame["local"]
-    readable = moments.is_not_null().to_numpy()
-    aware = frame["offset"].is_not_null().to_numpy()
-    naive = readable & ~aware
-    shift = frame.select((pl.col("sign") * (pl.col("hours").fill_null(0) * 60 + pl.col("minutes").fill_null(0))).alias("shift"))[
-        "shift"
-    ]
-    utc = moments.fill_null(0).to_numpy() - shift.to_numpy() * 60_000_000
+        out, bad = to_microseconds(numbers.fill_null(0).to_numpy(), unit)
+        return out, bad | numbers.is_null().to_numpy(), skipped
+    offset = text.str.extract(rf"({OFFSET})", 1)
+    local = _parse(text.str.replace(OFFSET, "").str.replace("T", " ", literal=True))
+    bad = local.is_null().to_numpy()
+    hours = offset.str.extract(r"[+-](\d{2})", 1).cast(pl.Int64).fill_null(0)
+    minutes = offset.str.extract(r"[+-]\d{2}:?(\d{2})", 1).cast(pl.Int64).fill_null(0)
+    ahead = np.where(offset.str.starts_with("-").fill_null(False).to_numpy(), -1, 1) * (hours * 60 + minutes).to_numpy()
+    utc = local.fill_null(0).to_numpy() - ahead * 60_000_000
+    naive = offset.is_null().to_numpy() & ~bad
     if naive.any():
         if timezone is None:
             raise _naive_refused(column, repr(text[int(np.argmax(naive))]))
-        moved, skipped = _shift(np.where(naive, utc, 0), np.zeros(len(utc), bool), timezone)
-        utc = np.where(naive, moved, utc)
-        readable &= ~(naive & skipped)
-    readable &= (utc >= EARLIEST) & (utc <= LATEST)
-    out[readable], bad[readable] = utc[readable], False
-    return out, bad
+        moved, gone = _shift(utc, ~naive, timezone)
+        utc, skipped = np.where(naive, moved, utc), naive & gone
+    return utc, bad | (utc < EARLIEST) | (utc > LATEST), skipped

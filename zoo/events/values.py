@@ -22,6 +22,20 @@ Read = tuple[pa.Array, Array]
 LARGEST = 1e11
 """Amounts beyond this cannot be summed exactly in the fixed-point int64 that features use."""
 
+JSON_TYPES = {
+    "int": pa.int64(),
+    "int64": pa.int64(),
+    "position": pa.int64(),
+    "string": pa.string(),
+    "label": pa.string(),
+    "float64": pa.float64(),
+    "amount": pa.float64(),
+    "bool": pa.bool_(),
+    "time": pa.string(),
+    "instant": pa.int64(),
+}
+"""What a JSON value of each kind is; an ``instant`` is a time as a whole number."""
+
 EXPECTED = {
     "int": "whole numbers (int64)",
     "int64": "whole numbers (int64)",
@@ -111,7 +125,7 @@ def from_objects(kind: str, values: Sequence[Any]) -> Read:
 
     JSON has types of its own: ``"1"`` is text and ``1`` a number, and neither stands for the other.
     """
-    if kind in ("int", "int64", "position"):
+    if kind in ("int", "int64", "position", "instant"):
         values = [int(v) if type(v) is float and v.is_integer() else v for v in values]
         good = [v is None or (type(v) is int and -(2**63) <= v < 2**63) for v in values]
         target = pa.int64()
