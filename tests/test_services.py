@@ -88,8 +88,21 @@ def test_redis_is_empty_for_each_test(redis_url, turn):
 @pytest.mark.parametrize("turn", [1, 2])
 def test_postgres_is_empty_for_each_test(postgres_url, turn):
     with psycopg.connect(postgres_url) as connection:
+        tables = connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')")
+        assert tables.fetchone() == (0,)
         connection.execute("CREATE TABLE turn (number int)")
-        assert connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (1,)
+        connection.execute("CREATE SCHEMA other CREATE TABLE another (number int)")
+
+
+def test_postgres_is_emptied_even_while_someone_holds_a_lock(postgres_url):
+    holder = psycopg.connect(postgres_url)
+    holder.execute("CREATE TABLE held (number int)")
+    holder.commit()
+    holder.execute("LOCK TABLE held")
+    services.empty(postgres_url)
+    holder.close()
+    with psycopg.connect(postgres_url) as connection:
+        assert connection.execute("SELECT to_regclass('held')").fetchone() == (None,)
 
 
 def test_a_database_is_dropped_even_while_someone_is_connected(postgres_url):

@@ -1,0 +1,221 @@
+"""The registry: registers versions with their artefacts, resolves references to them, and moves aliases between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from zoo.artefacts import ArtefactStore
+from zoo.contract import Artefact
+from zoo.errors import ArtefactError, RegistryError, choices
+from zoo.registry.database import Database, emptied
+from zoo.registry.models import AliasRow, ModelRow, VersionRow
+from zoo.registry.reference import CHAMPION, Version, checked, parse
+
+
+class Registry:
+    """Versions of models in one database, their artefacts in one store. Threads may share it; each process opens its own."""
+
+    def __init__(self, database: Database, artefacts: ArtefactStore) -> None:
+        self._database = database
+        self.artefacts = artefacts
+
+    @classmethod
+    def open(cls, url: str | Path, artefacts_root: str | Path) -> Self:
+        """Open the registry, creating or migrating its tables.
+
+        url: a path or ``sqlite:///PATH``, or ``postgresql://USER:PASSWORD@HOST:PORT/NAME``.
+        Raises RegistryError when the database cannot be reached, is damaged, or belongs to a newer zoo.
+        """
+        artefacts = ArtefactStore(artefacts_root)
+        lost = emptied(url)
+        if lost is not None and any(artefacts.root.glob("*/manifest.json")):
+            raise RegistryError(
+                f"the registry {lost} is damaged: it is empty, and {artefacts.root} holds artefacts; "
+                "restore it from a backup, or delete it to start an empty one"
+            )
+        return cls(Database(url), artefacts)
+
+    def close(self) -> None:
+        """Let go of the database's connections."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def register(
+        self,
+        model: str,
+        artefact: Artefact,
+        metrics: Mapping[str, Any],
+        lineage: Mapping[str, Any],
+        tags: Mapping[str, Any] | None = None,
+    ) -> Version:
+        """Store the artefact, then add the model's next version in one transaction; a failure in between adds nothing.
+
+        metrics, lineage, tags: what JSON can hold; numpy numbers become numbers, and floats that are not finite None.
+        Raises RegistryError for a bad name or value or an unusable database, ArtefactError when the artefact cannot be stored.
+        """
+        checked(model, "a model")
+        described = {
+            name: _plain(dict(given), name) for name, given in (("metrics", metrics), ("lineage", lineage), ("tags", tags or {}))
+        }
+        digest = self.artefacts.write(artefact)
+        created = datetime.now(UTC)
+        with self._database.transaction(write=True) as session:
+            insert = (sqlite if self._database.is_sqlite else postgresql).insert(ModelRow)
+            session.execute(insert.values(name=model, created=created).on_conflict_do_nothing())
+            _hold(session, model)
+            newest = session.scalar(select(func.max(VersionRow.number)).where(VersionRow.model == model))
+            row = VersionRow(
+                model=model, number=(newest or 0) + 1, created=created, digest=digest, status="ready", aliases=[], **described
+            )
+            session.add(row)
+        return _version(row)
+
+    def models(self) -> list[str]:
+        """Names of all models, sorted."""
+        with self._database.transaction() as session:
+            return sorted(session.scalars(select(ModelRow.name)))
+
+    def versions(self, model: str | None = None) -> list[Version]:
+        """Versions of one model or of all, by model and number. Raises RegistryError for an unknown model."""
+        with self._database.transaction() as session:
+            if model is not None:
+                _known(session, model)
+            query = select(VersionRow) if model is None else select(VersionRow).where(VersionRow.model == model)
+            return sorted(map(_version, session.scalars(query)), key=lambda version: (version.model, version.number))
+
+    def get(self, reference: str) -> Version:
+        """``churn@3``, ``churn@champion``, or ``churn``: its champion if there is one, else its newest version that is ready.
+
+        Raises RegistryError listing the models, versions and aliases that exist.
+        """
+        asked = parse(reference)
+        with self._database.transaction() as session:
+            _known(session, asked.model)
+            if asked.number is not None:
+                return _version(_row(session, asked.model, asked.number))
+            alias = session.get(AliasRow, (asked.model, asked.alias or CHAMPION))
+            if alias is not None:
+                return _version(_row(session, asked.model, alias.number))
+            if asked.alias is not None:
+                raise RegistryError(
+                    f"model {asked.model!r} has no alias {asked.alias!r}; it has {_contents(session, asked.model)}"
+                )
+            ready = select(VersionRow).where(VersionRow.model == asked.model, VersionRow.status == "ready")
+            newest = session.scalar(ready.order_by(VersionRow.number.desc()).limit(1))
+            if newest is None:
+                raise RegistryError(
+                    f"every version of {asked.model!r} is retired; name one: it has {_contents(session, asked.model)}"
+                )
+            return _version(newest)
+
+    def load(self, reference: str) -> tuple[Version, Artefact]:
+        """The version that ``get`` finds and its artefact. Raises ArtefactError when that is missing or damaged."""
+        version = self.get(reference)
+        try:
+            return version, self.artefacts.read(version.digest)
+        except ArtefactError as error:
+            raise ArtefactError(f"{version.reference} cannot be loaded: {error}") from error
+
+    def promote(self, model: str, version: int, alias: str = CHAMPION) -> Version | None:
+        """Point the alias at a version, and return the version that it pointed at before (None if it is new).
+
+        Raises RegistryError for a missing or retired version, ArtefactError when its artefact is not whole.
+        """
+        checked(alias, "an alias")
+        found = self.get(f"{model}@{version}")
+        try:
+            self.artefacts.verify(found.digest)
+        except ArtefactError as error:
+            raise ArtefactError(f"{found.reference} cannot be promoted: {error}") from error
+        with self._database.transaction(write=True) as session:
+            _hold(session, model)
+            row = _row(session, model, version)
+            if row.status != "ready":
+                raise RegistryError(f"{found.reference} is {row.status} and cannot be promoted; promote another version")
+            current = session.get(AliasRow, (model, alias))
+            before = None if current is None else current.number
+            session.merge(AliasRow(model=model, name=alias, number=version))
+            session.flush()
+            return None if before is None else _version(_row(session, model, before))
+
+    def retire(self, model: str, version: int) -> None:
+        """Keep a version, but never take it as the newest nor promote it. Raises RegistryError while an alias points at it."""
+        with self._database.transaction(write=True) as session:
+            _known(session, model)
+            _hold(session, model)
+            row = _row(session, model, version)
+            if row.aliases:
+                aliases = ", ".join(alias.name for alias in row.aliases)
+                raise RegistryError(f"{model}@{version} is {aliases}; promote another version before it is retired")
+            row.status = "retired"
+
+
+def _hold(session: Session, model: str) -> None:
+    """Keep other writers of this model waiting until the transaction ends (on SQLite it is the only writer already)."""
+    session.execute(select(ModelRow.name).where(ModelRow.name == model).with_for_update())
+
+
+def _known(session: Session, model: str) -> None:
+    if session.get(ModelRow, model) is None:
+        raise RegistryError(choices("model", model, session.scalars(select(ModelRow.name)).all()))
+
+
+def _row(session: Session, model: str, number: int) -> VersionRow:
+    row = session.get(VersionRow, (model, number))
+    if row is None:
+        raise RegistryError(f"model {model!r} has no version {number}; it has {_contents(session, model)}")
+    return row
+
+
+def _contents(session: Session, model: str) -> str:
+    """``versions 1 to 3; aliases: champion (2)``."""
+    newest = session.scalar(select(func.max(VersionRow.number)).where(VersionRow.model == model))
+    aliases: Sequence[AliasRow] = session.scalars(select(AliasRow).where(AliasRow.model == model)).all()
+    listed = ", ".join(sorted(f"{alias.name} ({alias.number})" for alias in aliases))
+    return f"versions 1 to {newest}; aliases: {listed or '(none)'}"
+
+
+def _version(row: VersionRow) -> Version:
+    return Version(
+        model=row.model,
+        number=row.number,
+        created=row.created,
+        digest=row.digest,
+        metrics=row.metrics,
+        lineage=row.lineage,
+        aliases=tuple(alias.name for alias in row.aliases),
+        tags=row.tags,
+        status=row.status,
+    )
+
+
+def _plain(value: Any, where: str) -> Any:
+    """The value as JSON and PostgreSQL can hold it: a run of hours must not be lost to one metric that is not a number."""
+    if isinstance(value, Mapping):
+        odd = [key for key in value if not isinstance(key, str)]
+        if odd:
+            raise RegistryError(f"{where} has the key {odd[0]!r}; JSON keys are text")
+        return {key: _plain(each, f"{where}[{key!r}]") for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each, f"{where}[{at}]") for at, each in enumerate(value)]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist(), where)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    raise RegistryError(f"{where} is {type(value).__name__}, which JSON cannot hold; give text, a number, a list or a mapping")
