@@ -1,0 +1,222 @@
+"""The default final model of a stack: non-negative logistic regression on the logits of the members' scores.
+
+It reads columns named ``score:MEMBER`` or ``score:MEMBER:CLASS`` and knows nothing of what gave them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zoo.folds import forward_chaining
+from zoo.plugin import (
+    Array,
+    Artefact,
+    FeatureBatch,
+    FittedModel,
+    ModelPlugin,
+    ModelSpec,
+    PluginError,
+    Progress,
+    TrainingData,
+    hookimpl,
+)
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+CLIP = 1e-6
+"""Probabilities are kept this far from 0 and 1 before the logit, so that one overconfident member cannot decide alone."""
+STRENGTHS = (1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0)
+"""Tried by forward validation, in rows: how many rows the prior of equal weights counts as."""
+WITHOUT_VALIDATION = 100.0
+"""The strength where all rows are of one instant."""
+BOUND = 30.0
+
+
+@cache
+def _params() -> type[BaseModel]:
+    from pydantic import BaseModel, ConfigDict, Field  # 0.1 s that listing plugins need not pay
+
+    class LogisticParams(BaseModel):
+        """strength: rows that the prior of equal weights counts as; None to choose it by forward validation."""
+
+        model_config = ConfigDict(extra="forbid", frozen=True)
+
+        strength: float | None = Field(default=None, gt=0)
+
+    return LogisticParams
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """``logit p = b + sum of w[m] * logit p[m]``, w >= 0, fitted by log-loss with the penalty ``strength * sum((w - 1/M)^2)``.
+
+    The penalty pulls towards the plain mean of the logits: with few rows equal weights are hard to beat (the "forecast combination
+    puzzle": Smith and Wallis, 2009), and a useless member's weight goes to 0 as the rows speak. For classes the same with
+    log-probabilities and a weight for each member and class (vector scaling: Guo et al., 2017). Intercept and scale calibrate, because
+    the scores come from rows that no member was trained on. The strength is chosen by forward chaining over the instants of
+    those rows: fitted before an instant, judged by log-loss from it on; the rows themselves are never used for both.
+    """
+
+    @property
+    def spec(self) -> ModelSpec:
+        return ModelSpec(
+            "logistic",
+            _params,
+            ("score:*",),
+            frozenset({"binary", "multiclass"}),
+            "final model: non-negative logistic regression on members' scores, shrunk to equal weights",
+        )
+
+    def tiny(self) -> BaseModel:
+        return _params()()
+
+    def fit(self, data: TrainingData, *, params: BaseModel, seed: int, progress: Progress) -> FittedModel:  # noqa: ARG002 - it draws nothing
+        width = data.kind.width
+        names = _names(data.batch, width)
+        scores = _logits(data.batch, names, width)
+        known = np.isfinite(scores).all(axis=(1, 2))
+        rows = _Rows(scores[known], data.target[known], data.weight[known])
+        strength = params.model_dump()["strength"]
+        if strength is None:
+            strength = _chosen(rows, data.time[known], progress)
+        weights, intercept = _fit(rows, strength)
+        progress(1.0, f"strength {strength:g}")
+        return FittedLogistic(names, weights, intercept, strength)
+
+    def load(self, artefact: Artefact) -> FittedModel:
+        settings = json.loads(artefact.texts["logistic.json"])
+        return FittedLogistic(
+            tuple(settings["members"]), artefact.arrays["weights"], artefact.arrays["intercept"], settings["strength"]
+        )
+
+
+@dataclass(frozen=True)
+class FittedLogistic:
+    """members: names. weights: float64 (m, k). intercept: float64 (k,)."""
+
+    members: tuple[str, ...]
+    weights: Array
+    intercept: Array
+    strength: float
+
+    def predict(self, batch: FeatureBatch) -> Array:
+        eta = _eta(_logits(batch, self.members, len(self.intercept)), self.weights, self.intercept)
+        return _probabilities(eta).astype(np.float32)
+
+    def save(self) -> Artefact:
+        settings = {"members": self.members, "strength": self.strength}
+        return Artefact({"weights": self.weights, "intercept": self.intercept}, {"logistic.json": json.dumps(settings)})
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """scores: logits (n, m, 1) or log-probabilities (n, m, k)."""
+
+    scores: Array
+    target: Array
+    weight: Array
+
+    def take(self, rows: Array) -> _Rows:
+        return _Rows(self.scores[rows], self.target[rows], self.weight[rows])
+
+
+def _names(batch: FeatureBatch, width: int) -> tuple[str, ...]:
+    columns = [name.removeprefix("score:") for name in batch.names if name.startswith("score:")]
+    return tuple(columns) if width == 1 else tuple(dict.fromkeys(name.rpartition(":")[0] for name in columns))
+
+
+def _logits(batch: FeatureBatch, names: Sequence[str], width: int) -> Array:
+    """float64 (n, m, width)."""
+    scores = np.empty((len(batch), len(names), width))
+    for m, name in enumerate(names):
+        for k in range(width):
+            column = f"score:{name}" if width == 1 else f"score:{name}:{k}"
+            if column not in batch:
+                raise PluginError(
+                    f"the final model was fitted on {column!r}, which is not here; it has: {', '.join(batch.names)}"
+                )
+            scores[:, m, k] = batch.column(column).values
+    if np.nanmin(scores, initial=0) < 0 or np.nanmax(scores, initial=1) > 1:
+        raise PluginError("the logistic final model takes probabilities; a member's scores lie outside 0..1")
+    p = np.clip(scores, CLIP, 1 - CLIP)
+    logits: Array = np.log(p) - np.log1p(-p) if width == 1 else np.log(p)
+    return logits
+
+
+def _eta(scores: Array, weights: Array, intercept: Array) -> Array:
+    eta: Array = np.einsum("nmk,mk->nk", scores, weights) + intercept
+    return eta
+
+
+def _probabilities(eta: Array) -> Array:
+    if eta.shape[1] == 1:
+        p: Array = np.exp(-np.logaddexp(0, -eta))
+        return p
+    raised = np.exp(eta - eta.max(axis=1, keepdims=True))
+    shares: Array = raised / raised.sum(axis=1, keepdims=True)
+    return shares
+
+
+def _losses(eta: Array, target: Array) -> Array:
+    """Negative log-likelihood of each row, (n,)."""
+    if eta.shape[1] == 1:
+        loss: Array = np.logaddexp(0, eta[:, 0]) - target * eta[:, 0]
+        return loss
+    top = eta.max(axis=1)
+    total: Array = np.log(np.exp(eta - top[:, None]).sum(axis=1)) + top - eta[np.arange(len(eta)), target.astype(np.int64)]
+    return total
+
+
+def _fit(rows: _Rows, strength: float) -> tuple[Array, Array]:
+    """Weights (m, k) and intercept (k,) at the minimum of the penalised log-loss."""
+    from scipy.optimize import minimize  # 0.3 s that listing plugins need not pay
+
+    _, members, width = rows.scores.shape
+    prior = np.full((members, width), 1 / max(1, members))
+    total = max(rows.weight.sum(), 1e-9)
+    outcome = rows.target[:, None] if width == 1 else np.eye(width)[rows.target.astype(np.int64)]
+
+    def loss(theta: Array) -> tuple[float, Array]:
+        weights, intercept = theta[:-width].reshape(members, width), theta[-width:]
+        eta = _eta(rows.scores, weights, intercept)
+        value = rows.weight @ _losses(eta, rows.target) + strength * ((weights - prior) ** 2).sum() + 1e-3 * (intercept**2).sum()
+        slope = rows.weight[:, None] * (_probabilities(eta) - outcome)
+        by_weight = np.einsum("nmk,nk->mk", rows.scores, slope) + 2 * strength * (weights - prior)
+        return value / total, np.r_[by_weight.ravel(), slope.sum(axis=0) + 2e-3 * intercept] / total
+
+    bounds = [(0.0, BOUND)] * (members * width) + [(-BOUND, BOUND)] * width
+    start = np.r_[prior.ravel(), np.zeros(width)]
+    found: Any = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-12, "gtol": 1e-8})
+    return found.x[:-width].reshape(members, width), found.x[-width:]
+
+
+def _chosen(rows: _Rows, time: Array, progress: Progress) -> float:
+    """The strength of least log-loss on later rows; of equal ones the strongest."""
+    instants = len(np.unique(time))
+    if instants < 2:
+        return WITHOUT_VALIDATION
+    # The outcomes of earlier instants count as known: this only tunes one number, inside rows that training may use whole.
+    folds = forward_chaining(time, time, min(4, instants - 1))
+    best, least = WITHOUT_VALIDATION, np.inf
+    for done, strength in enumerate(reversed(STRENGTHS)):
+        lost = 0.0
+        for train, scored in folds:
+            weights, intercept = _fit(rows.take(train), strength)
+            held_out = rows.take(scored)
+            lost += float(held_out.weight @ _losses(_eta(held_out.scores, weights, intercept), held_out.target))
+        if lost < least:
+            best, least = strength, lost
+        progress(done / len(STRENGTHS), f"tried strength {strength:g}")
+    return best
+
+
+@hookimpl
+def zoo_models() -> Sequence[ModelPlugin]:
+    return [Logistic()]
