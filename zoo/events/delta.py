@@ -1,17 +1,15 @@
-"""Delta tables on a local disk: one writer at a time, files written first, one atomic commit that makes them visible.
+"""Delta tables on a local disk: data files are written first, then one atomic commit makes them visible.
 
-Commits are made from finished Parquet files, so a writer that dies leaves nothing but unreferenced files, which the
-next writer removes.
+A writer that dies leaves nothing but files that no commit names. Writers hold ``zoo.events.lock``.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,53 +41,6 @@ def failing_as(what: str) -> Iterator[None]:
         raise ZooError(
             f"could not {what}: {error}. The log is whole; check free space and permissions, then run it again."
         ) from error
-
-
-@contextmanager
-def writer_lock(root: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the log's only write lock; another writer waits. The kernel frees it when a writer dies.
-
-    The lock file holds a mark while a write is under way: a mark that is found there was left by a writer that died, and
-    its unreferenced files are removed first.
-    """
-    with failing_as(f"lock {root} for writing"):
-        handle = os.open(root / "writer.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    tidy = True
-    try:
-        with failing_as(f"lock {root} for writing"):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if waiting is not None:
-                    waiting()
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            if os.fstat(handle).st_size:
-                remove_orphans(root)
-            os.pwrite(handle, b"writing\n", 0)
-        tidy = False
-        yield
-        tidy = True
-    except Exception:
-        tidy = True
-        raise
-    finally:
-        # A killed or interrupted writer leaves the mark.
-        if tidy:
-            os.ftruncate(handle, 0)
-        os.close(handle)
-
-
-def remove_orphans(root: Path) -> None:
-    """Remove data files that no commit of any version names."""
-    for folder in sorted({log.parent for log in root.rglob("_delta_log")}):
-        named: set[str] = set()
-        for commit in (folder / "_delta_log").glob("*.json"):
-            for line in commit.read_text().splitlines():
-                action = json.loads(line)
-                named.update(action[kind]["path"] for kind in ("add", "remove") if kind in action)
-        for file in folder.glob("*.parquet"):
-            if file.name not in named:
-                file.unlink()
 
 
 def create(folder: Path, schema: pa.Schema, configuration: Mapping[str, str] | None = None) -> DeltaTable:

@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 from zoo.contract import Progress
 from zoo.errors import SchemaError, UsageError
 from zoo.events import delta
-from zoo.events.readers import Chunk, ObjectSource, Source, TableSource, digest, open_source
+from zoo.events.readers import digest, open_source
 from zoo.events.rows import Plan, clean, plan
+from zoo.events.sources import Chunk, ObjectSource, Source, TableSource
 from zoo.events.tables import as_table
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from zoo.errors import FeatureError, UsageError, ZooError, choices
 from zoo.events import delta
 from zoo.events.dictionary import Dictionary, DictionaryStore
 from zoo.events.identity import EventIds
+from zoo.events.lock import writer_lock
 from zoo.events.quarantine import Quarantine
 from zoo.events.schema import LogSchema
 from zoo.events.tables import Tables
@@ -206,7 +207,7 @@ class EventLog:
         if progress is not None:
             say = progress
             waiting = lambda: say(0.0, "waiting for another writer")  # noqa: E731
-        with delta.writer_lock(self.root, waiting):
+        with writer_lock(self.root, waiting):
             yield
 
     def taken(self, source: str) -> int | None:

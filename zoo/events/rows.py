@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from zoo.contract import Array
 from zoo.errors import SchemaError, UsageError, choices
 from zoo.events import values
-from zoo.events.readers import Chunk, Source
 from zoo.events.schema import MICROSECONDS, MONEY, LogSchema
+from zoo.events.sources import Chunk, Source
 from zoo.events.times import check_type, read_times
 
 LAST_POSITION = 2**63 // MICROSECONDS - 1
