@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -430,3 +432,16 @@ def test_parameters_round_trip_and_refuse_what_they_do_not_know() -> None:
     assert json.loads(params.model_dump_json())["streams"] == ["visit_*"]
     with pytest.raises(ValueError, match="hiden"):
         RecurrentParams.model_validate({"hiden": 3})
+
+
+def test_the_readme_example_runs_and_its_defaults_are_the_real_ones(data: TrainingData) -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    scope: dict[str, Any] = {"data": data, "batch": data.batch}
+    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], scope)
+    assert scope["scores"].shape == (300, 1)
+    named = re.findall(r"`(\w+)` ([\d.]+)", text)
+    assert len(named) == 13
+    for name, value in named:
+        assert getattr(RecurrentParams(), name) == float(value)
+    tables = text[text.index("what to read |") :]
+    assert set(re.findall(r"`(\w+)`", tables.partition("For instance")[0])) == set(RecurrentParams.model_fields)

@@ -80,7 +80,7 @@ class Sequences:
         Padding is at the end: what runs forward in time cannot see it before a row's last real step.
         """
         length = self.length[rows]
-        step = torch.arange(max(1, int(length.max()) if len(length) else 0))[:, None]
+        step = torch.arange(max([1, *length.tolist()]))[:, None]
         index = torch.where(step < length, self.first[rows] + step, len(self.numbers) - 1)
         return self.numbers[index], self.codes[index], length
 
