@@ -1,0 +1,96 @@
+"""The plugin: trains LightGBM on a batch's table, and answers from the trees' text."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zoo.plugin import Array, Artefact, FeatureBatch, FittedModel, ModelSpec, PluginError, Progress, TargetKind, TrainingData
+from zoo_gbdt.layout import Layout
+from zoo_gbdt.table import table
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from zoo_gbdt.params import GBDTParams
+
+OBJECTIVES: dict[TargetKind, str] = {"binary": "binary", "multiclass": "multiclass", "value": "regression"}
+FEW_ROWS = 64
+"""Up to this many rows, starting threads costs more than it saves."""
+
+
+def _params() -> type[BaseModel]:
+    from zoo_gbdt.params import GBDTParams  # pydantic, which listing the model need not import
+
+    return GBDTParams
+
+
+class GBDT:
+    """Gradient-boosted trees over values, categories and summaries of sequences."""
+
+    spec = ModelSpec(
+        "gbdt",
+        _params,
+        targets=frozenset(OBJECTIVES),
+        summary="LightGBM over windows, categories and sequence summaries",
+    )
+
+    def tiny(self) -> BaseModel:
+        return _params()(num_trees=40, num_leaves=7, learning_rate=0.1, min_category_count=5)
+
+    def fit(self, data: TrainingData, *, params: BaseModel, seed: int, progress: Progress) -> FittedModel:
+        from zoo_gbdt.fitting import boosters
+
+        if data.kind.kind not in OBJECTIVES:
+            raise PluginError(f"gbdt cannot learn a target of kind {data.kind.kind!r}; it learns {', '.join(sorted(OBJECTIVES))}")
+        chosen: GBDTParams = params  # type: ignore[assignment]  # zoo validates with spec.params
+        layout = Layout.learn(data.batch, chosen)
+        trained = boosters(table(data.batch, layout), data, chosen, layout.categorical(), seed, progress)
+        return FittedGBDT(layout, data.kind.kind, data.kind.width, tuple(trained), chosen.num_threads)
+
+    def load(self, artefact: Artefact) -> FittedModel:
+        import lightgbm
+
+        model: dict[str, Any] = json.loads(artefact.texts["model.json"])
+        trees = [artefact.texts[f"trees-{number}.txt"] for number in range(model["seeds"])]
+        return FittedGBDT(
+            Layout.from_json(artefact.texts["layout.json"]),
+            model["kind"],
+            model["width"],
+            tuple(lightgbm.Booster(model_str=text) for text in trees),
+            model["num_threads"],
+        )
+
+
+@dataclass(frozen=True)
+class FittedGBDT:
+    """The average of several boosters over one table."""
+
+    layout: Layout
+    kind: TargetKind
+    width: int
+    boosters: tuple[Any, ...]
+    num_threads: int
+
+    def predict(self, batch: FeatureBatch) -> Array:
+        if not len(batch):
+            return np.zeros((0, self.width), np.float32)
+        rows = table(batch, self.layout)
+        cores = 1 if len(batch) <= FEW_ROWS else threads(self.num_threads)
+        scores = np.mean([booster.predict(rows, num_threads=cores) for booster in self.boosters], axis=0, dtype=np.float64)
+        return scores.reshape(len(batch), self.width).astype(np.float32)
+
+    def save(self) -> Artefact:
+        model = {"kind": self.kind, "width": self.width, "seeds": len(self.boosters), "num_threads": self.num_threads}
+        trees = {f"trees-{number}.txt": booster.model_to_string() for number, booster in enumerate(self.boosters)}
+        return Artefact(texts={"layout.json": self.layout.to_json(), "model.json": json.dumps(model), **trees})
+
+
+def threads(asked: int) -> int:
+    """What was asked for, else OMP_NUM_THREADS, else 0: every core."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return asked or (int(given) if given.isdigit() else 0)
