@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from zoo.errors import FeatureError
 from zoo.events.evaluate import Evaluator, evaluate_pairs, member_sets
 from zoo.events.index import MISSING, Index, fixed_point
-from zoo.events.specs import Aggregation, Feature, count, distinct, last, last_n, mean, recency, tenure, total
+from zoo.events.specs import Aggregation, Feature, count, decayed, distinct, last, last_n, mean, recency, tenure, total
 
 TYPES = {"view": 2, "cart": 3, "purchase": 4}
 CATEGORY = np.array([0, 1, 2, 2, 3, 3, 4, 4], np.int32)
@@ -91,6 +91,8 @@ def value_of(e: Event, column: str, steps: list[Event], at: int, t: int) -> Any:
         return math.nan if e["value"] is None else e["value"]
     if column == "age":
         return (t - e["time"]) / SECOND
+    if column == "wait":
+        return ((steps[at + 1]["time"] if at + 1 < len(steps) else t) - e["time"]) / SECOND
     if column == "gap":
         return (e["time"] - steps[at - 1]["time"]) / SECOND if at else math.nan
     return e[column]
@@ -101,6 +103,8 @@ def oracle(events: list[Event], entity: str, f: Feature, code: int, t: int, equa
     kept = [e for e in past if not f.where or e["type"] in f.where]
     window = [e for e in kept if f.window is None or e["time"] >= t - f.window * SECOND]
     visits = [e for i, e in enumerate(kept) if i == 0 or kept[i - 1]["visit"] != e["visit"]]
+    if f.kind == "decay":
+        return math.fsum(0.5 ** ((t - e["time"]) / SECOND / f.window) for e in (visits if f.step == "visit" else kept))
     if f.kind == "count" and f.step == "visit":
         return sum(e in window for e in visits) if f.window is None else sum(e["time"] >= t - f.window * SECOND for e in visits)
     if f.kind == "count":
@@ -148,6 +152,10 @@ FEATURES = (
     last_n("visit_items", "item_id", 3, step="visit", of="distinct"),
     last_n("visit_gaps", "gap", 3, where=("purchase", "view"), step="visit"),
     last_n("visit_ages", "age", 3, step="visit"),
+    last_n("waits", "wait", 4, where=("purchase", "view")),
+    last_n("visit_waits", "wait", 3, step="visit"),
+    decayed("decayed", "7d", where=("purchase",)),
+    decayed("decayed_visits", "30d", step="visit"),
     count("n"),
     count("n_7d", "7d"),
     count("bought_7d", "7d", where=("purchase",)),

@@ -90,7 +90,7 @@ class _Events:
             if len(values) > 1:
                 same = (np.diff(values[order]) == 0) & (np.diff(entities[order]) == 0)
                 out[order[1:][same]] = order[:-1][same]
-            none = values == (0 if self.index.dictionary(name) else MISSING)
+            none = np.isnan(values) if values.dtype.kind == "f" else values == (0 if self.index.dictionary(name) else MISSING)
             out[none] = np.flatnonzero(none)
             return out
 
@@ -136,12 +136,13 @@ class Evaluator:
         out = {}
         slices: dict[Any, tuple[Array, Array]] = {}
         for feature in aggregation.features:
-            if feature.window not in starts:
-                starts[feature.window] = self.index.search(low, stop, times - feature.window * MICROSECONDS)  # type: ignore[operator]
+            window = None if feature.kind == "decay" else feature.window
+            if window is not None and window not in starts:
+                starts[window] = self.index.search(low, stop, times - window * MICROSECONDS)
             events = self.events(feature.where)
-            key = (feature.where, feature.window)
+            key = (feature.where, window)
             if key not in slices:
-                slices[key] = (events.rank(starts[feature.window]), events.rank(stop))
+                slices[key] = (events.rank(starts[window]), events.rank(stop))
             out[feature.name] = self._one(feature, events, *slices[key], times, aggregation.session_gap)
         return out
 
@@ -151,7 +152,7 @@ class Evaluator:
         bad = [
             f.name
             for f in aggregation.features
-            if f.window or f.kind in _NEEDS_TIME or f.column in ("gap", "age", "day", "weekday", "hour")
+            if f.window or f.kind in _NEEDS_TIME or f.column in ("gap", "wait", "age", "day", "weekday", "hour")
         ]
         if bad or aggregation.entity[0] != "user_id":
             what = f"features {', '.join(bad)}" if bad else f"the aggregation of {aggregation.entity[0]}"
@@ -172,6 +173,8 @@ class Evaluator:
                 starts = events.visit_starts(gap)
                 return Column(np.searchsorted(starts, stop) - np.searchsorted(starts, start))
             return Column(stop - start)
+        if f.kind == "decay":
+            return Column(self._decay(f, events, start, stop, times, gap))
         if f.kind == "sum":
             return Column(self._sum(f.column, events, start, stop))
         if f.kind == "mean":
@@ -200,6 +203,17 @@ class Evaluator:
         flat, offsets = gather(values, start, stop - start)
         return np.bincount(np.repeat(np.arange(len(start)), np.diff(offsets)), np.nan_to_num(flat), minlength=len(start))
 
+    def _decay(self, f: Feature, events: _Events, start: Array, stop: Array, times: Array, gap: int) -> Array:
+        positions = None
+        if f.step == "visit":
+            positions = events.visit_starts(gap)
+            start, stop = np.searchsorted(positions, start), np.searchsorted(positions, stop)
+        time = events.column("time") if positions is None else events.column("time")[positions]
+        flat, offsets = gather(time, start, stop - start)
+        rows = np.repeat(np.arange(len(start)), np.diff(offsets))
+        half_lives = (times[rows] - flat) / ((f.window or 1) * MICROSECONDS)
+        return np.bincount(rows, np.exp2(-half_lives), minlength=len(start))
+
     def _distinct(self, name: str, events: _Events, start: Array, stop: Array) -> Array:
         # an event is the first of its value within [start, stop) exactly when the previous one with that value lies before start
         previous, offsets = gather(events.previous(name), start, stop - start)
@@ -218,10 +232,12 @@ class Evaluator:
 
     def _last_n(self, f: Feature, events: _Events, start: Array, stop: Array, times: Array) -> Column:
         length = np.minimum(stop - start, f.n)
-        source = events.column("time" if f.column == "age" else f.column)
+        source = events.column("time" if f.column in ("age", "wait") else f.column)
         values, offsets = gather(source, stop - length, length)
         if f.column == "age":
             values = (np.repeat(times, length) - values) / MICROSECONDS
+        if f.column == "wait":
+            values = _waits(values, offsets, times)
         return Column(self._plain(f.column, values), offsets, self.index.dictionary(f.column))
 
     def _visit_steps(self, f: Feature, events: _Events, start: Array, stop: Array, times: Array, gap: int) -> Column:
@@ -231,8 +247,10 @@ class Evaluator:
         visit, offsets = gather(np.arange(len(starts), dtype=np.int64), high - length, length)
         begin = starts[visit]
         if f.of == "first":
-            if f.column in ("age", "gap"):
+            if f.column in ("age", "gap", "wait"):
                 time = events.column("time")
+                if f.column == "wait":
+                    return Column(_waits(time[begin], offsets, times), offsets)
                 if f.column == "age":
                     return Column((np.repeat(times, length) - time[begin]) / MICROSECONDS, offsets)
                 before = starts[np.maximum(visit - 1, 0)]
@@ -246,6 +264,16 @@ class Evaluator:
         if f.of == "sum":
             return Column(self._sum(f.column, events, begin, end), offsets)
         return Column(self._distinct(f.column, events, begin, end).astype(np.float64), offsets)
+
+
+def _waits(time: Array, offsets: Array, times: Array) -> Array:
+    """Seconds from each step of a sequence to the next, and from the newest to t."""
+    after = np.empty(len(time), np.int64)
+    after[:-1] = time[1:]
+    some = np.diff(offsets) > 0
+    after[offsets[1:][some] - 1] = times[some]
+    waits: Array = (after - time) / MICROSECONDS
+    return waits
 
 
 def evaluate_pairs(

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from zoo.errors import FeatureError
 
-Kind = Literal["last_n", "count", "sum", "mean", "distinct", "recency", "tenure", "last"]
+Kind = Literal["last_n", "count", "decay", "sum", "mean", "distinct", "recency", "tenure", "last"]
 Step = Literal["event", "visit"]
 Of = Literal["first", "count", "sum", "distinct"]
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_KINDS = ("last_n", "count", "sum", "mean", "distinct", "recency", "tenure", "last")
+_KINDS = ("last_n", "count", "decay", "sum", "mean", "distinct", "recency", "tenure", "last")
 
 
 def seconds(duration: str | int | None) -> int | None:
@@ -36,11 +36,13 @@ def seconds(duration: str | int | None) -> int | None:
 class Feature:
     """One feature of an entity (or pair) as of an instant t, from its events before t.
 
-    kind: ``last_n`` the newest n steps as a sequence, oldest first; ``count``, ``sum``, ``mean``, ``distinct`` over the window
+    kind: ``decay`` the steps' number, each weighted by half for every ``window`` seconds of its age;
+        ``last_n`` the newest n steps as a sequence, oldest first; ``count``, ``sum``, ``mean``, ``distinct`` over the window
         [t - window, t); ``recency`` seconds since the newest event (NaN where none); ``tenure`` since the first;
         ``last`` the newest event's value.
     column: an event column; ``items.COLUMN`` is the item's attribute; ``gap`` seconds since the entity's previous step (NaN for
-        its first), ``age`` seconds before t, ``time``, ``day``, ``weekday`` (Monday 0), ``hour`` in the log's timezone.
+        its first), ``wait`` seconds until its next step or, for the newest, until t,
+        ``age`` seconds before t, ``time``, ``day``, ``weekday`` (Monday 0), ``hour`` in the log's timezone.
     where: event types that count (empty: all). step: ``event``, or ``visit`` (one step a session, or where the log has none, a
         run without a pause over the aggregation's session gap). of: what a visit step holds.
     via: for pairs, the item column whose membership in the partner's set is asked (``item_id`` or ``items.COLUMN``).
@@ -73,6 +75,11 @@ def last_n(name: str, column: str, n: int, *, where: tuple[str, ...] = (), step:
 def count(name: str, window: str | None = None, *, where: tuple[str, ...] = (), step: Step = "event", via: str = "") -> Feature:
     """int64: events (or visits that began) in the window."""
     return Feature(name, "count", window=seconds(window), where=where, step=step, via=via)
+
+
+def decayed(name: str, half_life: str, *, where: tuple[str, ...] = (), step: Step = "event") -> Feature:
+    """float64: all events (or visits), each counting half as much for every half-life of its age."""
+    return Feature(name, "decay", window=seconds(half_life), where=where, step=step)
 
 
 def total(name: str, column: str, window: str | None = None, *, where: tuple[str, ...] = (), via: str = "") -> Feature:

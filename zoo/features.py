@@ -1,0 +1,279 @@
+"""Features of a Feast repository as FeatureBatches: history for training, online for serving. The only caller of a FeatureStore."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import io
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zoo.contract import Array, Block, Column, FeatureBatch, Progress
+from zoo.errors import FeatureError, UsageError, choices
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from feast import FeatureStore
+
+    from zoo.events.ingest import IngestReport
+    from zoo.events.view import LogView
+    from zoo.stores.reader import LogReader
+
+TIME = "time"
+
+
+def table_of(rows: Any) -> pa.Table:
+    """Rows as an Arrow table: a table, a pandas or polars frame, a mapping of columns or a list of mappings."""
+    import pyarrow as pa
+
+    if isinstance(rows, pa.Table):
+        return rows
+    if isinstance(rows, Mapping):
+        lengths = {name: len(values) for name, values in rows.items()}
+        if len(set(lengths.values())) > 1:
+            raise UsageError(f"columns differ in length: {lengths}; expected one value a row in each")
+        return pa.table({name: values if isinstance(values, pa.Array) else pa.array(values) for name, values in rows.items()})
+    if isinstance(rows, list):
+        return pa.Table.from_pylist(rows)
+    if hasattr(rows, "to_arrow"):
+        return rows.to_arrow()
+    if hasattr(rows, "columns"):
+        return pa.Table.from_pandas(rows, preserve_index=False)
+    raise UsageError(f"rows are a {type(rows).__name__}; expected a table, a frame, a mapping of columns or a list of mappings")
+
+
+def instants(values: pa.ChunkedArray) -> Array:
+    """int64 microseconds UTC of a time column: integers as they are, timestamps with a timezone. Naive timestamps are refused."""
+    import pyarrow as pa
+
+    if values.null_count:
+        raise UsageError(f"the time column has {values.null_count} nulls; expected an instant a row")
+    if pa.types.is_timestamp(values.type) and values.type.tz is None:
+        raise UsageError("the time column has no timezone; expected UTC timestamps or int64 microseconds")
+    if not (pa.types.is_timestamp(values.type) or pa.types.is_integer(values.type)):
+        raise UsageError(f"the time column is {values.type}; expected timestamps with a timezone or int64 microseconds")
+    if pa.types.is_timestamp(values.type):
+        values = values.cast(pa.timestamp("us", values.type.tz))
+    return np.asarray(values.cast(pa.int64()).combine_chunks())
+
+
+@dataclass(frozen=True)
+class Features:
+    """The feature services of one repository, opened. Thread-safe for reading."""
+
+    store: FeatureStore
+    reader: LogReader
+    _views: dict[str, list[tuple[Any, list[str]]]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, repo: Path | str = ".") -> Features:
+        """Open a folder with a feature_store.yaml. Raises FeatureError where it is missing or unreadable."""
+        # feast imports torch and pandas: six seconds that `zoo --help` and a plugin listing must not pay
+        from feast import FeatureStore
+
+        from zoo.stores.reader import LogReader
+
+        path = Path(repo).resolve()
+        if not (path / "feature_store.yaml").is_file():
+            raise FeatureError(f"no feature_store.yaml in {path}; name a repository with --repo, or make one with: zoo init DIR")
+        store = FeatureStore(repo_path=str(path))
+        return cls(store, LogReader.of(store.config))
+
+    def services(self) -> tuple[str, ...]:
+        """Names of the feature services applied."""
+        return tuple(sorted(s.name for s in self.store.list_feature_services()))
+
+    def views(self, service: str) -> list[tuple[Any, list[str]]]:
+        """(feature view, feature names) of a service. Raises UsageError for an unknown one."""
+        if service not in self._views:  # parsing Feast's registry takes longer than a prediction
+            self._views[service] = self._read_views(service)
+        return self._views[service]
+
+    def _read_views(self, service: str) -> list[tuple[Any, list[str]]]:
+        if service not in self.services():
+            raise UsageError(f"{choices('feature service', service, self.services())}. A new one is there after: zoo apply")
+        found = self.store.get_feature_service(service)
+        project = self.store.project
+        return [
+            (self.store.registry.get_any_feature_view(p.name, project), [f.name for f in p.features])
+            for p in found.feature_view_projections
+        ]
+
+    def schema_hash(self, service: str) -> str:
+        """sha256 of what a service's features are: views, names, types and how they are computed."""
+        digest = hashlib.sha256()
+        for view, names in self.views(service):
+            types = {f.name: str(f.dtype) for f in view.features}
+            parts = [view.name, *view.join_keys, getattr(view.batch_source, "body", str(view.batch_source.name))]
+            digest.update(repr((parts, [(n, types[n]) for n in names])).encode())
+        return digest.hexdigest()
+
+    def history(self, service: str, rows: Any, context: Mapping[str, str] | None = None) -> FeatureBatch:
+        """Features of n rows, each from events strictly before its ``time``.
+
+        rows: entity keys, ``time`` (int64 microseconds UTC or timestamps with a timezone) and context columns. Returns n rows in order.
+        """
+        table = table_of(rows)
+        if TIME not in table.column_names:
+            raise UsageError(f"rows have no column 'time'; they have: {', '.join(table.column_names)}")
+        return self._batch(service, table, instants(table[TIME]), context or {}, online=False)
+
+    def online(
+        self, service: str, rows: Any, at: int | datetime | None = None, context: Mapping[str, str] | None = None
+    ) -> FeatureBatch:
+        """Features of n rows as of ``at`` (default: the repository's clock), from the online store."""
+        from zoo.stores.reader import microseconds
+
+        table = table_of(rows)
+        now = self.reader.now() if at is None else at if isinstance(at, int) else microseconds(at)
+        return self._batch(service, table, np.full(len(table), now, np.int64), context or {}, online=True)
+
+    def _batch(self, service: str, table: pa.Table, times: Array, context: Mapping[str, str], *, online: bool) -> FeatureBatch:
+        view = self.reader.view()
+        views = self.views(service)
+        codes: dict[str, Array] = {}
+        for feature_view, _ in views:
+            for key in feature_view.join_keys:
+                if key not in table.column_names:
+                    raise UsageError(
+                        f"rows have no column {key!r}, the key of {feature_view.name!r}; they have: {', '.join(table.column_names)}"
+                    )
+                if key not in codes:
+                    codes[key] = view.codes(key, table[key])
+        blocks: dict[str, Block] = {}
+        row_of: dict[str, Array] = {}
+        evaluators: dict[str, Any] = {}
+        newest = np.full(len(table), -1, np.int64)
+        for feature_view, names in views:
+            keys = {k: codes[k] for k in feature_view.join_keys}
+            first, inverse = _distinct([*keys.values(), times])
+            stored = {k: v[first] for k, v in keys.items()}
+            columns, seen = self._columns(view, feature_view, stored, times[first], evaluators, online=online)
+            blocks[feature_view.name] = {n: columns[n] for n in names}
+            row_of[feature_view.name] = inverse
+            if "user_id" in keys and seen is not None:
+                newest = np.maximum(newest, seen[inverse])
+        if context:
+            blocks["context"], row_of["context"] = _context(table, context), np.arange(len(table), dtype=np.int32)
+        dictionaries = {c.dictionary for b in blocks.values() for c in b.values() if c.dictionary}
+        return FeatureBatch(blocks, row_of, times, newest, view.catalogue(frozenset(dictionaries)))
+
+    def _columns(
+        self, view: LogView, feature_view: Any, keys: dict[str, Array], times: Array, evaluators: dict[str, Any], *, online: bool
+    ) -> tuple[dict[str, Column], Array | None]:
+        from zoo.stores.columns import features_of
+        from zoo.stores.source import EventSource, TableSource
+
+        source = feature_view.batch_source
+        if isinstance(source, TableSource):
+            return features_of(view, source, keys, times), None
+        if not isinstance(source, EventSource):
+            raise FeatureError(
+                f"feature view {feature_view.name!r} has a {type(source).__name__}; services read here need EventSource or TableSource "
+                "(file-backed views answer through store.get_historical_features)"
+            )
+        entity = feature_view.batch_source.aggregation.entity[0]
+        if not online:
+            return features_of(view, source, keys, times), view.index(entity).newest(keys[entity], times)
+        online_store = self.store._get_provider().online_store
+        unique, inverse = np.unique(keys[entity], return_inverse=True)
+        own = {**keys, entity: (inverse + 2).astype(np.int32)}
+        if entity not in evaluators or not np.array_equal(evaluators[entity][0], unique):
+            from zoo.events.evaluate import Evaluator
+
+            evaluators[entity] = (
+                unique,
+                Evaluator(online_store.events(self.store.config, view, entity, unique), view.event_types()),
+            )
+        evaluator = evaluators[entity][1]
+        return features_of(view, source, own, times, evaluator), evaluator.index.newest(own[entity], times)
+
+    def append(self, rows: Any, idempotency_key: str | None = None) -> IngestReport:
+        """Push raw events: durable in the log, then visible to the next online read. Needs event ids or an idempotency key."""
+        report: IngestReport = self.store._get_provider().online_store.append(self.store.config, table_of(rows), idempotency_key)
+        return report
+
+    def materialize(self, progress: Progress | None = None) -> dict[str, int]:
+        """Copy every entity's recent events from the log to the online store; returns entities copied by kind."""
+        from zoo.stores.source import EventSource
+
+        view = self.reader.view()
+        online_store = self.store._get_provider().online_store
+        sources = [v.batch_source for v in self.store.list_feature_views()]
+        kinds = {s.aggregation.entity[0] for s in sources if isinstance(s, EventSource) and s.aggregation is not None}
+        return {kind: online_store.copy(self.store.config, view, kind, progress=progress) for kind in sorted(kinds)}
+
+
+def _distinct(columns: list[Array]) -> tuple[Array, Array]:
+    """(first row of each distinct tuple, int32 (n,) which of them each row is)."""
+    order = np.lexsort(columns[::-1])
+    change = np.zeros(len(order), bool)
+    change[:1] = True
+    for column in columns:
+        change[1:] |= np.diff(column[order]) != 0
+    inverse = np.empty(len(order), np.int32)
+    inverse[order] = np.cumsum(change) - 1
+    return order[change], inverse
+
+
+def _context(table: pa.Table, context: Mapping[str, str]) -> Block:
+    out = {}
+    for name, dtype in context.items():
+        if name not in table.column_names:
+            raise UsageError(f"rows have no context column {name!r}; they have: {', '.join(table.column_names)}")
+        out[name] = Column(np.asarray(table[name].combine_chunks()).astype(dtype))
+    return out
+
+
+def apply(repo: Path | str = ".") -> tuple[str, ...]:
+    """Register what the repository declares, as ``feast apply`` does. Returns the names of its feature services."""
+    features = Features.open(repo)
+    from feast.repo_operations import apply_total
+
+    path = Path(repo).resolve()
+    with _own_modules(path), contextlib.chdir(path), contextlib.redirect_stdout(io.StringIO()):
+        apply_total(features.store.config, path, skip_source_validation=True)
+    return Features.open(repo).services()
+
+
+@contextlib.contextmanager
+def _own_modules(path: Path) -> Iterator[None]:
+    """Feast imports a repository's files as top-level modules: let it find them, and let no other repository's be taken for them."""
+    names = {".".join(f.relative_to(path).with_suffix("").parts) for f in path.rglob("*.py")}
+    hidden = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    sys.path.insert(0, str(path))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(path))
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(hidden)
+
+
+def history(service: str, rows: Any, repo: Path | str = ".") -> FeatureBatch:
+    """``Features.open(repo).history(service, rows)``."""
+    return Features.open(repo).history(service, rows)
+
+
+def online(service: str, rows: Any, at: int | datetime | None = None, repo: Path | str = ".") -> FeatureBatch:
+    """``Features.open(repo).online(service, rows, at)``."""
+    return Features.open(repo).online(service, rows, at)
+
+
+def append(rows: Any, idempotency_key: str | None = None, repo: Path | str = ".") -> IngestReport:
+    """``Features.open(repo).append(rows, idempotency_key)``."""
+    return Features.open(repo).append(rows, idempotency_key)
+
+
+def materialize(repo: Path | str = ".", progress: Progress | None = None) -> dict[str, int]:
+    """``Features.open(repo).materialize(progress)``."""
+    return Features.open(repo).materialize(progress)

@@ -1,0 +1,137 @@
+"""A project: a Feast repository with a ``zoo.toml`` that says its tasks, timezone and registry; stores are feature_store.yaml's."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import UsageError, choices
+
+FILE = "zoo.toml"
+_ZOO = {"timezone", "registry"}
+_TASK = {"members", "folds", "final", "min_count", "params", "seed", "task"}
+"""Keys of a task's table that training reads; the rest belongs to the task."""
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """``[tasks.NAME]``: members of the stack, how they are trained, and the task's own settings.
+
+    task: the task's kind where the table has another name (two churn horizons in one project). params: model name -> its parameters.
+    """
+
+    name: str
+    task: str
+    members: tuple[str, ...]
+    folds: int = 4
+    final: str = "logistic"
+    min_count: int = 5
+    seed: int = 0
+    params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    own: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class IngestSettings:
+    """``[ingest]``: how files become events. columns: a file's name -> the log's. time_unit: of whole-number times (s, ms, us, ns)."""
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    time_unit: str | None = None
+
+
+@dataclass(frozen=True)
+class Project:
+    """What ``zoo.toml`` says, checked.
+
+    root: the repository's folder. timezone: for calendar features and naive input. registry: SQLAlchemy URL.
+    """
+
+    root: Path
+    timezone: str
+    registry: str
+    tasks: Mapping[str, TaskSettings]
+    ingest: IngestSettings = field(default_factory=IngestSettings)
+
+    @classmethod
+    def open(cls, root: Path | str = ".") -> Project:
+        """Read ``zoo.toml`` in a folder. Raises UsageError where it is missing, is not TOML or has unknown keys."""
+        folder = Path(root).resolve()
+        path = folder / FILE
+        if not path.is_file():
+            raise UsageError(
+                f"no {FILE} in {folder}; name a project with --repo DIR, or make one with: zoo init DIR --events FILE"
+            )
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} is not TOML: {error}") from error
+        top = raw.get("zoo", {})
+        for key in raw:
+            if key not in ("zoo", "tasks", "ingest"):
+                raise UsageError(f"{path}: {choices('table', key, ('zoo', 'ingest', 'tasks.NAME'))}")
+        for key in top:
+            if key not in _ZOO:
+                raise UsageError(f"{path}: {choices('key in [zoo]', key, _ZOO)}")
+        tasks = {name: _task(path, name, table) for name, table in raw.get("tasks", {}).items()}
+        registry = top.get("registry", "sqlite:///data/registry.db")
+        return cls(folder, top.get("timezone", "UTC"), registry, tasks, _ingest(path, raw.get("ingest", {})))
+
+    def task(self, name: str) -> TaskSettings:
+        """Settings of a task. Raises UsageError with the choices."""
+        if name not in self.tasks:
+            raise UsageError(f"{choices('task', name, self.tasks)}. Tasks are tables [tasks.NAME] in {self.root / FILE}")
+        return self.tasks[name]
+
+    @property
+    def data(self) -> Path:
+        """Where everything made lies."""
+        return self.root / "data"
+
+    @property
+    def artefacts(self) -> Path:
+        return self.data / "artefacts"
+
+    @property
+    def cache(self) -> Path:
+        return self.data / "cache"
+
+    @property
+    def registry_url(self) -> str:
+        """The registry's URL, a relative SQLite path taken from the project's folder."""
+        prefix = "sqlite:///"
+        if self.registry.startswith(prefix) and not self.registry.startswith(prefix + "/"):
+            return f"{prefix}{self.root / self.registry[len(prefix) :]}"
+        return self.registry
+
+
+def _ingest(path: Path, table: Any) -> IngestSettings:
+    columns, unit = (table.get("columns", {}), table.get("time_unit")) if isinstance(table, dict) else (None, None)
+    if not isinstance(columns, dict) or not all(isinstance(name, str) for name in columns.values()):
+        raise UsageError(f'{path}: [ingest] is {table!r}; expected columns = {{ "the file\'s name" = "the log\'s" }}')
+    if unit is not None and unit not in ("s", "ms", "us", "ns"):
+        raise UsageError(f"{path}: {choices('time_unit in [ingest]', unit, ('s', 'ms', 'us', 'ns'))}")
+    for key in table:
+        if key not in ("columns", "time_unit"):
+            raise UsageError(f"{path}: {choices('key in [ingest]', key, ('columns', 'time_unit'))}")
+    return IngestSettings(columns, unit)
+
+
+def _task(path: Path, name: str, table: Any) -> TaskSettings:
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: tasks.{name} is {type(table).__name__}; expected a table [tasks.{name}]")
+    members = table.get("members")
+    if not isinstance(members, list) or not members or not all(isinstance(m, str) for m in members):
+        raise UsageError(f'{path}: [tasks.{name}] members is {members!r}; expected a list of model names such as ["gbdt", "gru"]')
+    for key, kind in {"folds": int, "min_count": int, "seed": int, "final": str, "params": dict, "task": str}.items():
+        if key in table and not isinstance(table[key], kind):
+            raise UsageError(f"{path}: [tasks.{name}] {key} is {table[key]!r}; expected {kind.__name__}")
+    params = table.get("params", {})
+    for model in params:
+        if model not in members:
+            raise UsageError(f"{path}: [tasks.{name}.params.{model}] names no member; members are: {', '.join(members)}")
+    known = {k: table[k] for k in ("folds", "final", "min_count", "seed") if k in table}
+    own = {k: v for k, v in table.items() if k not in _TASK}
+    return TaskSettings(name, table.get("task", name), tuple(members), params=params, own=own, **known)

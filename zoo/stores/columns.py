@@ -1,0 +1,40 @@
+"""Between codes and what Feast shows: identifiers as arrow arrays, and entity rows as codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from zoo.contract import Array, Column
+from zoo.events.view import LogView
+from zoo.stores.source import EventSource, TableSource
+
+
+def to_arrow(view: LogView, column: Column) -> pa.Array:
+    """A column with identifiers in place of codes: one chunk, lists for sequences, null for code 0 and NaN."""
+    if column.dictionary is not None:
+        values = view.log.dictionary(column.dictionary).decode(column.values)
+        values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    else:
+        values = pa.array(column.values, from_pandas=column.offsets is None)
+    if column.offsets is None:
+        return values
+    if column.offsets[-1] < 2**31:
+        return pa.ListArray.from_arrays(pa.array(column.offsets.astype(np.int32)), values)
+    return pa.LargeListArray.from_arrays(pa.array(column.offsets), values)
+
+
+def features_of(view: LogView, source: Any, keys: dict[str, Array], times: Array, evaluator: Any = None) -> dict[str, Column]:
+    """A source's features for n rows given codes by join key: aggregated from events, or looked up in an entity table."""
+    if isinstance(source, TableSource):
+        block = view.block(source.table)
+        key = view.log.read_table(source.table).column_names[0]
+        names = source.columns or tuple(block)
+        last = len(next(iter(block.values()))) - 1
+        rows = np.where(keys[key] > last, 1, keys[key])
+        return {name: block[name].take(rows) for name in names}
+    assert isinstance(source, EventSource)
+    aggregation = source.aggregation
+    return {} if aggregation is None else view.evaluate(aggregation, keys, times, evaluator)

@@ -1,0 +1,76 @@
+"""The log behind a Feast repository: where it lies, what time it is there, and its newest version opened for reading."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from zoo.errors import FeatureError
+from zoo.events.view import LogView
+
+CLOCKS = "wall, log_end or a UTC instant such as 2017-12-01T00:00:00Z"
+
+
+def microseconds(instant: datetime) -> int:
+    """Microseconds UTC of an aware datetime, without the rounding of float seconds."""
+    if instant.tzinfo is None:
+        raise FeatureError(f"the instant {instant.isoformat()} has no timezone; expected UTC, such as 2017-12-01T00:00:00Z")
+    whole = int(instant.replace(microsecond=0).timestamp())
+    return whole * 1_000_000 + instant.microsecond
+
+
+@dataclass
+class LogReader:
+    """Opens the log of one repository and keeps the view of its newest version.
+
+    clock: ``wall``, ``log_end`` (just after the newest event: a log that has ended) or an instant. One view at a time is kept, so
+    memory does not grow with versions.
+    """
+
+    root: Path
+    clock: str
+    _view: LogView | None = None
+    _lock: Lock = field(default_factory=Lock)
+
+    @classmethod
+    def of(cls, config: Any) -> LogReader:
+        """The reader of a Feast RepoConfig whose offline store is an EventLogOfflineStore.
+
+        It is kept on the config, whose life is the FeatureStore's; there is no registry of readers.
+        """
+        reader = config.__dict__.get("_zoo_reader")
+        if reader is None:
+            settings = config.offline_store
+            if not hasattr(settings, "log"):
+                raise FeatureError(
+                    f"feature_store.yaml names the offline store {settings.type!r}; event features need "
+                    "type: zoo.stores.EventLogOfflineStore with log: PATH"
+                )
+            root = Path(settings.log)
+            reader = cls(root if root.is_absolute() else Path(config.repo_path or ".") / root, settings.clock)
+            config.__dict__["_zoo_reader"] = reader
+        assert isinstance(reader, cls)
+        return reader
+
+    def view(self) -> LogView:
+        """The newest version of the log."""
+        with self._lock:
+            if self._view is None or self._view.log.version() != self._view.version:
+                self._view = LogView.open(self.root)
+            return self._view
+
+    def now(self) -> int:
+        """What time it is, microseconds UTC."""
+        if self.clock == "wall":
+            return time.time_ns() // 1000
+        if self.clock == "log_end":
+            end = self.view().log.end()
+            return 0 if end is None else end + 1
+        try:
+            return microseconds(datetime.fromisoformat(self.clock))
+        except ValueError:
+            raise FeatureError(f"feature_store.yaml has clock: {self.clock!r}; expected {CLOCKS}") from None
