@@ -12,7 +12,7 @@ from zoo.errors import UsageError, choices
 
 FILE = "zoo.toml"
 _ZOO = {"timezone", "registry"}
-_TASK = {"members", "folds", "final", "min_count", "params", "seed", "task"}
+_TASK = {"members", "folds", "final", "params", "seed", "task"}
 """Keys of a task's table that training reads; the rest belongs to the task."""
 
 
@@ -28,7 +28,6 @@ class TaskSettings:
     members: tuple[str, ...]
     folds: int = 4
     final: str = "logistic"
-    min_count: int = 5
     seed: int = 0
     params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     own: Mapping[str, Any] = field(default_factory=dict)
@@ -125,13 +124,13 @@ def _task(path: Path, name: str, table: Any) -> TaskSettings:
     members = table.get("members")
     if not isinstance(members, list) or not members or not all(isinstance(m, str) for m in members):
         raise UsageError(f'{path}: [tasks.{name}] members is {members!r}; expected a list of model names such as ["gbdt", "gru"]')
-    for key, kind in {"folds": int, "min_count": int, "seed": int, "final": str, "params": dict, "task": str}.items():
+    for key, kind in {"folds": int, "seed": int, "final": str, "params": dict, "task": str}.items():
         if key in table and not isinstance(table[key], kind):
             raise UsageError(f"{path}: [tasks.{name}] {key} is {table[key]!r}; expected {kind.__name__}")
     params = table.get("params", {})
     for model in params:
         if model not in members:
             raise UsageError(f"{path}: [tasks.{name}.params.{model}] names no member; members are: {', '.join(members)}")
-    known = {k: table[k] for k in ("folds", "final", "min_count", "seed") if k in table}
+    known = {k: table[k] for k in ("folds", "final", "seed") if k in table}
     own = {k: v for k, v in table.items() if k not in _TASK}
     return TaskSettings(name, table.get("task", name), tuple(members), params=params, own=own, **known)

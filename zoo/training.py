@@ -1,0 +1,226 @@
+"""One task from the log to a registered ensemble: examples, features, out-of-fold scores, stack, members, evaluation, registry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zoo.cache import Cache
+from zoo.contract import Array, Examples, FeatureBatch, Progress, Target, Task, TrainingData
+from zoo.errors import UsageError
+from zoo.evaluation import leaderboard
+from zoo.features import Features
+from zoo.fitting import Member, PluginSource, silent
+from zoo.jobs import Executor, Serial
+from zoo.manager import Plugins
+from zoo.project import Project, TaskSettings
+from zoo.registry import Registry, Version
+from zoo.stacking import Ensemble, OutOfFold, fit_members, out_of_fold, plain_mean, stack
+from zoo.tasks.settings import duration, instant
+from zoo.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from zoo.events.view import LogView
+
+STEPS = {"features": 0.05, "folds": 0.6, "members": 0.9, "evaluation": 1.0}
+"""Progress at the end of each step."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run left: the registered version (None where it was not registered), the ensemble and the record in the registry."""
+
+    version: Version | None
+    ensemble: Ensemble
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training and test examples. Training rows' labels were known ``gap`` before the first test row."""
+
+    train: Examples
+    test: Examples
+
+
+def split(task: Task, settings: TaskSettings, view: LogView, test_start: int | None, test_end: int | None) -> Split:
+    """Draw a task's rows on both sides of ``test_start`` (default: the newest instant whose labels are all known).
+
+    The gap is one label window (``horizon``), or the setting ``gap`` of tasks whose labels take as long as each needs.
+    """
+    from importlib import import_module
+
+    own = {k: v for k, v in settings.own.items() if k != "gap"}
+    module = import_module(task.examples.__module__)
+    begin = module.first(own, view) if hasattr(module, "first") else 0
+    end = view.log.end() or 0
+    if test_start is None:
+        rows = task.examples(view, own, begin, end + 1)
+        known = rows.time[rows.known_at <= end + 1]
+        if not len(known):
+            raise UsageError(
+                f"no row of {settings.name} has a known label yet: the log ends before the first label window closes"
+            )
+        test_start = int(known.max())
+    train = task.examples(view, own, begin, test_start)
+    gap = duration(settings.own["gap"]) if "gap" in settings.own else duration(own["horizon"]) if "horizon" in own else 0
+    train = train.take(np.flatnonzero(train.known_at + gap <= test_start))
+    test = task.examples(view, own, test_start, test_start + 1 if test_end is None else test_end)
+    test = test.take(np.flatnonzero(test.known_at <= end + 1))
+    for name, part in (("training", train), ("test", test)):
+        if not len(part):
+            at = datetime.fromtimestamp(test_start / 1e6, UTC).isoformat()
+            raise UsageError(f"{settings.name} has no {name} rows around {at}; name another --test-from, or more history")
+    return Split(train, test)
+
+
+def training_data(features: Features, task: Task, examples: Examples) -> TrainingData:
+    """Examples with their features as of each row's time, weighted alike."""
+    rows = {**examples.keys, "time": examples.time}
+    batch = features.history(task.service, rows, task.context)
+    _no_future(batch)
+    return TrainingData(batch, examples.target, np.ones(len(examples)), examples.time, task.target)
+
+
+def _no_future(batch: FeatureBatch) -> None:
+    # the guard against a feature source that breaks its promise; cheap, so always on
+    late = np.flatnonzero(batch.newest >= batch.as_of)
+    if len(late):
+        raise UsageError(f"{len(late)} rows have features from events at or after their own time; the first is row {late[0]}")
+
+
+def members_of(settings: TaskSettings, only: Sequence[str] | None = None) -> list[Member]:
+    """The stack's members as zoo.toml says; ``only`` picks or adds some."""
+    names = settings.members if only is None else only
+    return [Member(name, name, settings.params.get(name, {}), settings.seed) for name in names]
+
+
+def train(
+    project: Project,
+    task_name: str,
+    *,
+    plugins: Plugins,
+    features: Features | None = None,
+    source: PluginSource = PluginSource(),  # noqa: B008 - frozen and empty
+    executor: Executor | None = None,
+    test_start: int | str | None = None,
+    test_end: int | str | None = None,
+    members: Sequence[str] | None = None,
+    register: bool = True,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train a task's stack, evaluate it on rows after ``test_start``, register it.
+
+    source: how child processes come by the plugins (the same that made ``plugins``). test_start, test_end: microseconds UTC or ISO
+    dates. Raises UsageError for settings that cannot be meant, JobError naming the member and fold that failed.
+    """
+    started = perf_counter()
+    say = progress or silent
+    settings = project.task(task_name)
+    task = plugins.task(settings.task)
+    features = features or Features.open(project.root)
+    executor = executor or Serial()
+    cache = Cache(project.cache)
+    view = features.reader.view()
+    say(0.0, "examples")
+    bounds = [None if t is None else instant(t) for t in (test_start, test_end)]
+    rows = split(task, settings, view, *bounds)
+    data, test = training_data(features, task, rows.train), training_data(features, task, rows.test)
+    say(STEPS["features"], "features")
+    chosen = members_of(settings, members)
+    folds = plugins.folds(data, rows.train.known_at, settings.folds, settings.seed)
+    oof = out_of_fold(
+        chosen, data, folds, source=source, executor=executor, cache=cache, progress=_part(say, "features", "folds")
+    )
+    final = stack(oof, data, settings.final, seed=settings.seed, source=source)
+    fitted = fit_members(chosen, data, source=source, executor=executor, cache=cache, progress=_part(say, "folds", "members"))
+    ensemble = Ensemble(tuple(fitted), final, Vocabulary.fit(data.batch), task.target)
+    board = evaluate(ensemble, test, rows.test, {f.name: f.seconds for f in fitted})
+    say(STEPS["evaluation"], "evaluation")
+    record = {
+        "task": task_name,
+        "rows": len(data),
+        "test_rows": len(test),
+        "base_rate": float(np.mean(test.target)),
+        "train": _span(rows.train),
+        "test": _span(rows.test),
+        "members": {name: {**row, "fold_seconds": oof.seconds[name]} for name, row in board.items() if name in oof.members},
+        "mean": board["mean"],
+        "stack": board["stack"],
+        "best_member": oof.best(data),
+        "reused": sorted(name for name, folds_reused in oof.reused.items() if folds_reused == len(folds)),
+        "seconds": perf_counter() - started,
+    }
+    version = _register(project, record, ensemble, features, task, settings, view, folds, oof) if register else None
+    plugins.trained(record)
+    return Trained(version, ensemble, record)
+
+
+def evaluate(ensemble: Ensemble, test: TrainingData, rows: Examples, seconds: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Every member, the plain mean and the stack on the same test rows: metrics with intervals by user, difference to the stack."""
+    scores = ensemble.member_scores(test.batch)
+    lines = {m.name: scores[:, i] for i, m in enumerate(ensemble.members)}
+    lines |= {"mean": plain_mean(scores), "stack": ensemble.combine(test.batch, scores)}
+    first = next(iter(rows.keys.values()))
+    _, groups = np.unique(first, return_inverse=True)
+    board = leaderboard(test.target, lines, groups=groups, cuts=rows.time, seconds=seconds, against="stack")
+    return {row.name: row.as_dict() for row in board}
+
+
+def _part(say: Progress, begin: str, end: str) -> Callable[[float, str], None]:
+    low, high = STEPS[begin], STEPS[end]
+    return lambda done, text: say(low + (high - low) * done, text)
+
+
+def _span(rows: Examples) -> list[str]:
+    return [datetime.fromtimestamp(t / 1e6, UTC).isoformat() for t in (int(rows.time.min()), int(rows.time.max()))]
+
+
+def _register(
+    project: Project,
+    record: dict[str, Any],
+    ensemble: Ensemble,
+    features: Features,
+    task: Task,
+    settings: TaskSettings,
+    view: LogView,
+    folds: Sequence[tuple[Array, Array]],
+    oof: OutOfFold,
+) -> Version:
+    lineage = {
+        "task": {"name": settings.name, "kind": settings.task, "entities": list(task.entities), "service": task.service},
+        "settings": json.loads(json.dumps(dict(settings.own), default=str)),
+        "log": view.log.lineage(),
+        "service_hash": features.schema_hash(task.service),
+        "plugins": {m.name: {"model": m.model, "distribution": m.distribution, "version": m.version} for m in ensemble.members},
+        "final": settings.final,
+        "params": {name: dict(params) for name, params in settings.params.items()},
+        "seed": settings.seed,
+        "folds": [[len(a), len(b)] for a, b in folds],
+        "git": _commit(project.root),
+        "run": hashlib.sha256(oof.scores.tobytes()).hexdigest()[:16],
+    }
+    with Registry.open(project.registry_url, project.artefacts) as registry:
+        return registry.register(settings.name, ensemble.save(), record, lineage)
+
+
+def _commit(root: Path) -> str | None:
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+__all__ = ["Split", "Target", "Trained", "evaluate", "members_of", "split", "train", "training_data"]
