@@ -21,14 +21,16 @@ class GBDTParams(BaseModel):
     max_categories: int = Field(64, ge=1, description="Most frequent codes of a column that stay apart; the others are one.")
     min_category_count: int = Field(20, ge=1, description="Codes in fewer training rows than this are put with the others.")
 
-    num_trees: int = Field(300, ge=1, description="Trees; the most there may be where early stopping is on.")
-    learning_rate: float = Field(0.05, gt=0)
-    num_leaves: int = Field(31, ge=2)
+    # Chosen on the demo's churn cuts before 2017-09-01: rows of one household at several cuts are alike, so small trees that each
+    # see a fifth of the columns do better (AUC 0.825 against 0.804 for 300 trees of 31 leaves over every row and column).
+    num_trees: int = Field(200, ge=1, description="Trees; the most there may be where early stopping is on.")
+    learning_rate: float = Field(0.03, gt=0)
+    num_leaves: int = Field(7, ge=2)
     min_data_in_leaf: int = Field(20, ge=1)
-    feature_fraction: float = Field(1.0, gt=0, le=1)
-    bagging_fraction: float = Field(1.0, gt=0, le=1, description="Share of the rows that a tree sees, drawn anew for each.")
+    feature_fraction: float = Field(0.2, gt=0, le=1)
+    bagging_fraction: float = Field(0.7, gt=0, le=1, description="Share of the rows that a tree sees, drawn anew for each.")
     lambda_l1: float = Field(0.0, ge=0)
-    lambda_l2: float = Field(0.0, ge=0)
+    lambda_l2: float = Field(5.0, ge=0)
     seeds: int = Field(1, ge=1, le=32, description="Models with different seeds whose scores are averaged.")
 
     early_stopping: int = Field(0, ge=0, description="Trees without a better validation loss before training stops; 0: off.")
