@@ -3,7 +3,7 @@
 from entities import household, product
 from feast import FeatureView
 
-from zoo.events.specs import Aggregation, count, decayed, distinct, recency, tenure, total
+from zoo.events.specs import Aggregation, count, decayed, distinct, quiet, recency, survival, tenure, total
 from zoo.stores import EventSource
 from zoo.stores.source import schema_of
 
@@ -17,6 +17,9 @@ user = Aggregation(
         *(count(f"user_visits_{w}", w, where=BOUGHT, step="visit") for w in WINDOWS),
         *(distinct(f"user_days_{w}", "day", w, where=BOUGHT) for w in WINDOWS),
         *(decayed(f"user_visits_half_{h}", h, where=BOUGHT, step="visit") for h in ("3d", "7d", "14d", "30d", "60d")),
+        *(quiet(f"user_quiet_{w}", "14d", w, where=BOUGHT, step="visit") for w in ("56d", "112d")),
+        quiet("user_quiet", "14d", where=BOUGHT, step="visit"),
+        survival("user_survival", "14d", where=BOUGHT, step="visit"),
         *(total(f"user_spend_{w}", "value", w, where=BOUGHT) for w in WINDOWS),
         *(total(f"user_discounts_{w}", "retail_discount", w, where=BOUGHT) for w in ("28d", "112d")),
         *(distinct(f"user_categories_{w}", "items.category", w, where=BOUGHT) for w in ("28d", "112d")),

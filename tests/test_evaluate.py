@@ -15,7 +15,21 @@ from hypothesis import strategies as st
 from zoo.errors import FeatureError
 from zoo.events.evaluate import Evaluator, evaluate_pairs, member_sets
 from zoo.events.index import MISSING, Index, fixed_point
-from zoo.events.specs import Aggregation, Feature, count, decayed, distinct, last, last_n, mean, recency, tenure, total
+from zoo.events.specs import (
+    Aggregation,
+    Feature,
+    count,
+    decayed,
+    distinct,
+    last,
+    last_n,
+    mean,
+    quiet,
+    recency,
+    survival,
+    tenure,
+    total,
+)
 
 TYPES = {"view": 2, "cart": 3, "purchase": 4}
 CATEGORY = np.array([0, 1, 2, 2, 3, 3, 4, 4], np.int32)
@@ -105,6 +119,14 @@ def oracle(events: list[Event], entity: str, f: Feature, code: int, t: int, equa
     visits = [e for i, e in enumerate(kept) if i == 0 or kept[i - 1]["visit"] != e["visit"]]
     if f.kind == "decay":
         return math.fsum(0.5 ** ((t - e["time"]) / SECOND / f.window) for e in (visits if f.step == "visit" else kept))
+    if f.kind in ("quiet", "survival"):
+        steps = visits if f.step == "visit" else kept
+        steps = [e for e in steps if f.window is None or e["time"] >= t - f.window * SECOND]
+        waits = [value_of(e, "wait", steps, i, t) for i, e in enumerate(steps)]
+        if f.kind == "quiet":
+            return math.fsum(max(0.0, w - f.horizon) for w in waits) / sum(waits) if sum(waits) else math.nan
+        longer = sum(w >= waits[-1] for w in waits[:-1])
+        return (1 + sum(w >= waits[-1] + f.horizon for w in waits[:-1])) / (4 + longer) if steps else math.nan
     if f.kind == "count" and f.step == "visit":
         return sum(e in window for e in visits) if f.window is None else sum(e["time"] >= t - f.window * SECOND for e in visits)
     if f.kind == "count":
@@ -154,6 +176,10 @@ FEATURES = (
     last_n("visit_ages", "age", 3, step="visit"),
     last_n("waits", "wait", 4, where=("purchase", "view")),
     last_n("visit_waits", "wait", 3, step="visit"),
+    quiet("quiet", "1d", where=("purchase", "view")),
+    quiet("quiet_visits_28d", "2d", "28d", step="visit"),
+    survival("survival", "1d", where=("purchase", "cart")),
+    survival("survival_visits", "12h", step="visit"),
     decayed("decayed", "7d", where=("purchase",)),
     decayed("decayed_visits", "30d", step="visit"),
     count("n"),

@@ -6,7 +6,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.cache import Cache
-from zoo.contract import Array, Examples, FeatureBatch, Progress, Target, Task, TrainingData
+from zoo.contract import Array, Examples, FeatureBatch, Progress, Task, TrainingData
 from zoo.errors import UsageError
 from zoo.evaluation import leaderboard
 from zoo.features import Features
@@ -37,11 +37,24 @@ STEPS = {"features": 0.05, "folds": 0.6, "members": 0.9, "evaluation": 1.0}
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run left: the registered version (None where it was not registered), the ensemble and the record in the registry."""
+    """What a run left: the registered version (None where it was not registered), the ensemble and the record in the registry.
+
+    data, test: training and test rows with features. rows: the test rows' keys and times. scores: test scores (n, k) of every
+    member, of ``mean`` and of ``stack``.
+    """
 
     version: Version | None
     ensemble: Ensemble
     record: dict[str, Any]
+    data: TrainingData
+    test: TrainingData
+    rows: Examples
+    scores: Mapping[str, Array]
+
+    @property
+    def groups(self) -> Array:
+        """int64 (n,): which user each test row is of, for intervals that draw users."""
+        return np.unique(next(iter(self.rows.keys.values())), return_inverse=True)[1]
 
 
 @dataclass(frozen=True)
@@ -144,7 +157,16 @@ def train(
     final = stack(oof, data, settings.final, seed=settings.seed, source=source)
     fitted = fit_members(chosen, data, source=source, executor=executor, cache=cache, progress=_part(say, "folds", "members"))
     ensemble = Ensemble(tuple(fitted), final, Vocabulary.fit(data.batch), task.target)
-    board = evaluate(ensemble, test, rows.test, {f.name: f.seconds for f in fitted})
+    scores = _scores(ensemble, test.batch)
+    done = Trained(None, ensemble, {}, data, test, rows.test, scores)
+    lines = leaderboard(
+        test.target,
+        scores,
+        groups=done.groups,
+        seconds={f.name: f.seconds for f in fitted},
+        against="stack",
+    )
+    board = {line.name: line.as_dict() for line in lines}
     say(STEPS["evaluation"], "evaluation")
     record = {
         "task": task_name,
@@ -162,18 +184,13 @@ def train(
     }
     version = _register(project, record, ensemble, features, task, settings, view, folds, oof) if register else None
     plugins.trained(record)
-    return Trained(version, ensemble, record)
+    return replace(done, version=version, record=record)
 
 
-def evaluate(ensemble: Ensemble, test: TrainingData, rows: Examples, seconds: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """Every member, the plain mean and the stack on the same test rows: metrics with intervals by user, difference to the stack."""
-    scores = ensemble.member_scores(test.batch)
+def _scores(ensemble: Ensemble, batch: FeatureBatch) -> dict[str, Array]:
+    scores = ensemble.member_scores(batch)
     lines = {m.name: scores[:, i] for i, m in enumerate(ensemble.members)}
-    lines |= {"mean": plain_mean(scores), "stack": ensemble.combine(test.batch, scores)}
-    first = next(iter(rows.keys.values()))
-    _, groups = np.unique(first, return_inverse=True)
-    board = leaderboard(test.target, lines, groups=groups, cuts=rows.time, seconds=seconds, against="stack")
-    return {row.name: row.as_dict() for row in board}
+    return lines | {"mean": plain_mean(scores), "stack": ensemble.combine(batch, scores)}
 
 
 def _part(say: Progress, begin: str, end: str) -> Callable[[float, str], None]:
@@ -210,7 +227,12 @@ def _register(
         "run": hashlib.sha256(oof.scores.tobytes()).hexdigest()[:16],
     }
     with Registry.open(project.registry_url, project.artefacts) as registry:
-        return registry.register(settings.name, ensemble.save(), record, lineage)
+        artefact = ensemble.save()
+        newest = registry.versions(settings.name)[-1:] if settings.name in registry.models() else []
+        # the same content again is the same version: a rerun that reused everything adds nothing
+        if newest and newest[0].digest == registry.artefacts.write(artefact) and newest[0].lineage["log"] == lineage["log"]:
+            return newest[0]
+        return registry.register(settings.name, artefact, record, lineage)
 
 
 def _commit(root: Path) -> str | None:
@@ -223,4 +245,4 @@ def _commit(root: Path) -> str | None:
     return found.stdout.strip() or None
 
 
-__all__ = ["Split", "Target", "Trained", "evaluate", "members_of", "split", "train", "training_data"]
+__all__ = ["Split", "Trained", "members_of", "split", "train", "training_data"]

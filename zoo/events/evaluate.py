@@ -16,7 +16,7 @@ from zoo.events.index import MISSING, SCALE, Index, from_fixed
 from zoo.events.specs import Aggregation, Feature
 
 MICROSECONDS = 1_000_000
-_NEEDS_TIME = ("recency", "tenure")
+_NEEDS_TIME = ("recency", "tenure", "quiet", "survival")
 
 
 class _Events:
@@ -175,6 +175,8 @@ class Evaluator:
             return Column(stop - start)
         if f.kind == "decay":
             return Column(self._decay(f, events, start, stop, times, gap))
+        if f.kind in ("quiet", "survival"):
+            return Column(self._waiting(f, events, start, stop, times, gap))
         if f.kind == "sum":
             return Column(self._sum(f.column, events, start, stop))
         if f.kind == "mean":
@@ -203,14 +205,35 @@ class Evaluator:
         flat, offsets = gather(values, start, stop - start)
         return np.bincount(np.repeat(np.arange(len(start)), np.diff(offsets)), np.nan_to_num(flat), minlength=len(start))
 
-    def _decay(self, f: Feature, events: _Events, start: Array, stop: Array, times: Array, gap: int) -> Array:
-        positions = None
+    def _steps(self, f: Feature, events: _Events, start: Array, stop: Array, gap: int) -> tuple[Array, Array, Array]:
+        """(times of the steps in each row's slice, their offsets, the row of each)."""
+        time = events.column("time")
         if f.step == "visit":
             positions = events.visit_starts(gap)
             start, stop = np.searchsorted(positions, start), np.searchsorted(positions, stop)
-        time = events.column("time") if positions is None else events.column("time")[positions]
+            time = events.keep(("visit times", gap), lambda: events.column("time")[positions])
         flat, offsets = gather(time, start, stop - start)
-        rows = np.repeat(np.arange(len(start)), np.diff(offsets))
+        return flat, offsets, np.repeat(np.arange(len(start)), np.diff(offsets))
+
+    def _waiting(self, f: Feature, events: _Events, start: Array, stop: Array, times: Array, gap: int) -> Array:
+        flat, offsets, rows = self._steps(f, events, start, stop, gap)
+        waits, horizon = _waits(flat, offsets, times), float(f.horizon or 0)
+        number = np.diff(offsets)
+        newest = np.zeros(len(start))
+        newest[number > 0] = waits[offsets[1:][number > 0] - 1]
+        if f.kind == "quiet":
+            idle = np.bincount(rows, np.maximum(waits - horizon, 0), minlength=len(start))
+            span = np.bincount(rows, waits, minlength=len(start))
+            with np.errstate(invalid="ignore", divide="ignore"):
+                return np.where(span > 0, idle / span, np.nan)
+        past = np.ones(len(waits), bool)
+        past[offsets[1:][number > 0] - 1] = False
+        longer = np.bincount(rows[past & (waits >= newest[rows])], minlength=len(start))
+        lasted = np.bincount(rows[past & (waits >= newest[rows] + horizon)], minlength=len(start))
+        return np.where(number > 0, (lasted + 1) / (longer + 4), np.nan)
+
+    def _decay(self, f: Feature, events: _Events, start: Array, stop: Array, times: Array, gap: int) -> Array:
+        flat, _, rows = self._steps(f, events, start, stop, gap)
         half_lives = (times[rows] - flat) / ((f.window or 1) * MICROSECONDS)
         return np.bincount(rows, np.exp2(-half_lives), minlength=len(start))
 

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from zoo.errors import FeatureError
 
-Kind = Literal["last_n", "count", "decay", "sum", "mean", "distinct", "recency", "tenure", "last"]
+Kind = Literal["last_n", "count", "decay", "sum", "mean", "distinct", "recency", "tenure", "quiet", "survival", "last"]
 Step = Literal["event", "visit"]
 Of = Literal["first", "count", "sum", "distinct"]
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_KINDS = ("last_n", "count", "decay", "sum", "mean", "distinct", "recency", "tenure", "last")
+_KINDS = ("last_n", "count", "decay", "sum", "mean", "distinct", "recency", "tenure", "quiet", "survival", "last")
 
 
 def seconds(duration: str | int | None) -> int | None:
@@ -39,7 +39,9 @@ class Feature:
     kind: ``decay`` the steps' number, each weighted by half for every ``window`` seconds of its age;
         ``last_n`` the newest n steps as a sequence, oldest first; ``count``, ``sum``, ``mean``, ``distinct`` over the window
         [t - window, t); ``recency`` seconds since the newest event (NaN where none); ``tenure`` since the first;
-        ``last`` the newest event's value.
+        ``quiet`` the share of the time since the first step in the window that was followed by ``horizon`` without a step;
+        ``survival`` of the waits between steps that lasted as long as the present one, the share that lasted ``horizon`` longer
+        ((k + 1) / (m + 4)); ``last`` the newest event's value.
     column: an event column; ``items.COLUMN`` is the item's attribute; ``gap`` seconds since the entity's previous step (NaN for
         its first), ``wait`` seconds until its next step or, for the newest, until t,
         ``age`` seconds before t, ``time``, ``day``, ``weekday`` (Monday 0), ``hour`` in the log's timezone.
@@ -56,6 +58,7 @@ class Feature:
     where: tuple[str, ...] = ()
     step: Step = "event"
     of: Of = "first"
+    horizon: int | None = None
     via: str = ""
 
     def __post_init__(self) -> None:
@@ -63,6 +66,8 @@ class Feature:
             raise FeatureError(f"feature {self.name!r} has kind {self.kind!r}; choose one of {', '.join(_KINDS)}")
         if self.kind == "last_n" and self.n < 1:
             raise FeatureError(f"feature {self.name!r} asks for the last {self.n} steps; expected n of at least 1")
+        if self.kind in ("quiet", "survival") and not self.horizon:
+            raise FeatureError(f"feature {self.name!r} of kind {self.kind!r} names no horizon")
         if self.kind in ("last_n", "sum", "mean", "distinct", "last") and not self.column and self.of != "count":
             raise FeatureError(f"feature {self.name!r} of kind {self.kind!r} names no column")
 
@@ -105,6 +110,16 @@ def recency(name: str, *, where: tuple[str, ...] = (), via: str = "") -> Feature
 def tenure(name: str, *, where: tuple[str, ...] = ()) -> Feature:
     """float64 seconds from the first event to t; NaN where there is none."""
     return Feature(name, "tenure", where=where)
+
+
+def quiet(name: str, horizon: str, window: str | None = None, *, where: tuple[str, ...] = (), step: Step = "event") -> Feature:
+    """float64 in 0..1: how often in the past (``window``) the entity was quiet for ``horizon``; NaN where there is no step."""
+    return Feature(name, "quiet", window=seconds(window), where=where, step=step, horizon=seconds(horizon))
+
+
+def survival(name: str, horizon: str, *, where: tuple[str, ...] = (), step: Step = "event") -> Feature:
+    """float64 in 0..1: how likely, by the entity's own past, a wait this long is to last ``horizon`` longer; NaN without a step."""
+    return Feature(name, "survival", where=where, step=step, horizon=seconds(horizon))
 
 
 def last(name: str, column: str, *, where: tuple[str, ...] = ()) -> Feature:
