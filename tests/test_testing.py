@@ -36,6 +36,17 @@ test_narrow = contract(Narrow())
 
 
 @dataclass(frozen=True)
+class Final(Echo):
+    """Reads what members scored and no feature."""
+
+    name: str = "final"
+    inputs: tuple[str, ...] = ("score:skilled*",)
+
+
+test_final = contract(Final())
+
+
+@dataclass(frozen=True)
 class Fitted:
     """A fitted echo whose answer is changed by ``change(batch, scores)``, and its artefact by ``keep``."""
 

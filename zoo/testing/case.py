@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from zoo.contract import Array, Block, Column, FeatureBatch, FittedModel, ModelPlugin, TargetKind, TrainingData
-from zoo.testing.toy import toy
+from zoo.testing.toy import toy, with_member_scores
 
 TRAINING, HELD_OUT, SMALL = 400, 200, 40
 TOLERANCE = 1e-5
@@ -28,10 +28,15 @@ class Case:
     kind: TargetKind
 
     def training(self, n: int = TRAINING) -> TrainingData:
-        return self.given(toy(n, 1, self.kind))
+        return self.given(self.rows(n, 1))
 
     def held_out(self, n: int = HELD_OUT) -> TrainingData:
-        return self.given(toy(n, 2, self.kind))
+        return self.given(self.rows(n, 2))
+
+    def rows(self, n: int, seed: int) -> TrainingData:
+        """Toy rows with every column; for a final model, one that reads no feature, with members' scores too."""
+        data = toy(n, seed, self.kind)
+        return data if data.batch.select(self.plugin.spec.inputs).names else with_member_scores(data, seed)
 
     def given(self, data: TrainingData) -> TrainingData:
         """The data as zoo hands it over: declared columns only."""
@@ -144,12 +149,13 @@ def read_only(data: TrainingData) -> TrainingData:
 
 
 def with_columns(batch: FeatureBatch, change: Callable[[Column], Column]) -> FeatureBatch:
-    """The batch with every stored column changed."""
+    """The batch with every stored column changed; members' scores are not features, and stay."""
 
     def changed(block: Block) -> Block:
         return {name: change(column) for name, column in block.items()}
 
-    return replace(batch, blocks={entity: changed(block) for entity, block in batch.blocks.items()})
+    blocks = {entity: block if entity == "members" else changed(block) for entity, block in batch.blocks.items()}
+    return replace(batch, blocks=blocks)
 
 
 def without_history(batch: FeatureBatch) -> FeatureBatch:

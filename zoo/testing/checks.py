@@ -32,7 +32,6 @@ from zoo.testing import case as given
 from zoo.testing.case import SMALL, Case, CheckFailed, expect, expect_close, expect_same
 from zoo.testing.child import in_child
 from zoo.testing.loss import losses
-from zoo.testing.toy import toy
 
 HEAVY = ("torch", "transformers", "lightgbm", "feast", "pandas", "sqlalchemy")
 BETTER_THAN_BASE = 0.9
@@ -143,7 +142,7 @@ def one_class(case: Case) -> None:
 
 def declared_inputs(case: Case) -> None:
     """Columns that it did not declare, or did not see in fit, change no score."""
-    everything = toy(len(case.scores), 2, case.kind).batch
+    everything = case.rows(len(case.scores), 2).batch
     expect_same(case.predict(case.fitted, _with_strangers(everything)), case.scores, "with columns that fit did not see")
 
 

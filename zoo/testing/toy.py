@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from zoo.contract import PADDING, UNKNOWN, Array, Block, Catalogue, Column, FeatureBatch, Target, TargetKind, TrainingData
@@ -67,6 +69,22 @@ def toy(n: int = 400, seed: int = 0, kind: TargetKind = "binary") -> TrainingDat
         target = _labels(liking[shoppers], noise, kind)
     target_kind = Target(kind, classes=CLASSES if kind == "multiclass" else ())
     return TrainingData(batch, target, np.ones(n), batch.as_of, target_kind)
+
+
+def with_member_scores(data: TrainingData, seed: int = 0) -> TrainingData:
+    """The rows as a final model gets them: beside the features, what two members of unlike skill scored, ``score:MEMBER[:CLASS]``."""
+    rng = np.random.default_rng([seed, 9])
+    width = data.kind.width
+    truth = (data.target[:, None] == np.arange(width)).astype(np.float64) if width > 1 else data.target[:, None]
+    block: dict[str, Column] = {}
+    for name, noise in (("skilled", 0.8), ("poor", 2.0)):
+        scores = truth * 2 + noise * rng.normal(size=truth.shape)
+        if width > 1:
+            scores = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+        elif data.kind.kind == "binary":
+            scores = 1 / (1 + np.exp(1 - scores))
+        block |= {f"score:{name}:{k}" if width > 1 else f"score:{name}": Column(scores[:, k].copy()) for k in range(width)}
+    return replace(data, batch=data.batch.with_block("members", block))
 
 
 def _labels(liking: Array, noise: Array, kind: TargetKind) -> Array:
