@@ -73,6 +73,10 @@ def test_summaries_are_what_a_loop_over_events_finds(rows: list[list[tuple[float
             known = [v for v, _ in part if not np.isnan(v)]
             for stat, function in (("mean", np.mean), ("std", np.std), ("min", min), ("max", max)):
                 expected[f"spent{over}.{stat}"] = float(function(known)) if known else np.nan
+            newest = part[-1][0] if part else np.nan
+            usual = abs(np.mean(known)) > 1e-9 if known else False
+            expected[f"spent{over}.above"] = np.nan if np.isnan(newest) else sum(v > newest for v in known) / len(known)
+            expected[f"spent{over}.of_mean"] = newest / np.mean(known) if usual else np.nan
             for code in codes.top:
                 expected[f"code{over}.share_{code}"] = sum(c == code for _, c in part) / len(part) if part else 0.0
         for back in range(2):

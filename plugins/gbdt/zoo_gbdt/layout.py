@@ -15,7 +15,8 @@ from zoo.plugin import PADDING, Array, Column, FeatureBatch, PluginError
 from zoo_gbdt.params import GBDTParams
 
 FORMAT = 1
-NUMBER_STATS = ("mean", "std", "min", "max")
+NUMBER_STATS = ("mean", "std", "min", "max", "above", "of_mean")
+"""above: share of the values greater than the newest. of_mean: the newest over the mean. Trees cannot divide columns by themselves."""
 FIRST = 2
 """The first code that means something; 0 is nothing, 1 unknown."""
 

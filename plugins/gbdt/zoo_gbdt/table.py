@@ -91,7 +91,7 @@ def _code_summary(values: Array, offsets: Array, codes: Codes) -> Array:
 
 
 def _statistics(numbers: Array, lengths: Array) -> Array:
-    """float32 (n, 4, k): NUMBER_STATS of every sequence of float64 (k, sum(lengths)); NaN where it has no number."""
+    """float32 (n, 6, k): NUMBER_STATS of every sequence of float64 (k, sum(lengths)); NaN where it has no number."""
     k, n = len(numbers), len(lengths)
     some = lengths > 0
     out = np.full((n, len(NUMBER_STATS), k), np.nan, np.float32)
@@ -103,8 +103,12 @@ def _statistics(numbers: Array, lengths: Array) -> Array:
             mean = np.add.reduceat(np.where(known, numbers, 0.0), starts, axis=1) / count
             away = numbers - np.repeat(mean, lengths[some], axis=1)
             std = np.sqrt(np.add.reduceat(np.where(known, away * away, 0.0), starts, axis=1) / count)
+            newest = numbers[:, starts + lengths[some] - 1]
+            above = np.add.reduceat(numbers > np.repeat(newest, lengths[some], axis=1), starts, axis=1, dtype=np.float64) / count
+            above[np.isnan(newest)] = np.nan
+            of_mean = np.where(np.abs(mean) > 1e-9, newest / mean, np.nan)
             low, high = np.fmin.reduceat(numbers, starts, axis=1), np.fmax.reduceat(numbers, starts, axis=1)
-        out[some] = np.stack([mean.T, std.T, low.T, high.T], axis=1)
+        out[some] = np.stack([mean.T, std.T, low.T, high.T, above.T, of_mean.T], axis=1)
     return out
 
 
