@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo.errors import UsageError
-from zoo.folds import forward_chaining, zoo_folds
+from zoo.folds import forward_chaining
+from zoo.manager import installed, plugins
 from zoo.plugin import FeatureBatch, TrainingData
 
 DAY = 86_400_000_000
@@ -97,8 +98,9 @@ def test_misuse_is_named(count, extra, words):
 
 def test_the_default_hook_gives_forward_chaining_folds():
     time = cuts(6)
-    batch = FeatureBatch({}, {}, time, time)
-    data = TrainingData(batch, np.zeros(60), np.ones(60), time)
-    for (a, b), (c, d) in zip(zoo_folds(data, time, 3), forward_chaining(time, time, 3), strict=True):
+    data = TrainingData(FeatureBatch({}, {}, time, time), np.zeros(60), np.ones(60), time)
+    others = [plugin.name for plugin in installed() if plugin.distribution != "feature-zoo"]
+    found = plugins(others).folds(data, time + 14 * DAY, 3, seed=0)
+    for (a, b), (c, d) in zip(found, forward_chaining(time, time + 14 * DAY, 3), strict=True):
         assert np.array_equal(a, c)
         assert np.array_equal(b, d)

@@ -306,6 +306,15 @@ def test_a_member_that_is_wrong_is_left_out_and_not_turned_around():
     assert weights[0, 0] > 0.5
 
 
+def test_the_strongest_prior_is_the_plain_mean_of_the_logits():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(500, 4))
+    target = (logits[:, 0] + 2 + rng.logistic(size=500) > 0).astype(float)
+    fitted = fit_logistic(score_data(1 / (1 + np.exp(-logits)), target), strength=1e9)
+    np.testing.assert_allclose(fitted.weights, 0.25, atol=1e-4)
+    assert fitted.intercept[0] > 1
+
+
 def test_with_few_rows_members_weigh_nearly_alike_and_with_many_as_they_deserve():
     def weights_of(rows: int) -> np.ndarray:
         rng = np.random.default_rng(1)
