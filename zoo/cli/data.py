@@ -1,0 +1,181 @@
+"""Commands that move data: ``apply``, ``ingest`` and ``materialize``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zoo.cli.state import Json, state
+from zoo.errors import FeatureError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from zoo.events.ingest import IngestReport
+    from zoo.project import Project
+
+
+def apply(ctx: typer.Context, as_json: Json = False) -> None:
+    """Register the repository's feature definitions.
+
+    Does what `feast apply` does: what the Python files in the project declare is what `zoo train` and `zoo predict` read.
+    """
+    own = state(ctx)
+    root = own.project.root
+    with own.progress("apply") as say:
+        say(0.0, "loading Feast")
+        from zoo.features import Features, apply
+
+        services = apply(root)
+        features = Features.open(root)
+        views = {name: [n for _, names in features.views(name) for n in names] for name in services}
+
+    def human(console: Console) -> None:
+        from zoo.cli.render import table
+
+        rows = [
+            (name, len(columns), ", ".join(columns[:5]) + (", ..." if len(columns) > 5 else ""))
+            for name, columns in views.items()
+        ]
+        console.print(table("Feature services", ["service", "features", "for instance"], rows))
+
+    own.answer(as_json, {"repo": str(root), "services": views}, human)
+
+
+def ingest(
+    ctx: typer.Context,
+    files: Annotated[
+        list[Path], typer.Argument(help="Parquet, CSV or NDJSON files; the last two also gzipped.", metavar="FILE...")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Take files of events into the log.
+
+    Each file is taken whole and once: one that the log holds already adds nothing. Bad rows are kept apart with their reason.
+    Columns are found by the names that `zoo init` wrote under [ingest] in zoo.toml.
+    """
+    own = state(ctx)
+    project = own.project
+    settings = project.ingest
+    folder, now = log_settings(project)
+    with own.progress("ingest") as say:
+        from zoo.events.ingest import ingest
+        from zoo.events.log import EventLog
+
+        log = EventLog.open(folder)
+        mapping, absent = _mapping(files, settings.columns)
+        report = ingest(log, files, mapping=mapping, progress=say, time_unit=settings.time_unit, now=now)
+        end = log.end()
+    document = {
+        **report_document(report),
+        "absent": absent,
+        "events": log.count(),
+        "end": end,
+        "order_only": log.schema.clock == "order",
+    }
+
+    def human(console: Console) -> None:
+        from zoo.cli.render import moment, pairs
+
+        facts = {
+            "rows read": report.rows,
+            "added": report.added,
+            "known already": report.repeated,
+            "kept apart as bad": sum(report.quarantined.values()),
+            **{f"  {reason}": rows for reason, rows in report.quarantined.items()},
+            "columns without a place": ", ".join(report.ignored) or None,
+            "columns that zoo.toml names and no file has": ", ".join(absent) or None,
+            "events in the log": log.count(),
+            "newest event": "order only" if log.schema.clock == "order" else moment(end),
+            "log version": report.version,
+            "seconds": round(report.seconds, 1),
+        }
+        console.print(pairs("", {name: value for name, value in facts.items() if value is not None}))
+        if report.added:
+            console.print("Online answers see these events after: zoo materialize")
+
+    own.answer(as_json, document, human)
+
+
+def materialize(ctx: typer.Context, as_json: Json = False) -> None:
+    """Copy recent events to the online store.
+
+    Each user's and item's newest events go from the log to where `zoo predict` and `zoo serve` read them.
+    """
+    own = state(ctx)
+    root = own.project.root
+    with own.progress("materialize") as say:
+        say(0.0, "loading Feast")
+        from zoo.features import Features
+
+        features = Features.open(root)
+        if not features.services():
+            raise FeatureError("the repository has no feature service yet, so there is nothing to materialize; run: zoo apply")
+        copied = features.materialize(progress=say)
+
+    def human(console: Console) -> None:
+        from zoo.cli.render import table
+
+        rows = [(kind.removesuffix("_id"), count) for kind, count in copied.items()]
+        console.print(table("Copied to the online store", ["entity", "entities with events"], rows))
+
+    own.answer(as_json, {"copied": copied}, human)
+
+
+def report_document(report: IngestReport) -> dict[str, Any]:
+    """An ingest report as JSON holds it."""
+    return {
+        "rows": report.rows,
+        "added": report.added,
+        "repeated": report.repeated,
+        "quarantined": dict(report.quarantined),
+        "ignored": list(report.ignored),
+        "version": report.version,
+        "seconds": report.seconds,
+    }
+
+
+def log_settings(project: Project) -> tuple[Path, int | None]:
+    """The log's folder, and the instant (microseconds UTC) that stands for now; None for the wall clock.
+
+    Read without Feast, whose import would take longer than most files. Raises FeatureError where feature_store.yaml names no log.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    path = project.root / "feature_store.yaml"
+    if not path.is_file():
+        raise FeatureError(f"no feature_store.yaml in {project.root}; make a project with: zoo init DIR --events FILE")
+    try:
+        store = yaml.safe_load(os.path.expandvars(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FeatureError(f"{path} is not YAML: {error}") from error
+    offline = store.get("offline_store") if isinstance(store, dict) else None
+    if not isinstance(offline, dict) or not str(offline.get("type", "")).startswith("zoo.stores."):
+        raise FeatureError(
+            f"{path} names no event log; expected offline_store with type: zoo.stores.EventLogOfflineStore and log: PATH"
+        )
+    folder = project.root / str(offline.get("log", "data/log"))
+    clock = str(offline.get("clock", "wall"))
+    if clock in ("wall", "log_end"):
+        return folder, None
+    from zoo.tasks.settings import instant
+
+    return folder, instant(clock)
+
+
+def _mapping(files: list[Path], columns: Any) -> tuple[dict[str, str], list[str]]:
+    """The part of the stored mapping that these files have, and the columns that none of them has."""
+    from zoo.events.readers import open_source
+
+    parts = []
+    for file in files:
+        names = set(open_source(file).names)
+        parts.append({theirs: ours for theirs, ours in columns.items() if theirs in names})
+    if any(part != parts[0] for part in parts):
+        raise UsageError(
+            f"these files differ in the columns that zoo.toml maps ({', '.join(columns)}); ingest them with one command for each kind"
+        )
+    return parts[0], [theirs for theirs in columns if theirs not in parts[0]]

@@ -1,0 +1,308 @@
+"""Commands about models: ``train``, ``models``, ``promote``, ``predict``, ``serve`` and ``demo``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zoo.cli.state import Json, State, state
+from zoo.errors import UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from rich.console import Console
+
+    from zoo.registry import Registry, Version
+
+METRICS = ("auc", "average_precision", "log_loss")
+Workers = Annotated[int | None, typer.Option(help="Processes that fit models. Default: one a core.", min=1, metavar="N")]
+
+
+def train(
+    ctx: typer.Context,
+    task: Annotated[str, typer.Argument(help="A task of zoo.toml.", metavar="TASK")],
+    member: Annotated[
+        list[str] | None, typer.Option(help="Train only this member of the stack; may be repeated.", metavar="MODEL")
+    ] = None,
+    test_start: Annotated[str | None, typer.Option(help="Test on rows from here on.", metavar="TIME")] = None,
+    test_end: Annotated[str | None, typer.Option(help="Test on rows before this.", metavar="TIME")] = None,
+    workers: Workers = None,
+    register: Annotated[bool, typer.Option(help="Keep the model in the registry.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Train a task's members and their stack.
+
+    The stack is tested on later rows than it was trained on, and registered. What an earlier run already fitted on the same data
+    is reused. TIME is ISO 8601, such as 2017-09-01 or 2017-09-01T12:00Z; without an offset it is read in the project's timezone.
+    """
+    own = state(ctx)
+    project = own.project
+    settings = project.task(task)
+    for name in member or ():
+        if name not in settings.members:
+            raise UsageError(f"{name!r} is no member of [tasks.{task}]; its members are: {', '.join(settings.members)}")
+    start, end = (None if text is None else instant(text, project.timezone) for text in (test_start, test_end))
+    plugins = own.plugins
+    with own.progress(f"train {task}") as say:
+        say(0.0, "loading Feast")
+        from zoo.fitting import PluginSource
+        from zoo.jobs import Processes, Serial
+        from zoo.training import train
+
+        trained = train(
+            project,
+            task,
+            plugins=plugins,
+            source=PluginSource(own.without),
+            executor=Serial() if workers == 1 else Processes(workers),
+            test_start=start,
+            test_end=end,
+            members=member or None,
+            register=register,
+            progress=say,
+        )
+    version = trained.version
+    document = {**trained.record, "model": None if version is None else version.model, "version": version and version.number}
+
+    def human(console: Console) -> None:
+        from zoo.cli.render import duration
+
+        console.print(leaderboard(f"{task}: scores on the test rows", trained.record))
+        console.print(f"{trained.record.get('rows', 0):,} rows to train on, {trained.record.get('test_rows', 0):,} to test on")
+        if trained.record.get("reused"):
+            console.print(f"reused from an earlier run: {', '.join(map(str, trained.record['reused']))}")
+        console.print(f"took {duration(trained.record.get('seconds'))}")
+        if version is None:
+            console.print("not registered, as asked")
+        else:
+            console.print(f"registered as {version.reference}. Make it the one that answers: zoo promote {version.reference}")
+
+    own.answer(as_json, document, human)
+
+
+def leaderboard(title: str, record: Mapping[str, Any]) -> Any:
+    """A table of members, mean and stack from a training record."""
+    from zoo.cli.render import cell, table
+
+    lines = {**record.get("members", {}), **{name: record[name] for name in ("mean", "stack") if record.get(name)}}
+    rows = []
+    for name, line in lines.items():
+        interval = line.get("auc_interval")
+        shown = f"{cell(interval[0])} to {cell(interval[1])}" if interval else None
+        seconds = line.get("seconds")
+        rows.append(
+            (name, line.get("auc"), shown, *(line.get(m) for m in METRICS[1:]), None if seconds is None else f"{seconds:.1f}")
+        )
+    return table(title, ["model", "AUC", "95 % interval", "average precision", "log-loss", "seconds"], rows)
+
+
+def models(ctx: typer.Context, as_json: Json = False) -> None:
+    """List the registered versions of models.
+
+    Each with its aliases, its scores on the test rows and the version of the log it was made from; --json says all of it.
+    """
+    own = state(ctx)
+    with _registry(own) as registry:
+        versions = registry.versions()
+
+    def human(console: Console) -> None:
+        from zoo.cli.render import table
+
+        if not versions:
+            console.print("no model is registered yet; train one with: zoo train TASK")
+            return
+        rows = [
+            (v.reference, v.aliases or None, v.created, *(_score(v, m) for m in METRICS), _log_version(v), v.status)
+            for v in versions
+        ]
+        columns = ["version", "aliases", "created (UTC)", "AUC", "average precision", "log-loss", "log version", "status"]
+        console.print(table("Registered models", columns, rows))
+
+    own.answer(as_json, {"models": [_version(v) for v in versions]}, human)
+
+
+def promote(
+    ctx: typer.Context,
+    reference: Annotated[str, typer.Argument(help="The version, as in churn@3.", metavar="MODEL@VERSION")],
+    alias: Annotated[str, typer.Option(help="The alias that shall mean it.", metavar="NAME")] = "champion",
+    as_json: Json = False,
+) -> None:
+    """Point an alias at a version of a model.
+
+    The champion is the version that `zoo predict` and `zoo serve` use.
+    """
+    from zoo.registry import parse
+
+    own = state(ctx)
+    asked = parse(reference)
+    if asked.number is None and asked.alias is None:
+        raise UsageError(f"{reference!r} names no version; expected MODEL@VERSION as in {asked.model}@3. `zoo models` lists them")
+    with _registry(own) as registry:
+        version = registry.get(reference)
+        before = registry.promote(version.model, version.number, alias)
+    document = {"model": version.model, "version": version.number, "alias": alias, "before": before and before.number}
+
+    def human(console: Console) -> None:
+        was = "" if before is None or before.number == version.number else f"; before, it was {before.reference}"
+        console.print(f"{version.model}@{alias} is {version.reference}{was}")
+
+    own.answer(as_json, document, human)
+
+
+def predict(
+    ctx: typer.Context,
+    task: Annotated[str, typer.Argument(help="A model: churn (its champion), churn@3 or churn@NAME.", metavar="TASK")],
+    user: Annotated[list[str] | None, typer.Option(help="A user's identifier; may be repeated.", metavar="ID")] = None,
+    rows: Annotated[
+        Path | None, typer.Option(help="A Parquet, CSV or NDJSON file with a row a prediction.", metavar="FILE")
+    ] = None,
+    at: Annotated[str | None, typer.Option(help="Answer as of this time. Default: the project's clock.", metavar="TIME")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the N highest scores.", min=1, metavar="N")] = None,
+    as_json: Json = False,
+) -> None:
+    """Predict for users or the rows of a file.
+
+    A file has the task's key columns. An answer says how old the newest event behind it is, and whether there is any: a user
+    without events is answered as one with an empty history. TIME is ISO 8601, such as 2017-09-01 or 2017-09-01T12:00Z; without an
+    offset it is read in the project's timezone.
+    """
+    own = state(ctx)
+    project = own.project
+    if bool(user) == bool(rows):
+        raise UsageError("say whom to predict for: either --user ID, which may be repeated, or --rows FILE")
+    moment = None if at is None else instant(at, project.timezone)
+    users, table = _ids(own, user or []), None if rows is None else _rows(own, rows)
+    with own.progress(f"predict {task}") as say:
+        say(0.0, "loading the model")
+        from zoo.predictor import Predictor
+
+        predictor = Predictor.load(task, repo=project.root, without=own.without)
+        answer = predictor.predict(table, users=users or None, at=moment)
+    if limit is not None:
+        answer = answer.sort_by([("score", "descending")]).slice(0, limit)
+
+    def human(console: Console) -> None:
+        from zoo.cli.render import duration, table
+
+        records = [
+            {
+                ("newest event" if k == "newest_event_age" else k): duration(v) if k == "newest_event_age" else v
+                for k, v in r.items()
+            }
+            for r in answer.to_pylist()
+        ]
+        rows = [[str(v) if k.endswith("_id") else v for k, v in r.items()] for r in records]
+        console.print(table(f"{task}: {len(rows):,} predictions", list(records[0]) if records else answer.column_names, rows))
+
+    own.answer(as_json, {"task": task, "rows": answer.to_pylist()}, human)
+
+
+def serve(
+    ctx: typer.Context,
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Models to answer for. Default: every task's.", metavar="MODEL...")
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on.", min=0, max=65535)] = 8000,
+) -> None:
+    """Answer predictions over HTTP.
+
+    POST /v1/predict and POST /v1/events, until Ctrl-C.
+    """
+    own = state(ctx)
+    project = own.project
+    from zoo.service import serve
+
+    serve(project.root, tuple(models or project.tasks), host, port)
+
+
+def demo(
+    ctx: typer.Context,
+    final: Annotated[bool, typer.Option("--final", help="All four test cuts instead of one; up to an hour.")] = False,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the results to this file.", metavar="FILE")] = None,
+    workers: Workers = None,
+) -> None:
+    """Show the whole idea on real purchases.
+
+    A year of them, from the event log to predictions with their versions.
+    """
+    own = state(ctx)
+    from zoo.cli.demo import run
+
+    run(own.root, final=final, json_path=json_path, workers=workers, console=own.console)
+
+
+def instant(text: str, timezone: str) -> int:
+    """int64 microseconds UTC of ISO 8601 text; without an offset it is a time of that timezone. Raises UsageError."""
+    from datetime import datetime
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"cannot read the time {text!r}; expected ISO 8601, such as 2017-09-01 or 2017-09-01T12:00Z") from None
+    if found.tzinfo is None:
+        try:
+            found = found.replace(tzinfo=ZoneInfo(timezone))
+        except (ZoneInfoNotFoundError, ValueError):
+            raise UsageError(
+                f"zoo.toml has timezone = {timezone!r}; expected an IANA name such as Europe/London or UTC"
+            ) from None
+    return int(found.replace(microsecond=0).timestamp()) * 1_000_000 + found.microsecond
+
+
+def _ids(own: State, users: list[str]) -> list[int] | list[str]:
+    """Identifiers from the command line in the log's declared type."""
+    from zoo.cli.data import log_settings
+    from zoo.events.log import EventLog
+
+    if not users or EventLog.open(log_settings(own.project)[0]).schema.user_id == "string":
+        return users
+    for text in users:
+        if not text.removeprefix("-").isdecimal() or not text.isascii():
+            raise UsageError(f"user {text!r} is no whole number; this log's user identifiers are int, as in --user 42")
+    return [int(text) for text in users]
+
+
+def _rows(own: State, path: Path) -> pa.Table:
+    """A file's rows, identifiers in the log's type."""
+    from zoo.cli.data import log_settings
+    from zoo.cli.survey import keyed_rows
+    from zoo.events.log import EventLog
+
+    return keyed_rows(path, EventLog.open(log_settings(own.project)[0]).schema)
+
+
+def _registry(own: State) -> Registry:
+    from zoo.registry import Registry
+
+    return Registry.open(own.project.registry_url, own.project.artefacts)
+
+
+def _score(version: Version, metric: str) -> Any:
+    """The stack's test score, wherever the metrics keep it."""
+    found = version.metrics.get("stack", version.metrics)
+    return found.get(metric) if isinstance(found, Mapping) else None
+
+
+def _log_version(version: Version) -> Any:
+    log = version.lineage.get("log")
+    return log.get("log") if isinstance(log, Mapping) else None
+
+
+def _version(version: Version) -> dict[str, Any]:
+    return {
+        "model": version.model,
+        "version": version.number,
+        "reference": version.reference,
+        "aliases": list(version.aliases),
+        "created": version.created,
+        "status": version.status,
+        "digest": version.digest,
+        "metrics": version.metrics,
+        "lineage": version.lineage,
+        "tags": version.tags,
+    }
