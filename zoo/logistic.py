@@ -6,6 +6,7 @@ It reads columns named ``score:MEMBER`` or ``score:MEMBER:CLASS`` and knows noth
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -34,6 +35,8 @@ CLIP = 1e-6
 """Probabilities are kept this far from 0 and 1 before the logit, so that one overconfident member cannot decide alone."""
 STRENGTHS = (1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0)
 """Tried by forward validation, in rows: how many rows the prior of equal weights counts as."""
+PLAIN = math.inf
+"""The strength that leaves the plain mean of the logits as it is, intercept and all: what a stack falls back to."""
 WITHOUT_VALIDATION = 100.0
 """The strength where all rows are of one instant."""
 BOUND = 30.0
@@ -61,7 +64,8 @@ class Logistic:
     puzzle": Smith and Wallis, 2009), and a useless member's weight goes to 0 as the rows speak. For classes the same with
     log-probabilities and a weight for each member and class (vector scaling: Guo et al., 2017). Intercept and scale calibrate, because
     the scores come from rows that no member was trained on. The strength is chosen by forward chaining over the instants of
-    those rows: fitted before an instant, judged by log-loss from it on; the rows themselves are never used for both.
+    those rows: fitted before an instant, judged by log-loss from it on; the rows themselves are never used for both. Where no
+    strength beats the plain mean of the logits by more than a standard error there, the plain mean it is: no weight, no intercept.
     """
 
     @property
@@ -92,9 +96,8 @@ class Logistic:
 
     def load(self, artefact: Artefact) -> FittedModel:
         settings = json.loads(artefact.texts["logistic.json"])
-        return FittedLogistic(
-            tuple(settings["members"]), artefact.arrays["weights"], artefact.arrays["intercept"], settings["strength"]
-        )
+        strength = PLAIN if settings["strength"] is None else settings["strength"]
+        return FittedLogistic(tuple(settings["members"]), artefact.arrays["weights"], artefact.arrays["intercept"], strength)
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ class FittedLogistic:
         return _probabilities(eta).astype(np.float32)
 
     def save(self) -> Artefact:
-        settings = {"members": self.members, "strength": self.strength}
+        # JSON has no infinity
+        settings = {"members": self.members, "strength": None if self.strength == PLAIN else self.strength}
         return Artefact({"weights": self.weights, "intercept": self.intercept}, {"logistic.json": json.dumps(settings)})
 
 
@@ -180,6 +184,8 @@ def _fit(rows: _Rows, strength: float) -> tuple[Array, Array]:
 
     _, members, width = rows.scores.shape
     prior = np.full((members, width), 1 / max(1, members))
+    if strength == PLAIN:
+        return prior, np.zeros(width)
     total = max(rows.weight.sum(), 1e-9)
     outcome = rows.target[:, None] if width == 1 else np.eye(width)[rows.target.astype(np.int64)]
 
@@ -198,23 +204,31 @@ def _fit(rows: _Rows, strength: float) -> tuple[Array, Array]:
 
 
 def _chosen(rows: _Rows, time: Array, progress: Progress) -> float:
-    """The strength of least log-loss on later rows; of equal ones the strongest."""
+    """The strength of least log-loss on later rows, of equal ones the strongest; PLAIN where that is within a standard error."""
     instants = len(np.unique(time))
     if instants < 2:
         return WITHOUT_VALIDATION
     # The outcomes of earlier instants count as known: this only tunes one number, inside rows that training may use whole.
     folds = forward_chaining(time, time, min(4, instants - 1))
-    best, least = WITHOUT_VALIDATION, np.inf
+    best, losses = PLAIN, _forward(rows, folds, PLAIN)
+    plain = losses
     for done, strength in enumerate(reversed(STRENGTHS)):
-        lost = 0.0
-        for train, scored in folds:
-            weights, intercept = _fit(rows.take(train), strength)
-            held_out = rows.take(scored)
-            lost += float(held_out.weight @ _losses(_eta(held_out.scores, weights, intercept), held_out.target))
-        if lost < least:
-            best, least = strength, lost
+        tried = _forward(rows, folds, strength)
+        if tried.sum() < losses.sum():
+            best, losses = strength, tried
         progress(done / len(STRENGTHS), f"tried strength {strength:g}")
-    return best
+    gain = plain - losses
+    return best if gain.sum() > gain.std() * math.sqrt(len(gain)) else PLAIN
+
+
+def _forward(rows: _Rows, folds: Sequence[tuple[Array, Array]], strength: float) -> Array:
+    """Weighted losses of the folds' scored rows, fitted on the rows before them."""
+    losses = []
+    for train, scored in folds:
+        weights, intercept = _fit(rows.take(train), strength)
+        held_out = rows.take(scored)
+        losses.append(held_out.weight * _losses(_eta(held_out.scores, weights, intercept), held_out.target))
+    return np.concatenate(losses)
 
 
 @hookimpl
