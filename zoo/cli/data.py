@@ -143,7 +143,7 @@ def log_settings(project: Project) -> tuple[Path, int | None]:
 
     Read without Feast, whose import would take longer than most files. Raises FeatureError where feature_store.yaml names no log.
     """
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     path = project.root / "feature_store.yaml"
     if not path.is_file():
