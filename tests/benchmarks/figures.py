@@ -1,0 +1,92 @@
+"""The one form of every benchmark's figures: a table on the screen, and ``docs/benchmarks/NAME.json``, which is committed."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
+QUICK = os.environ.get("QUICK", "0") not in ("", "0")
+"""Whether less data shall do, within five minutes; such figures are shown and never kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One comparison. ours, peer: in ``unit``; peer is None where there is none.
+
+    id: the row in the issue that asks for it, or empty. interval: 95 % of ``ours`` or of the ratio, as ``what`` says. must: the bound
+    in words, or empty. reached: whether it holds, None without a bound. why: what stands in the way of a bound that is not reached.
+    """
+
+    what: str
+    ours: float
+    unit: str
+    id: str = ""
+    peer: float | None = None
+    peer_name: str = ""
+    lower_is_better: bool = True
+    interval: tuple[float, float] | None = None
+    seeds: tuple[int, ...] = ()
+    must: str = ""
+    reached: bool | None = None
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.must) != (self.reached is not None):
+            raise ValueError(f"{self.what!r}: a bound (must) and whether it is reached go together")
+        if self.reached is False and not self.why:
+            raise ValueError(f"{self.what!r}: the bound {self.must!r} is not reached; say why")
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times better than the peer, above 1 if better."""
+        if self.peer is None:
+            return None
+        over, under = (self.peer, self.ours) if self.lower_is_better else (self.ours, self.peer)
+        return over / under if under else None
+
+
+def machine() -> str:
+    """Processor, cores, memory and Python, in words."""
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.is_file()
+        else []
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}"
+
+
+def rows(name: str, figures: Sequence[Figure]) -> list[dict[str, Any]]:
+    """The figures as they are kept."""
+    where = {"command": f"make bench-{name}", "machine": machine(), "date": datetime.now(UTC).date().isoformat()}
+    return [{**asdict(figure), "ratio": figure.ratio, **where} for figure in figures]
+
+
+def report(name: str, figures: Sequence[Figure], folder: Path = FOLDER, quick: bool = QUICK) -> None:
+    """Show the figures and keep them, unless they are quick ones."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        "what", "ours", "peer", "ratio", "unit", "must", "reached", title=f"bench-{name}{' (quick: less data)' if quick else ''}"
+    )
+    for figure in figures:
+        peer = "" if figure.peer is None else f"{figure.peer:,.4g} ({figure.peer_name})"
+        ratio = "" if figure.ratio is None else f"{figure.ratio:,.1f}"
+        reached = {None: "", True: "yes", False: f"no: {figure.why}"}[figure.reached]
+        table.add_row(figure.what, f"{figure.ours:,.4g}", peer, ratio, figure.unit, figure.must, reached)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    if quick:
+        print("Quick figures are not kept; without QUICK=1 they are.")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(rows(name, figures), indent=1) + "\n")

@@ -1,0 +1,50 @@
+"""Benchmarks run apart (``make bench-NAME``); here each is imported, and their common form is tested."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from figures import Figure, report
+
+ROOT = Path(__file__).parents[1]
+FIGURE = Figure(what="history of 10 rows", ours=0.5, peer=100.0, peer_name="a store", unit="s", must="ratio >= 100", reached=True)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "tests/benchmarks").glob("*.py")))
+def test_every_benchmark_imports_without_its_peers(name: str) -> None:
+    import_module(name)
+
+
+@pytest.mark.parametrize(("lower", "ratio"), [(True, 200.0), (False, 0.005)])
+def test_the_ratio_is_above_one_where_ours_is_better(lower: bool, ratio: float) -> None:
+    assert Figure(what="x", ours=0.5, peer=100.0, unit="s", lower_is_better=lower).ratio == pytest.approx(ratio)
+
+
+def test_a_figure_without_a_peer_has_no_ratio() -> None:
+    assert Figure(what="x", ours=0.5, unit="s").ratio is None
+
+
+@pytest.mark.parametrize("bound", [{"must": "ratio >= 100"}, {"reached": True}, {"must": "ratio >= 100", "reached": False}])
+def test_a_bound_says_whether_it_is_reached_and_if_not_why(bound: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"go together|say why"):
+        Figure(what="x", ours=0.5, unit="s", **bound)  # type: ignore[arg-type]
+
+
+def test_figures_are_shown_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report("toy", [FIGURE], tmp_path, quick=False)
+    shown = capsys.readouterr().out
+    assert "history of 10 rows" in shown
+    assert "200.0" in shown
+    (row,) = json.loads((tmp_path / "toy.json").read_text())
+    assert (row["ours"], row["ratio"], row["must"], row["reached"]) == (0.5, 200.0, "ratio >= 100", True)
+    assert row["command"] == "make bench-toy"
+    assert {"id", "what", "peer", "peer_name", "unit", "interval", "seeds", "machine", "date"} <= row.keys()
+
+
+def test_quick_figures_say_so_and_are_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report("toy", [FIGURE], tmp_path, quick=True)
+    assert "quick" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
