@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import make_url
 
 from zoo.contract import Artefact
 from zoo.errors import ArtefactError, RegistryError
 from zoo.registry import Reference, Registry, parse
-from zoo.registry.database import VERSION_TABLE
+from zoo.registry.database import VERSION_TABLE, _words
 
 LINEAGE = {"log_version": [3, 17], "plugins": {"feature-zoo-gbdt": "0.1.0"}, "seed": 7, "commit": None}
 
@@ -96,13 +97,40 @@ def test_eight_threads_registering_at_once_leave_no_gap(registry, url, tmp_path)
     assert [version.number for version in registry.versions("churn")] == list(range(1, 81))
 
 
-def test_threads_may_open_and_migrate_a_new_registry_at_once(url, tmp_path):
-    def work(thread: int) -> str:
-        with Registry.open(url, tmp_path / "artefacts") as own:
-            return own.register(f"model-{thread}", artefact(), {}, {}).reference
+def test_threads_may_open_new_registries_of_their_own_at_once(tmp_path):
+    def work(thread: int) -> list[str]:
+        with Registry.open(tmp_path / f"{thread}.db", tmp_path / "artefacts") as own:
+            fill(own, f"model-{thread}")
+            return own.models()
 
     with ThreadPoolExecutor(8) as pool:
-        assert sorted(pool.map(work, range(8))) == [f"model-{thread}@1" for thread in range(8)]
+        assert list(pool.map(work, range(8))) == [[f"model-{thread}"] for thread in range(8)]
+
+
+# Forks processes that open one new registry at the same moment: when the last end of a pipe closes.
+OPENED_AT_ONCE = """
+import os, sys
+import alembic.command, psycopg
+from zoo.registry import Registry
+
+wait, go = os.pipe()
+children = []
+for _ in range(8):
+    children.append(os.fork())
+    if not children[-1]:
+        os.close(go)
+        os.read(wait, 1)
+        Registry.open(sys.argv[1], sys.argv[2]).close()
+        os._exit(0)
+os.close(go)
+print([os.waitpid(child, 0)[1] for child in children])
+"""
+
+
+def test_processes_may_open_and_migrate_one_new_registry_at_once(url, tmp_path):
+    arguments = [sys.executable, "-c", OPENED_AT_ONCE, url, tmp_path / "artefacts"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{[0] * 8}\n", done.stderr
 
 
 def test_a_bare_name_is_the_champion_else_the_newest_ready_version(registry):
@@ -432,6 +460,13 @@ def test_an_unreachable_postgresql_is_said_without_the_password(tmp_path):
     assert "127.0.0.1:1/zoo did not answer" in str(caught.value)
     assert "check that the server runs" in str(caught.value)
     assert "s3cret" not in str(caught.value)
+
+
+def test_what_a_driver_says_is_shown_without_the_password():
+    address = make_url("postgresql+psycopg://zoo:s3cret@host/zoo?sslpassword=s3cret-too")
+    said = _words(address, OSError("no route to zoo:s3cret@host with s3cret-too\nmore"))
+    assert "did not answer: no route to zoo:***@host with ***;" in said
+    assert "s3cret" not in said
 
 
 def test_a_wrong_password_is_said_without_it(tmp_path, postgres_url):

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -20,6 +21,8 @@ VERSION_TABLE = "zoo_schema_version"
 BUSY_SECONDS = 30
 """How long a writer waits for another (SQLite), and for a connection (PostgreSQL)."""
 _LOCK = 0x7A6F6F
+_MIGRATING = Lock()  # Alembic keeps the migration that is running in module globals, so a process can only run one
+_DAMAGED = "is damaged: restore it from a backup, or move it away with its -wal and -shm files to start an empty one"
 _FORMS = "a path, sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME (an '@' in the password as %40)"
 
 
@@ -33,7 +36,7 @@ class Database:
         try:
             with self._in_words():
                 if self.is_sqlite:
-                    _check_file(self._engine)
+                    _check_file(self._engine, self._url)
                 _migrate(self._engine)
         except BaseException:
             self.close()
@@ -117,12 +120,12 @@ def _postgresql(url: URL) -> Engine:
     return create_engine(url, pool_pre_ping=True, isolation_level="READ COMMITTED", connect_args=patience)
 
 
-def _check_file(engine: Engine) -> None:
+def _check_file(engine: Engine, url: URL) -> None:
     """Find damage when the registry is opened, rather than when a damaged page is first read; the file is small."""
     with engine.connect() as connection:
         found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
     if found != "ok":
-        raise sqlite3.DatabaseError(found)
+        raise RegistryError(f"the registry {url.database} {_DAMAGED} ({found})")
 
 
 def _migrate(engine: Engine) -> None:
@@ -136,7 +139,7 @@ def _migrate(engine: Engine) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
-    with engine.execution_options(zoo_write=True).begin() as connection:
+    with _MIGRATING, engine.execution_options(zoo_write=True).begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         current = _revision(connection)
@@ -160,18 +163,19 @@ def _words(url: URL, error: BaseException) -> str:
     said = str(error).strip().partition("\n")[0]
     if url.get_backend_name() == "sqlite":
         where = f"the registry {url.database}"
-        code = getattr(error, "sqlite_errorname", None) or "SQLITE_CORRUPT"
+        code = getattr(error, "sqlite_errorname", "")
         remedies = {
-            "SQLITE_CORRUPT": "is damaged: restore it from a backup, or move it away with its -wal and -shm files to start an empty one",
+            "SQLITE_CORRUPT": _DAMAGED,
+            "SQLITE_NOTADB": _DAMAGED,
             "SQLITE_BUSY": f"was being written to by another process for {BUSY_SECONDS} s: end that one, or try again",
             "SQLITE_FULL": "has no room left on its disk: free some space and try again; nothing of this was written",
             "SQLITE_READONLY": "may not be written to: check the permissions of the file and its directory",
             "SQLITE_CANTOPEN": "cannot be opened: check the path, and the permissions of the file and its directory",
         }
-        remedies["SQLITE_NOTADB"] = remedies["SQLITE_CORRUPT"]
-        known = next((words for name, words in remedies.items() if code.startswith(name)), "did not work: check its disk")
+        known = next((words for name, words in remedies.items() if code.startswith(name)), "refused: check the file and its disk")
         return f"{where} {known} ({said})"
-    for secret in (url.password, *(value for key, value in url.query.items() if "password" in key)):
-        said = said.replace(str(secret or "***"), "***")
+    secrets = {str(url.password or ""), *(str(value) for key, value in url.query.items() if "password" in key)} - {""}
+    for secret in sorted(secrets, key=len, reverse=True):  # the longest first, for one may begin another
+        said = said.replace(secret, "***")
     shown = url.set(query={}).render_as_string(hide_password=True)
     return f"the registry {shown} did not answer: {said}; check that the server runs, and the URL and account in zoo.toml"
