@@ -30,7 +30,10 @@ TIME = "time"
 
 
 def table_of(rows: Any) -> pa.Table:
-    """Rows as an Arrow table: a table, a pandas or polars frame, a mapping of columns or a list of mappings."""
+    """Rows as an Arrow table: a table, a pandas or polars frame, a mapping of columns or a list of mappings.
+
+    Raises UsageError for anything else, and naming the column whose values are not of one type.
+    """
     import pyarrow as pa
 
     if isinstance(rows, pa.Table):
@@ -39,14 +42,29 @@ def table_of(rows: Any) -> pa.Table:
         lengths = {name: len(values) for name, values in rows.items()}
         if len(set(lengths.values())) > 1:
             raise UsageError(f"columns differ in length: {lengths}; expected one value a row in each")
-        return pa.table({name: values if isinstance(values, pa.Array) else pa.array(values) for name, values in rows.items()})
+        return pa.table({name: _column(name, values) for name, values in rows.items()})
     if isinstance(rows, list):
-        return pa.Table.from_pylist(rows)
+        for row in rows:
+            if not isinstance(row, Mapping):
+                raise UsageError(f"a row is a {type(row).__name__}; expected mappings of column names to values")
+        # every row's names, not the first one's only as in Table.from_pylist
+        return pa.table({n: _column(n, [row.get(n) for row in rows]) for n in dict.fromkeys(n for row in rows for n in row)})
     if hasattr(rows, "to_arrow"):
         return rows.to_arrow()
     if hasattr(rows, "columns"):
         return pa.Table.from_pandas(rows, preserve_index=False)
     raise UsageError(f"rows are a {type(rows).__name__}; expected a table, a frame, a mapping of columns or a list of mappings")
+
+
+def _column(name: str, values: Any) -> pa.Array:
+    import pyarrow as pa
+
+    if isinstance(values, (pa.Array, pa.ChunkedArray)):
+        return values
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+        raise UsageError(f"column {name!r} cannot be read: {error}; expected values of one type") from error
 
 
 def instants(values: pa.ChunkedArray) -> Array:
@@ -196,8 +214,12 @@ class Features:
         return features_of(view, source, own, times, evaluator), evaluator.index.newest(own[entity], times)
 
     def append(self, rows: Any, idempotency_key: str | None = None) -> IngestReport:
-        """Push raw events: durable in the log, then visible to the next online read. Needs event ids or an idempotency key."""
-        report: IngestReport = self.store._get_provider().online_store.append(self.store.config, table_of(rows), idempotency_key)
+        """Push raw events: durable in the log, then visible to the next online read. Needs event ids or an idempotency key.
+
+        rows: as for ``table_of``; a list of mappings holds JSON values, each row taken or quarantined for itself.
+        """
+        events = rows if isinstance(rows, list) else table_of(rows)
+        report: IngestReport = self.store._get_provider().online_store.append(self.store.config, events, idempotency_key)
         return report
 
     def materialize(self, progress: Progress | None = None) -> dict[str, int]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.contract import Array, FeatureBatch
-from zoo.errors import FeatureError, UsageError
+from zoo.errors import FeatureError, RegistryError, UsageError
 from zoo.features import Features, table_of
 from zoo.manager import Plugins, plugins
 from zoo.project import Project
@@ -33,9 +33,12 @@ class Predictor:
     found: Plugins
 
     @classmethod
-    def load(cls, reference: str, repo: Path | str = ".", without: Sequence[str] = ()) -> Predictor:
+    def load(
+        cls, reference: str, repo: Path | str = ".", without: Sequence[str] = (), *, features: Features | None = None
+    ) -> Predictor:
         """The ensemble behind ``churn@champion``, ``churn@3`` or ``churn`` (its champion).
 
+        features: the repository's, where the caller has opened them already (several predictors then share one store).
         Raises UsageError where the project is missing, RegistryError for an unknown model, version or alias, ArtefactError where
         its files are not what was registered, FeatureError where the feature service is no longer the one it was trained on.
         """
@@ -43,15 +46,24 @@ class Predictor:
         found = plugins(without)
         with Registry.open(project.registry_url, project.artefacts) as registry:
             version, artefact = registry.load(reference)
+        if not {"task", "service_hash"} <= version.lineage.keys():
+            raise RegistryError(
+                f"{version.reference} does not say which task and features it was trained on, so nothing can be predicted with it; "
+                f"train one with: zoo train {version.model}"
+            )
         ensemble = Ensemble.load(artefact, found)
-        features = Features.open(project.root)
-        predictor = cls(version, ensemble, features, found)
+        predictor = cls(version, ensemble, features or Features.open(project.root), found)
         predictor._check_service()
         return predictor
 
     def _check_service(self) -> None:
-        trained = self.version.lineage["service_hash"]
-        if self.features.schema_hash(self.service) != trained:
+        applied = self.features.services()
+        if self.service not in applied:
+            raise FeatureError(
+                f"feature service {self.service!r}, which {self.version.reference} was trained on, is not in the repository; it has: "
+                f"{', '.join(applied) or '(none)'}. Restore its definition and run: zoo apply"
+            )
+        if self.features.schema_hash(self.service) != self.version.lineage["service_hash"]:
             raise FeatureError(
                 f"feature service {self.service!r} is not the one that {self.version.reference} was trained on (its views, types or "
                 f"aggregations changed since). Restore the definitions and `zoo apply`, or train again: zoo train {self.version.model}"
@@ -67,44 +79,77 @@ class Predictor:
         return tuple(self.version.lineage["task"]["entities"])
 
     @property
+    def context(self) -> Mapping[str, str]:
+        """Further columns that rows must have, with their numpy dtype."""
+        task = self.found.tasks.get(self.version.lineage["task"]["kind"])
+        return task.context if task else {}
+
+    @property
     def members(self) -> tuple[str, ...]:
         return tuple(m.name for m in self.ensemble.members)
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the classes or horizons, where an answer has a score for each; empty where it has one score."""
+        target = self.ensemble.target
+        return (target.classes or target.horizons) if target.width > 1 else ()
+
+    def warm(self) -> None:
+        """Answer for nobody, so that what is loaded on first use is there, and what cannot answer fails at once."""
+        import pyarrow as pa
+
+        nobody = {name: pa.nulls(1) for name in self.entities} | {n: pa.array([0]) for n in self.context}
+        batch = self.features.online(self.service, nobody, context=self.context)
+        self.ensemble.combine(batch, self.ensemble.member_scores(batch))
+
     def predict(self, rows: Any = None, *, users: Sequence[Any] | None = None, at: int | datetime | None = None) -> pa.Table:
-        """Scores of n rows as of ``at`` (default: the repository's clock).
+        """Scores of n rows as of ``at`` (microseconds UTC or an aware datetime; default: the repository's clock).
 
         rows: a table, frame, mapping or list of mappings of entity keys and request context; ``users=[...]`` is short for one column
         ``user_id``. Returns n rows in order: the keys, ``score`` (float32), one column a member, ``newest_event_age`` (seconds; null
-        where there is no event), ``known`` (False: a user without events before ``at``, answered as cold) and ``version``.
+        where there is no event), ``known`` (False: a user without events before ``at``, answered as cold) and ``version``; where
+        there are several ``outputs``, each score is a column an output, ``score:OUTPUT``.
+        Raises UsageError for rows or an ``at`` that cannot be meant, UnknownIdError for an identifier of the wrong type, FeatureError
+        where the features cannot be read.
         """
         if (rows is None) == (users is None):
             raise UsageError("predict takes either rows or users, one of them")
-        table = table_of({"user_id": list(users)} if users is not None else rows)
-        missing = [name for name in self.entities if name not in table.column_names]
-        if missing:
-            raise UsageError(
-                f"rows have no column {missing[0]!r}; {self.version.model} needs {', '.join(self.entities)} and the rows have: "
-                f"{', '.join(table.column_names) or '(none)'}"
-            )
+        if isinstance(at, datetime) and at.tzinfo is None:
+            raise UsageError(f"at is {at.isoformat()}, which has no timezone; expected an instant such as 2017-12-01T00:00:00Z")
+        table = self._keyed(table_of({"user_id": list(users)} if users is not None else rows))
         if not len(table):
-            return self._answer(table, None, np.zeros((0, len(self.members), 1), np.float32), np.zeros((0, 1), np.float32))
-        batch = self.features.online(self.service, table, at, self._context())
+            none = np.zeros((0, len(self.members), self.ensemble.target.width), np.float32)
+            return self._answer(table, None, none, none[:, 0])
+        batch = self.features.online(self.service, table, at, self.context)
         scores = self.ensemble.member_scores(batch)
         final = self.ensemble.combine(batch, scores)
         self.found.scored(self.version.model, self.version.number, {"rows": len(table), "score": final})
         return self._answer(table, batch, scores, final)
 
-    def _context(self) -> Mapping[str, str]:
-        task = self.found.tasks.get(self.version.lineage["task"]["kind"])
-        return task.context if task else {}
+    def _keyed(self, table: pa.Table) -> pa.Table:
+        """The table, if every row has every column that is needed; without rows and columns it is an empty one."""
+        needed = (*self.entities, *self.context)
+        if not table.num_columns and not len(table):
+            return table_of({name: [] for name in needed})
+        missing = [name for name in needed if name not in table.column_names]
+        if missing:
+            raise UsageError(
+                f"rows have no column {missing[0]!r}; {self.version.model} needs {', '.join(needed)} and the rows have: "
+                f"{', '.join(table.column_names) or '(none)'}"
+            )
+        for name in needed:
+            if table[name].null_count:
+                row = table[name].is_null().index(True).as_py()
+                raise UsageError(f"row {row} of {len(table)} has no {name}; {self.version.model} needs it in every row")
+        return table
 
     def _answer(self, table: pa.Table, batch: FeatureBatch | None, scores: Array, final: Array) -> pa.Table:
         import pyarrow as pa
 
         columns: dict[str, Any] = {name: table[name] for name in self.entities}
-        columns |= _named("score", final, self.ensemble.target.classes)
+        columns |= _named("score", final, self.outputs)
         for i, name in enumerate(self.members):
-            columns |= _named(name, scores[:, i], self.ensemble.target.classes)
+            columns |= _named(name, scores[:, i], self.outputs)
         newest = np.full(len(table), -1, np.int64) if batch is None else batch.newest
         as_of = newest if batch is None else batch.as_of
         columns["newest_event_age"] = pa.array((as_of - newest) / 1e6, mask=newest < 0)
@@ -113,8 +158,8 @@ class Predictor:
         return pa.table(columns)
 
 
-def _named(name: str, scores: Array, classes: tuple[str, ...]) -> dict[str, Array]:
-    """One column, or one a class: ``score:purchase``."""
-    if scores.shape[1] == 1:
+def _named(name: str, scores: Array, outputs: tuple[str, ...]) -> dict[str, Array]:
+    """One column, or one an output: ``score:purchase``."""
+    if not outputs:
         return {name: scores[:, 0]}
-    return {f"{name}:{c}": scores[:, k] for k, c in enumerate(classes)}
+    return {f"{name}:{output}": scores[:, k] for k, output in enumerate(outputs)}
