@@ -1,0 +1,141 @@
+"""Pages say what is there: links lead somewhere, snippets parse, what they import exists, and so do commands and options."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import re
+import shlex
+import subprocess
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("plugins/*/README.md")})
+FENCE = re.compile(r"^( *)```([\w-]*)[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+BENCHMARKS = {path.stem.removeprefix("bench_") for path in ROOT.glob("tests/benchmarks/bench_*.py")}
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def broken_links(page: Path, text: str) -> list[str]:
+    """Relative links to files that are not there, and to headings that no page has."""
+    out = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or (anchor and anchor not in anchors(file.read_text())):
+            out.append(target)
+    return out
+
+
+def anchors(text: str) -> set[str]:
+    """A page's headings as forges make links of them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def snippets(text: str, *languages: str) -> Iterator[str]:
+    for match in FENCE.finditer(text):
+        if match[2] in languages:
+            yield "\n".join(line.removeprefix(match[1]) for line in match[3].splitlines())
+
+
+def missing_imports(code: str) -> list[str]:
+    """Names that a snippet imports from zoo or a plugin and that are not there."""
+    out = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module and re.match(r"zoo(_(gbdt|recurrent|bert))?(\.|$)", node.module):
+            module = importlib.import_module(node.module)
+            out += [f"{node.module}.{alias.name}" for alias in node.names if not hasattr(module, alias.name)]
+    return out
+
+
+def commands(text: str, program: str) -> Iterator[list[str]]:
+    """Calls of a program in shell snippets and in `inline code`, as words; what follows a pipe or a comment is left out."""
+    joined = (snippet.replace("\\\n", " ") for snippet in snippets(text, "", "sh", "shell", "bash", "console"))
+    lines = [line.strip().removeprefix("$ ") for snippet in joined for line in snippet.splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+    for line in lines:
+        for part in re.split(r"&&|\||;", line):
+            if re.match(rf"{program}( |$)", part.strip()):
+                yield shlex.split(part, comments=True)[1:]
+
+
+def wrong_command(words: list[str]) -> str:
+    """Why a call of zoo cannot be meant; empty if it can. Words in capitals or dots stand for something else."""
+    from typer.main import get_command
+
+    from zoo.cli.app import app
+
+    command: Any = get_command(app)
+    command.name = "zoo"
+    pending = list(words)
+    while pending:
+        word = pending.pop(0)
+        options = {"--help", "-h"} | {o: p for p in command.params for o in (*p.opts, *p.secondary_opts)}.keys()
+        taking = {o for p in command.params for o in p.opts if not getattr(p, "is_flag", True)}
+        if word.startswith("-"):
+            name = word.partition("=")[0]
+            if name not in options:
+                return f"{command.name} has no option {name}"
+            if name in taking and "=" not in word and pending:
+                pending.pop(0)
+        elif hasattr(command, "commands") and re.fullmatch(r"[a-z][\w-]*", word):
+            if word not in command.commands:
+                return f"no command {word!r} in {command.name}"
+            command = command.commands[word]
+    return ""
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page, page.read_text()) == []
+
+
+@every_page
+@pytest.mark.parametrize(("language", "parse"), [("python", ast.parse), ("toml", tomllib.loads), ("json", json.loads)])
+def test_snippets_parse(page: Path, language: str, parse: Callable[[str], object]) -> None:
+    for snippet in snippets(page.read_text(), language):
+        parse(snippet)
+
+
+@every_page
+def test_what_snippets_import_is_there(page: Path) -> None:
+    assert [name for snippet in snippets(page.read_text(), "python", "py") for name in missing_imports(snippet)] == []
+
+
+@every_page
+def test_commands_and_their_options_exist(page: Path) -> None:
+    assert [wrong for words in commands(page.read_text(), "zoo") if (wrong := wrong_command(words))] == []
+
+
+@every_page
+def test_make_targets_exist(page: Path) -> None:
+    named = {word for words in commands(page.read_text(), "make") for word in words if re.fullmatch(r"[a-z-]+", word)}
+    benchmarks = {name.removeprefix("bench-").replace("-", "_") for name in named if name.startswith("bench-")}
+    assert {name for name in named if not name.startswith("bench-")} - TARGETS == set()
+    assert benchmarks - BENCHMARKS == set()
+
+
+def test_a_page_that_is_wrong_is_found_out(tmp_path: Path) -> None:
+    (tmp_path / "other.md").write_text("# A heading, `coded`\n")
+    text = "[a](other.md) [b](none.md) [c](other.md#a-heading-coded) [d](other.md#none) [e](#none)\n\n`zoo trian x`\n"
+    assert broken_links(tmp_path / "page.md", text.replace("[e](#none)", "")) == ["none.md", "other.md#none"]
+    assert [wrong_command(words) for words in commands(text, "zoo")] == ["no command 'trian' in zoo"]
+    assert missing_imports("from zoo.plugin import hookimpl, no_such_thing\n") == ["zoo.plugin.no_such_thing"]
+    shell = "```sh\nzoo --repo shop train churn --wrokers 2 # a comment\nzoo --repo shop train TASK --workers 2\n```\n"
+    assert [wrong_command(words) for words in commands(shell, "zoo")] == ["train has no option --wrokers", ""]
+
+
+def test_make_lists_every_target() -> None:
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {line.split()[1] for line in listed.splitlines()} - {"bench-%"} == TARGETS
