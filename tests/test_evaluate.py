@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo.errors import FeatureError
-from zoo.events.evaluate import Evaluator, evaluate_pairs, member_sets
+from zoo.events.evaluate import Evaluator
 from zoo.events.index import MISSING, Index, fixed_point
+from zoo.events.pairs import evaluate_pairs, member_sets
 from zoo.events.specs import (
     Aggregation,
     Feature,

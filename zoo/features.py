@@ -167,13 +167,13 @@ class Features:
                     codes[key] = view.codes(key, table[key])
         blocks: dict[str, Block] = {}
         row_of: dict[str, Array] = {}
-        evaluators: dict[str, Any] = {}
+        kept: dict[str, Any] = {}
         newest = np.full(len(table), -1, np.int64)
         for feature_view, names in views:
             keys = {k: codes[k] for k in feature_view.join_keys}
             first, inverse = _distinct([*keys.values(), times])
             stored = {k: v[first] for k, v in keys.items()}
-            columns, seen = self._columns(view, feature_view, stored, times[first], evaluators, online=online)
+            columns, seen = self._columns(view, feature_view, stored, times[first], kept, online=online)
             blocks[feature_view.name] = {n: columns[n] for n in names}
             row_of[feature_view.name] = inverse
             if "user_id" in keys and seen is not None:
@@ -184,34 +184,30 @@ class Features:
         return FeatureBatch(blocks, row_of, times, newest, view.catalogue(frozenset(dictionaries)))
 
     def _columns(
-        self, view: LogView, feature_view: Any, keys: dict[str, Array], times: Array, evaluators: dict[str, Any], *, online: bool
+        self, view: LogView, feature_view: Any, keys: dict[str, Array], times: Array, kept: dict[str, Any], *, online: bool
     ) -> tuple[dict[str, Column], Array | None]:
         from zoo.stores.columns import features_of
         from zoo.stores.source import EventSource, TableSource
 
         source = feature_view.batch_source
-        if isinstance(source, TableSource):
-            return features_of(view, source, keys, times), None
-        if not isinstance(source, EventSource):
+        if not isinstance(source, EventSource | TableSource):
             raise FeatureError(
                 f"feature view {feature_view.name!r} has a {type(source).__name__}; services read here need EventSource or TableSource "
                 "(file-backed views answer through store.get_historical_features)"
             )
-        entity = feature_view.batch_source.aggregation.entity[0]
-        if not online:
-            return features_of(view, source, keys, times), view.index(entity).newest(keys[entity], times)
-        online_store = self.store._get_provider().online_store
-        unique, inverse = np.unique(keys[entity], return_inverse=True)
-        own = {**keys, entity: (inverse + 2).astype(np.int32)}
-        if entity not in evaluators or not np.array_equal(evaluators[entity][0], unique):
-            from zoo.events.evaluate import Evaluator
-
-            evaluators[entity] = (
-                unique,
-                Evaluator(online_store.events(self.store.config, view, entity, unique), view.event_types()),
+        if online:
+            found: tuple[dict[str, Column], Array | None] = self._online_store.features(
+                self.store.config, view, source, keys, times, kept
             )
-        evaluator = evaluators[entity][1]
-        return features_of(view, source, own, times, evaluator), evaluator.index.newest(own[entity], times)
+            return found
+        if isinstance(source, TableSource):
+            return features_of(view, source, keys, times), None
+        entity = source.aggregation.entity[0]  # type: ignore[union-attr]
+        return features_of(view, source, keys, times), view.index(entity).newest(keys[entity], times)
+
+    @property
+    def _online_store(self) -> Any:
+        return self.store._get_provider().online_store
 
     def append(self, rows: Any, idempotency_key: str | None = None) -> IngestReport:
         """Push raw events: durable in the log, then visible to the next online read. Needs event ids or an idempotency key.
@@ -219,18 +215,27 @@ class Features:
         rows: as for ``table_of``; a list of mappings holds JSON values, each row taken or quarantined for itself.
         """
         events = rows if isinstance(rows, list) else table_of(rows)
-        report: IngestReport = self.store._get_provider().online_store.append(self.store.config, events, idempotency_key)
+        report: IngestReport = self._online_store.append(self.store.config, events, idempotency_key)
         return report
 
     def materialize(self, progress: Progress | None = None) -> dict[str, int]:
-        """Copy every entity's recent events from the log to the online store; returns entities copied by kind."""
-        from zoo.stores.source import EventSource
+        """Copy every entity's recent events from the log to the online store; returns entities with events by key column.
 
-        view = self.reader.view()
-        online_store = self.store._get_provider().online_store
-        sources = [v.batch_source for v in self.store.list_feature_views()]
-        kinds = {s.aggregation.entity[0] for s in sources if isinstance(s, EventSource) and s.aggregation is not None}
-        return {kind: online_store.copy(self.store.config, view, kind, progress=progress) for kind in sorted(kinds)}
+        Reading and pushing bring the store up to date by themselves; this does it beforehand, and repairs a store that lost entities.
+        progress: called with the fraction done and what is copied.
+        """
+        from zoo.events.view import ENTITIES
+
+        view, copied = self.reader.view(), {}
+        for number, entity in enumerate(ENTITIES):
+
+            def say(done: float, text: str, number: int = number) -> None:
+                if progress is not None:
+                    progress((number + done) / len(ENTITIES), text)
+
+            copied[entity] = self._online_store.copy(self.store.config, view, entity, progress=say)
+        self._online_store.mark(self.store.config, view.log.id, view.log.count(view.version))
+        return copied
 
 
 def _distinct(columns: list[Array]) -> tuple[Array, Array]:

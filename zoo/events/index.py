@@ -23,6 +23,10 @@ SCALE = 10_000
 MISSING = np.iinfo(np.int64).min
 """A fixed-point value that was null."""
 FIXED = ("price", "quantity", "value")
+NO_SESSION = MISSING
+"""Session number of an event that carries none."""
+_HOUR = 3_600_000_000
+_DAY = 24 * _HOUR
 
 
 def fixed_point(values: Array) -> Array:
@@ -36,6 +40,12 @@ def fixed_point(values: Array) -> Array:
 def from_fixed(values: Array) -> Array:
     """The inverse: float64 with NaN for MISSING."""
     return np.where(values == MISSING, np.nan, values / SCALE)
+
+
+def looked_up(values: Array, codes: Array) -> Array:
+    """``values`` by code; a code given after they were made counts as 0, the row of nothing."""
+    found: Array = values[np.where(codes < len(values), codes, 0)]
+    return found
 
 
 @dataclass
@@ -104,7 +114,7 @@ class Index:
 
     def entity_of(self) -> Array:
         """int32 (m,): the entity code of each position."""
-        return self._keep("entity", lambda: np.repeat(np.arange(len(self.offsets) - 1, dtype=np.int32), np.diff(self.offsets)))
+        return self.keep("entity", lambda: np.repeat(np.arange(len(self.offsets) - 1, dtype=np.int32), np.diff(self.offsets)))
 
     def column(self, name: str) -> Array:
         """(m,): a stored column, an item's attribute, or one derived from time (day, weekday, hour)."""
@@ -112,12 +122,13 @@ class Index:
             return self.time
         if name in self.columns:
             return self.columns[name]
+        if name in FIXED:  # a column that no event has filled is not stored
+            return self.keep(name, lambda: np.full(len(self), MISSING, np.int64))
         if name in self.attributes:
-            values, _ = self.attributes[name]
-            return self._keep(name, lambda: values[np.minimum(self.columns["item_id"], len(values) - 1)])
+            return self.keep(name, lambda: looked_up(self.attributes[name][0], self.columns["item_id"]))
         if name in ("day", "weekday", "hour"):
-            return self._keep(name, lambda: self._calendar(name))
-        known = sorted({*self.columns, *self.attributes, "time", "day", "weekday", "hour", "gap", "age"})
+            return self.keep(name, lambda: self._calendar(name))
+        known = sorted({*self.columns, *FIXED, *self.attributes, "time", "day", "weekday", "hour", "gap", "age"})
         raise FeatureError(f"the log has no event column {name!r}; it has: {', '.join(known)}")
 
     def dictionary(self, name: str) -> str | None:
@@ -130,19 +141,27 @@ class Index:
         return name in FIXED
 
     def visits(self, gap: int) -> Array:
-        """bool (m,): whether a visit begins here: another entity, another session, or (no sessions) a pause over ``gap`` s."""
-        return self._keep(("visits", gap), lambda: self._visits(gap))
+        """bool (m,): whether a visit begins here: another entity, another session, or (both without) a pause over ``gap`` s."""
+        return self.keep(("visits", gap), lambda: self._visits(gap))
 
     def _visits(self, gap: int) -> Array:
         begins = np.ones(len(self), bool)
         if len(self) > 1:
             same = np.diff(self.entity_of()) == 0
+            begins[1:] = np.diff(self.time) > gap * 1_000_000
             sessions = self.columns.get("session")
-            pause = np.diff(self.time) > gap * 1_000_000 if sessions is None else np.diff(sessions) != 0
-            begins[1:] = ~same | pause
+            if sessions is not None:
+                none = sessions == NO_SESSION
+                begins[1:] = np.where(none[1:] & none[:-1], begins[1:], np.diff(sessions) != 0)
+            begins[1:] |= ~same
         return begins
 
     def _calendar(self, name: str) -> Array:
+        if self.timezone == "UTC":
+            days = self.time // _DAY
+            return (
+                days if name == "day" else (days + 3) % 7 if name == "weekday" else self.time // _HOUR % 24
+            )  # 1970 began on a Thursday
         # polars, not our own arithmetic: zones with daylight saving
         import polars as pl
 
@@ -151,7 +170,7 @@ class Index:
             return local.dt.date().cast(pl.Int32).to_numpy().astype(np.int64)
         return (local.dt.weekday().to_numpy() - 1 if name == "weekday" else local.dt.hour().to_numpy()).astype(np.int64)
 
-    def _keep(self, key: Any, make: Callable[[], Array]) -> Array:
+    def keep(self, key: Any, make: Callable[[], Array]) -> Array:
         if key not in self._derived:
             self._derived[key] = make()
         return self._derived[key]
@@ -175,18 +194,16 @@ class Index:
         )
 
     def save(self, folder: Path) -> None:
-        """Write .npy files to a temporary folder, then rename it, so that a half-written index is never visible."""
+        """Write .npy files (attributes apart) to a temporary folder, then rename it: a half-written index is never visible."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".index-", dir=folder.parent))
         try:
             arrays = {"offsets": self.offsets, "time": self.time, "seq": self.seq}
             arrays |= {f"column.{k}": v for k, v in self.columns.items()}
-            arrays |= {f"attribute.{k}": v for k, (v, _) in self.attributes.items()}
             for name, values in arrays.items():
                 np.save(temporary / f"{name}.npy", values, allow_pickle=False)
             facts = {
                 "dictionaries": dict(self.dictionaries),
-                "attributes": {k: d for k, (_, d) in self.attributes.items()},
                 "columns": list(self.columns),
                 "timezone": self.timezone,
                 "ordered_only": self.ordered_only,
@@ -202,8 +219,8 @@ class Index:
             shutil.rmtree(temporary, ignore_errors=True)
 
     @classmethod
-    def open(cls, folder: Path) -> Index:
-        """Map a saved index into memory; nothing is read until it is used."""
+    def open(cls, folder: Path, attributes: Mapping[str, tuple[Array, str | None]] | None = None) -> Index:
+        """Map a saved index into memory; nothing is read until it is used. attributes: they belong to the item table, not to it."""
         facts = json.loads((folder / "index.json").read_text(encoding="utf-8"))
 
         def read(name: str) -> Array:
@@ -218,7 +235,7 @@ class Index:
             read("seq"),
             {k: read(f"column.{k}") for k in facts["columns"]},
             facts["dictionaries"],
-            {k: (read(f"attribute.{k}"), d) for k, d in facts["attributes"].items()},
+            attributes or {},
             facts["timezone"],
             facts["ordered_only"],
         )

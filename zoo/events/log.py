@@ -166,6 +166,15 @@ class EventLog:
         """Versions of the log, its dictionaries and its tables, as training records them."""
         return {"log": self.version(), "dictionaries": self.dictionaries.version(), "tables": self.tables()}
 
+    @property
+    def id(self) -> str:
+        """Given when the log was made: another log in the same folder has another."""
+        return str(self._table.metadata().id)
+
+    def moved(self, version: int, tables: Mapping[str, int]) -> bool:
+        """Whether events or tables were committed since these versions: a few looks at the file system."""
+        return self.version() != version or self._tables.moved(tables)
+
     # Tables
 
     def tables(self) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,16 @@ class Tables:
             return {}
         found = sorted(p.name for p in self.root.iterdir() if (p / "_delta_log").is_dir())
         return {name: int(delta.open_table(self.root / name).version()) for name in found}
+
+    def moved(self, known: Mapping[str, int]) -> bool:
+        """Whether a table is newer than known, gone, or there and not known."""
+        there = {p.name for p in self.root.iterdir()} if self.root.is_dir() else set()
+        if any((self.root / name / "_delta_log").is_dir() for name in there - known.keys()):
+            return True
+        return any(
+            name not in there or os.path.exists(f"{self.root}/{name}/_delta_log/{version + 1:020d}.json")  # noqa: PTH110 - asked on every read
+            for name, version in known.items()
+        )
 
     def names(self) -> list[str]:
         return sorted(self.versions())

@@ -2,117 +2,75 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from threading import RLock
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from zoo.contract import PADDING, UNKNOWN, Array, Block, Catalogue, Column
 from zoo.errors import FeatureError, choices
-from zoo.events.evaluate import Evaluator, evaluate_pairs, member_sets
-from zoo.events.index import FIXED, Index, fixed_point
+from zoo.events.dictionary import FIRST, as_ids
+from zoo.events.encode import Encoded, columns_of, encode, floats, kinds_of
+from zoo.events.evaluate import Evaluator
+from zoo.events.index import Index, looked_up
 from zoo.events.log import EventLog
+from zoo.events.pairs import evaluate_pairs, member_sets
 from zoo.events.specs import Aggregation
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 T = TypeVar("T")
 
 ENTITIES = ("user_id", "item_id")
 """Entity kinds that have an index."""
-_NOT_COLUMNS = {"user_id", "item_id", "event_type", "time", "seq", "event_id", "source", "row", "session", *FIXED}
+KEPT_INDEXES = 2
+"""Versions of an index that stay on disk: the newest, and one that a reader may still be opening."""
+_OF_TABLES = ("block", "keys", "members", "names")
+_ABANDONED = 3600
+"""Seconds after which a temporary folder belongs to nobody."""
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Events as an index keeps them: codes, int64 times and fixed-point money, in the order of the table."""
-
-    user_id: Array
-    item_id: Array
-    time: Array
-    seq: Array
-    columns: dict[str, Array]
-    dictionaries: dict[str, str]
-
-    def __len__(self) -> int:
-        return len(self.time)
-
-    def keys(self, entity: str) -> Array:
-        return self.user_id if entity == "user_id" else self.item_id
-
-
-def _sessions(values: pa.ChunkedArray) -> Array:
-    """int64 by session: whole numbers as they are, other text hashed, so that a number means one session in every process."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    encoded = values.combine_chunks().cast(pa.string()).dictionary_encode()
-    names = encoded.dictionary
-    whole = pc.match_substring_regex(names, r"^-?[0-9]{1,18}$")
-    numbers = np.array(pc.if_else(whole, names, "0").cast(pa.int64()))
-    for i in np.flatnonzero(~np.asarray(whole)):
-        digest = hashlib.blake2b(names[int(i)].as_py().encode(), digest_size=8).digest()
-        numbers[i] = int.from_bytes(digest, "little", signed=True)
-    found: Array = np.append(numbers, -1)[np.asarray(encoded.indices.fill_null(len(numbers)))]
-    return found
-
-
-def _floats(values: pa.ChunkedArray) -> Array:
-    import pyarrow as pa
-
-    return np.asarray(values.combine_chunks().cast(pa.float64()).fill_null(np.nan))
-
-
-def encode(log: EventLog, table: pa.Table) -> Encoded:
-    """The log's rows with dictionary codes in place of identifiers."""
-    import pyarrow as pa
-
-    users = log.dictionary("user_id").encode(table["user_id"])
-    items = log.dictionary("item_id").encode(table["item_id"])
-    columns: dict[str, Array] = {
-        "user_id": users,
-        "item_id": items,
-        "event_type": log.dictionary("event_type").encode(table["event_type"]),
-    }
-    dictionaries = {name: name for name in columns}
-    for name in FIXED:
-        if name in table.column_names and table[name].null_count < len(table):
-            columns[name] = fixed_point(_floats(table[name]))
-    if "session" in table.column_names and log.schema.session:
-        columns["session"] = _sessions(table["session"])
-    for name in table.column_names:
-        if name in _NOT_COLUMNS:
-            continue
-        if pa.types.is_string(table[name].type) or pa.types.is_large_string(table[name].type):
-            columns[name] = log.dictionary(f"events.{name}").encode(table[name])
-            dictionaries[name] = f"events.{name}"
-        else:
-            columns[name] = _floats(table[name])
-    return Encoded(users, items, np.asarray(table["time"]), np.asarray(table["seq"]), columns, dictionaries)
-
-
-@dataclass
 class LogView:
     """Reads features from one version of a log. Indexes are built once and kept under ``<root>/index``; thread-safe for reading."""
 
     log: EventLog
     version: int
+    _tables: Mapping[str, int]
     _kept: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _lock: Any = field(default_factory=RLock, repr=False, compare=False)
 
     @classmethod
     def open(cls, root: Path | str) -> LogView:
         """The log as it is now. Raises ZooError where there is none."""
         log = EventLog.open(root)
-        return cls(log, log.version())
+        return cls(log, log.version(), log.tables())
 
-    def _keep(self, key: Any, make: Callable[[], T]) -> T:
+    def newest(self) -> LogView:
+        """This view while nothing was committed since (a few looks at the file system), else a view of the log as it is now.
+
+        What was read of tables that did not change goes on in the new view.
+        """
+        if not self.log.moved(self.version, self._tables):
+            return self
+        tables = self.log.tables()
+        same = tables == self._tables
+        kept = {key: value for key, value in list(self._kept.items()) if same and key[0] in _OF_TABLES}
+        return LogView(self.log, self.log.version(), tables, kept)
+
+    def _keep(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
         if key not in self._kept:
-            self._kept[key] = make()
+            with self._lock:
+                if key not in self._kept:
+                    self._kept[key] = make()
         return cast(T, self._kept[key])
+
+    def tables(self) -> Mapping[str, int]:
+        """Version by name of the tables beside the log."""
+        return self._tables
 
     @property
     def ordered_only(self) -> bool:
@@ -121,20 +79,26 @@ class LogView:
     def event_types(self) -> Mapping[str, int]:
         """Code by event type."""
         dictionary = self.log.dictionary("event_type")
-        return self._keep("event_types", lambda: {name: code for code, name in enumerate(dictionary.ids, start=2)})
+        return self._keep(("event_types",), lambda: {name: code for code, name in enumerate(dictionary.ids, start=FIRST)})
 
-    def facts(self, encoded: Encoded | None = None) -> dict[str, Any]:
+    def facts(self) -> Mapping[str, Any]:
         """What an ``Index`` over this log's events needs to know beside them."""
+        return self._keep(("facts",), self._facts)
+
+    def _facts(self) -> dict[str, Any]:
+        extra = {n: f"events.{n}" for n, kind in self.log.schema.extra.items() if kind == "string"}
         return {
-            "dictionaries": self._dictionaries() if encoded is None else encoded.dictionaries,
+            "dictionaries": {"user_id": "user_id", "item_id": "item_id", "event_type": "event_type", **extra},
             "attributes": self.attributes(),
             "timezone": self.log.schema.timezone or "UTC",
             "ordered_only": self.ordered_only,
         }
 
-    def _dictionaries(self) -> dict[str, str]:
-        extra = {n: f"events.{n}" for n, kind in self.log.schema.extra.items() if kind == "string"}
-        return {"user_id": "user_id", "item_id": "item_id", "event_type": "event_type", **extra}
+    # Events
+
+    def kinds(self, entity: str) -> Mapping[str, str]:
+        """dtype by name of the columns of the entity's events."""
+        return self._keep(("kinds", entity), lambda: kinds_of(self.log, entity))
 
     def index(self, entity: str) -> Index:
         """The index of ``user_id`` or ``item_id``, opened from disk or built and kept there."""
@@ -142,97 +106,40 @@ class LogView:
             raise FeatureError(choices("indexed entity", entity, ENTITIES))
         return self._keep(("index", entity), lambda: self._open_index(entity))
 
+    def _index_folder(self, entity: str, version: int | str) -> Path:
+        return Path(self.log.root) / "index" / f"{entity}-{version}"
+
     def _open_index(self, entity: str) -> Index:
-        tables = self.tables()
-        name = f"{self.version}-{tables.get('items', 0)}-{entity}"
-        folder = Path(self.log.root) / "index" / name
-        if not (folder / "index.json").exists():
-            encoded = self._keep("encoded", lambda: encode(self.log, self.log.table(self.version)))
-            size = self.log.dictionary(entity).size
-            columns = {k: v for k, v in encoded.columns.items() if k != entity}
-            index = Index.build(encoded.keys(entity), encoded.time, encoded.seq, columns, size, **self.facts(encoded))
-            index.save(folder)
-            self._kept.pop("encoded", None) if entity == "item_id" else None
-        return Index.open(folder)
+        folder = self._index_folder(entity, self.version)
+        try:
+            return Index.open(folder, self.attributes())
+        except FileNotFoundError:
+            encoded = encode(self.log, self.log.table(self.version, columns_of(self.log)))
+        for kind in ENTITIES:  # both, as reading the log is most of the work
+            if not (self._index_folder(kind, self.version) / "index.json").exists():
+                self._build(kind, encoded).save(self._index_folder(kind, self.version))
+        self._prune()
+        return Index.open(folder, self.attributes())
+
+    def _build(self, entity: str, encoded: Encoded) -> Index:
+        size = self.log.dictionary(entity).size
+        return Index.build(encoded.keys(entity), encoded.time, encoded.seq, encoded.others(entity), size, **self.facts())
+
+    def _prune(self) -> None:
+        """Remove indexes of older versions and what killed builds left; a process that mapped one keeps its data."""
+        for entity in ENTITIES:
+            found = sorted(
+                self._index_folder(entity, "x").parent.glob(f"{entity}-[0-9]*"), key=lambda p: int(p.name.split("-")[1])
+            )
+            for folder in found[:-KEPT_INDEXES]:
+                shutil.rmtree(folder, ignore_errors=True)
+        for folder in self._index_folder("x", "x").parent.glob(".index-*"):
+            if time.time() - folder.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def evaluator(self, entity: str) -> Evaluator:
         """Computes features of an entity kind; kept, so that filtered events and prefix sums are shared by all calls."""
         return self._keep(("evaluator", entity), lambda: Evaluator(self.index(entity), self.event_types()))
-
-    def attributes(self) -> dict[str, tuple[Array, str | None]]:
-        """``items.COLUMN`` -> (values by item code, dictionary)."""
-        items = self.block("items") if "items" in self.tables() else {}
-        return {f"items.{name}": (c.values, c.dictionary) for name, c in items.items()}
-
-    def codes(self, entity: str, ids: Any) -> Array:
-        """int32 (n,): codes of raw identifiers; 1 where the log does not know one. Raises UnknownIdError on a wrong type."""
-        import pyarrow as pa
-
-        values = ids if isinstance(ids, (pa.Array, pa.ChunkedArray)) else pa.array(ids)
-        if entity in ENTITIES:
-            return self.log.dictionary(entity).encode(values)
-        keys = self._partner_keys(entity)
-        found = np.asarray(values.to_pylist(), dtype=object if keys.dtype == object else keys.dtype)
-        at = np.searchsorted(keys, found)
-        hit = keys[np.minimum(at, len(keys) - 1)] == found if len(keys) else np.zeros(len(found), bool)
-        return np.where(hit, at + 2, UNKNOWN).astype(np.int32)
-
-    def _partner_keys(self, entity: str) -> Array:
-        """Sorted identifiers of an entity that has a table of its own (``campaign_id`` in ``campaigns``)."""
-
-        def make() -> Array:
-            for name in self.tables():
-                table = self.log.read_table(name)
-                if table.column_names[0] == entity and len(table[entity].unique()) == len(table):
-                    values = table[entity].to_pylist()
-                    return np.array(sorted(values), dtype=object if isinstance(values[0], str) else np.int64)
-            raise FeatureError(
-                f"no entity table has the key {entity!r}; tables: {', '.join(sorted(self.tables())) or '(none)'}. "
-                f"Write one whose first column is {entity!r}"
-            )
-
-        return self._keep(("keys", entity), make)
-
-    def block(self, name: str) -> Block:
-        """An entity table's columns by code (row 0 padding, 1 unknown): text as codes, numbers as float64 with NaN for null."""
-        return self._keep(("block", name), lambda: self._block(name))
-
-    def _block(self, name: str) -> Block:
-        import pyarrow as pa
-
-        if name not in self.tables():
-            raise FeatureError(choices("entity table", name, self.tables()))
-        table = self.log.read_table(name)
-        key = table.column_names[0]
-        codes = self.codes(key, table[key])
-        size = self.log.dictionary(key).size if key in ENTITIES else len(table) + 2
-        out: dict[str, Column] = {}
-        for column in table.column_names[1:]:
-            values = table[column]
-            if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-                stored = np.zeros(size, np.int32)
-                stored[1] = UNKNOWN
-                stored[codes] = self.log.dictionary(f"{name}.{column}").encode(values)
-                out[column] = Column(stored, dictionary=f"{name}.{column}")
-            elif pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type):
-                numbers = np.full(size, np.nan)
-                numbers[codes] = _floats(values)
-                out[column] = Column(numbers)
-        return out
-
-    def members(self, name: str, key: str, via: str) -> tuple[Array, Array]:
-        """(offsets by partner code, sorted codes) of a set table, its items mapped to ``via``."""
-
-        def make() -> tuple[Array, Array]:
-            table = self.log.read_table(name)
-            partners = self.codes(key, table[key])
-            items = self.codes("item_id", table["item_id"])
-            if via != "item_id":
-                values, _ = self.attributes()[via]
-                items = values[np.minimum(items, len(values) - 1)]
-            return member_sets(partners, items, len(self._partner_keys(key)) + 2)
-
-        return self._keep(("members", name, key, via), make)
 
     def evaluate(
         self, aggregation: Aggregation, keys: Mapping[str, Array], times: Array, evaluator: Evaluator | None = None
@@ -250,33 +157,137 @@ class LogView:
         if aggregation.members:
             vias = {f.via or "item_id" for f in aggregation.features}
             sets = {via: self.members(aggregation.members, second, via) for via in vias}
-        return evaluate_pairs(evaluator, aggregation, keys[first], keys[second], times, sets)
+        carried = None if sets is not None else self._carried(second, evaluator.index)
+        return evaluate_pairs(evaluator, aggregation, keys[first], keys[second], times, sets, carried)
+
+    def _carried(self, entity: str, index: Index) -> Array:
+        """int32 (m,): the code of the second entity that each event names in its own column."""
+        values = index.column(entity)
+        if entity in ENTITIES:
+            return values
+        if index.dictionary(entity) is None:
+            import pyarrow as pa
+
+            return index.keep(("carried", entity), lambda: self.codes(entity, pa.array(values, from_pandas=True)))
+        ids = self.log.dictionary(f"events.{entity}").ids
+        return index.keep(("carried", entity), lambda: np.append([PADDING, UNKNOWN], self.codes(entity, ids))[values])
+
+    # Identifiers and entity tables
+
+    def codes(self, entity: str, ids: Any) -> Array:
+        """int32 (n,): codes of raw identifiers; 1 where the log does not know one, 0 for null. Raises UnknownIdError on a wrong type."""
+        if entity in ENTITIES:
+            return self.log.dictionary(entity).encode(ids)
+        keys = self._partner_keys(entity)
+        text = keys.dtype == object
+        values = as_ids(ids, "string" if text else "int", entity)
+        found = np.asarray(values.fill_null("" if text else 0), dtype=keys.dtype)
+        at = np.searchsorted(keys, found)
+        hit = keys[np.minimum(at, len(keys) - 1)] == found if len(keys) else np.zeros(len(found), bool)
+        codes = np.where(hit, at + FIRST, UNKNOWN).astype(np.int32)
+        if values.null_count:
+            codes[np.asarray(values.is_null())] = PADDING
+        return codes
+
+    def _partner_keys(self, entity: str) -> Array:
+        """Sorted identifiers of an entity that has a table of its own (``campaign_id`` in ``campaigns``)."""
+
+        def make() -> Array:
+            for name in self.tables():
+                table = self.log.read_table(name)
+                if table.column_names[0] == entity and len(table[entity].unique()) == len(table):
+                    values = table[entity].to_pylist()
+                    return np.array(sorted(values), dtype=object if values and isinstance(values[0], str) else np.int64)
+            raise FeatureError(
+                f"no entity table has the key {entity!r}; tables: {', '.join(sorted(self.tables())) or '(none)'}. "
+                f"Write one whose first column is {entity!r}"
+            )
+
+        return self._keep(("keys", entity), make)
+
+    def block(self, name: str) -> Block:
+        """An entity table's columns by code (row 0 padding, 1 unknown): text as codes, numbers as float64 with NaN for null.
+
+        A code given after the table was read is beyond its rows and counts as row 0 (``looked_up``).
+        """
+        return self._keep(("block", name), lambda: self._entity_table(name))[1]
+
+    def key_of(self, name: str) -> str:
+        """The key column of an entity table."""
+        return self._keep(("block", name), lambda: self._entity_table(name))[0]
+
+    def _entity_table(self, name: str) -> tuple[str, Block]:
+        import pyarrow as pa
+
+        if name not in self.tables():
+            raise FeatureError(choices("entity table", name, self.tables()))
+        table = self.log.read_table(name)
+        key = table.column_names[0]
+        codes = self.codes(key, table[key])
+        size = self.log.dictionary(key).size if key in ENTITIES else len(table) + FIRST
+        out: dict[str, Column] = {}
+        for column in table.column_names[1:]:
+            values = table[column]
+            if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+                stored = np.zeros(size, np.int32)
+                stored[1] = UNKNOWN
+                stored[codes] = self.log.dictionary(f"{name}.{column}").encode(values)
+                out[column] = Column(stored, dictionary=f"{name}.{column}")
+            elif pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type):
+                numbers = np.full(size, np.nan)
+                numbers[codes] = floats(values)
+                out[column] = Column(numbers)
+        return key, out
+
+    def attributes(self) -> dict[str, tuple[Array, str | None]]:
+        """``items.COLUMN`` -> (values by item code, dictionary)."""
+        items = self.block("items") if "items" in self.tables() else {}
+        return {f"items.{name}": (c.values, c.dictionary) for name, c in items.items()}
+
+    def members(self, name: str, key: str, via: str) -> tuple[Array, Array]:
+        """(offsets by partner code, sorted codes) of a set table, its items mapped to ``via``."""
+
+        def make() -> tuple[Array, Array]:
+            table = self.log.read_table(name)
+            partners = self.codes(key, table[key])
+            items = self.codes("item_id", table["item_id"])
+            if via != "item_id":
+                items = looked_up(self.attributes()[via][0], items)
+            return member_sets(partners, items, len(self._partner_keys(key)) + FIRST)
+
+        return self._keep(("members", name, key, via), make)
+
+    # Meanings
 
     def names(self, dictionary: str) -> Array:
         """object (size,): display text by code; the item table's ``title`` stands for an item."""
-        return self._keep(("names", dictionary), lambda: self._names(dictionary))
+        held: Array | None = self._kept.get(("names", dictionary))
+        found = self.log.dictionary(dictionary)
+        if held is None or len(held) < found.size:  # a dictionary only grows
+            self._kept["names", dictionary] = held = self._names(dictionary, found.ids, held)
+        return held
 
-    def _names(self, dictionary: str) -> Array:
-        ids = self.log.dictionary(dictionary).ids
-        out = np.empty(len(ids) + 2, object)
-        out[PADDING], out[UNKNOWN] = "", "unknown"
-        out[2:] = [str(v) for v in (ids.to_pylist() if hasattr(ids, "to_pylist") else ids)]
-        if dictionary == "item_id" and "items" in self.tables():
-            titles = self.block("items").get("title")
-            if titles is not None:
-                known = titles.values > UNKNOWN
-                out[known] = self.names("items.title")[titles.values[known]]
+    def _names(self, dictionary: str, ids: list[Any], held: Array | None) -> Array:
+        out = np.empty(len(ids) + FIRST, object)
+        start = FIRST if held is None else len(held)
+        if held is None:
+            out[PADDING], out[UNKNOWN] = "", "unknown"
+        else:
+            out[:start] = held
+        out[start:] = [str(v) for v in ids[start - FIRST :]]
+        titles = self.block("items").get("title") if dictionary == "item_id" and "items" in self.tables() else None
+        if titles is not None:
+            known = np.flatnonzero(titles.values[: len(out)] > UNKNOWN)
+            out[known] = self.names("items.title")[titles.values[known]]
         return out
-
-    def tables(self) -> dict[str, int]:
-        """Version by name of the tables beside the log."""
-        return self._keep("tables", self.log.tables)
 
     def catalogue(self, dictionaries: frozenset[str]) -> Catalogue:
         """What the codes of these dictionaries mean, with the item table. The same object for the same version and dictionaries."""
         return self._keep(("catalogue", dictionaries), lambda: self._catalogue(dictionaries))
 
-    def _catalogue(self, dictionaries: Iterable[str]) -> Catalogue:
+    def _catalogue(self, dictionaries: frozenset[str]) -> Catalogue:
         wanted = {d: self.names(d) for d in sorted({*dictionaries, "item_id"})}
-        items = dict(self.block("items")) if "items" in self.tables() else {}
-        return Catalogue(wanted, {k: c for k, c in items.items() if c.dictionary is None or c.dictionary in wanted})
+        codes = np.arange(len(wanted["item_id"]))
+        items = self.block("items") if "items" in self.tables() else {}
+        shown = {k: c for k, c in items.items() if c.dictionary is None or c.dictionary in wanted}
+        return Catalogue(wanted, {k: replace(c, values=looked_up(c.values, codes)) for k, c in shown.items()})

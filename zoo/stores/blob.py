@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -14,92 +15,113 @@ from zoo.errors import ArtefactError
 from zoo.events.index import MISSING, Index
 
 _MAGIC = b"zoe1"
+_LENGTHS = struct.Struct("<II")
+_FIRST = len(_MAGIC) + _LENGTHS.size
 _DTYPES = {"<i4", "<i8", "<f8"}
+_REBUILD = "Materialize again to rebuild them from the log"
 
 
-def pack(time: Array, seq: Array, columns: dict[str, Array]) -> bytes:
-    """Columns of equal length, sorted by (time, seq)."""
-    named = {"time": time, "seq": seq, **columns}
-    header = json.dumps([[name, values.dtype.str] for name, values in named.items()], separators=(",", ":")).encode()
-    return b"".join(
-        [_MAGIC, struct.pack("<II", len(header), len(time)), header, *(np.ascontiguousarray(v).tobytes() for v in named.values())]
-    )
+def _header(columns: Mapping[str, Array]) -> bytes:
+    return json.dumps([[name, values.dtype.str] for name, values in columns.items()], separators=(",", ":")).encode()
+
+
+def pack(columns: Mapping[str, Array]) -> bytes:
+    """Columns of equal length, ``time`` and ``seq`` among them, sorted by (time, seq)."""
+    header = _header(columns)
+    lengths = _LENGTHS.pack(len(header), len(columns["time"]))
+    return b"".join([_MAGIC, lengths, header, *(np.ascontiguousarray(v).tobytes() for v in columns.values())])
+
+
+def pack_slices(index: Index, low: Iterable[int], high: Iterable[int]) -> list[bytes]:
+    """A blob for each slice [low, high) of an index."""
+    # a slice of a memory map is a memory map again, which costs more to make than its bytes to copy
+    named = {name: np.asarray(v) for name, v in {"time": index.time, "seq": index.seq, **index.columns}.items()}
+    header, columns = _header(named), [v.view(np.uint8).data for v in named.values()]
+    widths = [v.itemsize for v in named.values()]
+    return [
+        b"".join([_MAGIC, _LENGTHS.pack(len(header), b - a), header, *(c[a * w : b * w] for c, w in zip(columns, widths))])
+        for a, b in zip(low, high)
+    ]
 
 
 @lru_cache(maxsize=64)
-def _layout(header: bytes) -> tuple[tuple[str, np.dtype], ...]:
+def _layout(header: bytes) -> tuple[tuple[str, np.dtype[Any], int], ...]:
     layout = json.loads(header)
     bad = [kind for _, kind in layout if kind not in _DTYPES]
     if bad:
         raise ArtefactError(f"stored events hold a column of type {bad[0]!r}; expected one of {', '.join(sorted(_DTYPES))}")
-    return tuple((str(name), np.dtype(kind)) for name, kind in layout)
+    return tuple((str(name), np.dtype(kind), np.dtype(kind).itemsize) for name, kind in layout)
 
 
 def unpack(blob: bytes) -> dict[str, Array]:
     """The columns of a blob (read-only), ``time`` and ``seq`` among them. Raises ArtefactError where it is torn or foreign."""
-    if len(blob) < 12 or blob[:4] != _MAGIC:
-        raise ArtefactError(
-            f"stored events begin with {blob[:4]!r}; expected {_MAGIC!r}. Materialize again to rebuild them from the log"
-        )
-    size, count = struct.unpack_from("<II", blob, 4)
-    at = 12 + size
-    layout = _layout(bytes(blob[12:at]))
-    if len(blob) != at + count * sum(kind.itemsize for _, kind in layout):
-        raise ArtefactError(
-            f"stored events are {len(blob)} bytes, not what their header says. Materialize again to rebuild them from the log"
-        )
+    if len(blob) < _FIRST or blob[: len(_MAGIC)] != _MAGIC:
+        raise ArtefactError(f"stored events begin with {blob[: len(_MAGIC)]!r}; expected {_MAGIC!r}. {_REBUILD}")
+    size, count = _LENGTHS.unpack_from(blob, len(_MAGIC))
+    at = _FIRST + size
+    try:
+        layout = _layout(bytes(blob[_FIRST:at]))
+    except (ValueError, TypeError) as error:
+        raise ArtefactError(f"stored events have an unreadable header ({error}). {_REBUILD}") from error
+    expected = at + count * sum(width for *_, width in layout)
+    if len(blob) != expected:
+        raise ArtefactError(f"stored events are {len(blob)} bytes; expected {expected} by their header. {_REBUILD}")
     out = {}
-    for name, kind in layout:
+    for name, kind, width in layout:
         out[name] = np.frombuffer(blob, kind, count, at)
-        at += count * kind.itemsize
+        at += count * width
     return out
 
 
-def _nothing(kind: np.dtype, count: int) -> Array:
+def _nothing(kind: np.dtype[Any], count: int) -> Array:
     """Missing values of a column: code 0, MISSING or NaN."""
     return np.full(count, {"i4": 0, "i8": MISSING}.get(kind.str[1:], np.nan), kind)
 
 
-def concatenate(parts: Sequence[dict[str, Array]]) -> dict[str, Array]:
-    """One set of columns; a column that a part lacks is filled with missing values."""
-    kinds = {name: values.dtype for part in parts for name, values in part.items()}
+def _concatenate(parts: Sequence[dict[str, Array]], kinds: Mapping[str, Any] | None = None) -> dict[str, Array]:
+    """One set of columns, those of ``kinds`` at least; a column that a part lacks is filled with missing values."""
+    found = dict(kinds or {}) | {name: values.dtype for part in parts for name, values in part.items()}
+    if len(parts) == 1 and len(parts[0]) == len(found):
+        return dict(parts[0])
     return {
-        name: np.concatenate([part[name] if name in part else _nothing(kind, len(part["time"])) for part in parts])
-        for name, kind in kinds.items()
+        name: np.concatenate([part[name] if name in part else _nothing(np.dtype(kind), len(part["time"])) for part in parts])
+        if parts
+        else _nothing(np.dtype(kind), 0)
+        for name, kind in found.items()
     }
+
+
+def _count(blob: bytes) -> int:
+    return int(_LENGTHS.unpack_from(blob, len(_MAGIC))[1])
 
 
 def merge(old: bytes | None, new: bytes, limit: int) -> bytes:
     """The union of two blobs by seq, sorted by (time, seq), cut to the newest ``limit`` events.
 
-    Idempotent and independent of order, so that pushes and a bulk copy from the log may meet in any way.
+    Idempotent and independent of order, so that pushes and a bulk copy from the log may meet in any way; where ``new`` brings
+    nothing, ``old`` itself is returned.
     """
-    if old is None:
-        columns = unpack(new)
-        if len(columns["time"]) <= limit:
-            return new
-    else:
-        columns = concatenate([unpack(old), unpack(new)])
-        _, first = np.unique(columns["seq"], return_index=True)
-        columns = {name: values[first] for name, values in columns.items()}
-    order = np.lexsort((columns["seq"], columns["time"]))[-limit:]
-    columns = {name: values[order] for name, values in columns.items()}
-    return pack(columns.pop("time"), columns.pop("seq"), columns)
+    if old is None and _count(new) <= limit:
+        return new
+    if old == new:
+        return old
+    columns = unpack(new) if old is None else _concatenate([unpack(old), unpack(new)])
+    _, first = np.unique(columns["seq"], return_index=True)
+    order = first[np.lexsort((columns["seq"][first], columns["time"][first]))[-limit:]]
+    if old is not None and len(order) == _count(old) > order.max(initial=-1):
+        return old
+    return pack({name: values[order] for name, values in columns.items()})
 
 
-def index_of(blobs: Sequence[bytes | None], facts: dict[str, object]) -> Index:
-    """A small index over entities whose blobs these are, with codes 2, 3, ... in the order given."""
+def index_of(blobs: Sequence[bytes | None], kinds: Mapping[str, Any], facts: Mapping[str, Any]) -> Index:
+    """A small index over entities whose blobs these are, with codes 2, 3, ... in the order given.
+
+    kinds: dtype by name of the columns that the log has. facts: as ``LogView.facts``.
+    """
     parts = [unpack(b) for b in blobs if b is not None]
     lengths = np.zeros(len(blobs), np.int64)
     lengths[[i for i, b in enumerate(blobs) if b is not None]] = [len(p["time"]) for p in parts]
     offsets = np.zeros(len(blobs) + 3, np.int64)
     np.cumsum(lengths, out=offsets[3:])
-    if len(parts) == 1:
-        columns = dict(parts[0])
-    elif parts:
-        columns = concatenate(parts)
-    else:
-        empty = np.zeros(0, np.int64)
-        columns = {"time": empty, "seq": empty, "item_id": empty.astype(np.int32), "event_type": empty.astype(np.int32)}
-        columns |= dict.fromkeys(("value", "quantity", "price"), empty)
-    return Index(offsets, columns.pop("time"), columns.pop("seq"), columns, **facts)  # type: ignore[arg-type]
+    columns = _concatenate(parts, {"time": "<i8", "seq": "<i8", **kinds})
+    return Index(offsets, columns.pop("time"), columns.pop("seq"), columns, **facts)

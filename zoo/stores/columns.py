@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from zoo.contract import Array, Column
+from zoo.errors import FeatureError, choices
+from zoo.events.index import looked_up
 from zoo.events.view import LogView
 from zoo.stores.source import EventSource, TableSource
 
@@ -29,12 +31,16 @@ def to_arrow(view: LogView, column: Column) -> pa.Array:
 def features_of(view: LogView, source: Any, keys: dict[str, Array], times: Array, evaluator: Any = None) -> dict[str, Column]:
     """A source's features for n rows given codes by join key: aggregated from events, or looked up in an entity table."""
     if isinstance(source, TableSource):
-        block = view.block(source.table)
-        key = view.log.read_table(source.table).column_names[0]
+        block, key = view.block(source.table), view.key_of(source.table)
         names = source.columns or tuple(block)
-        last = len(next(iter(block.values()))) - 1
-        rows = np.where(keys[key] > last, 1, keys[key])
-        return {name: block[name].take(rows) for name in names}
+        for name in names:
+            if name not in block:
+                raise FeatureError(choices(f"feature column of table {source.table!r}", name, block))
+        if key not in keys:
+            raise FeatureError(
+                f"table {source.table!r} has the key {key!r}; expected an entity with that join key, not {', '.join(keys)}"
+            )
+        return {n: Column(looked_up(block[n].values, keys[key]), dictionary=block[n].dictionary) for n in names}
     assert isinstance(source, EventSource)
     aggregation = source.aggregation
     return {} if aggregation is None else view.evaluate(aggregation, keys, times, evaluator)

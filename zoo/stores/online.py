@@ -1,21 +1,29 @@
-"""What both online stores share: an entity's recent events are kept, features are computed on reading by the offline functions."""
+"""What both online stores share: an entity's recent events are kept, features are computed on reading by the offline functions.
+
+The store follows the log: a watermark says how many of the log's events it holds, and whoever comes next, reader or writer,
+first brings in the rest. So a push is seen by the next read, and so is a file that was ingested, or a push whose writer died.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.contract import Array
+from zoo.contract import Array, Column, Progress
 from zoo.errors import FeatureError
+from zoo.events.encode import columns_of, encode
 from zoo.events.evaluate import Evaluator
 from zoo.events.index import Index
-from zoo.events.view import ENTITIES, Encoded, LogView, encode
-from zoo.stores.blob import index_of, pack
-from zoo.stores.columns import features_of, to_arrow
+from zoo.events.view import ENTITIES, LogView
+from zoo.stores.blob import index_of, pack_slices
+from zoo.stores.columns import features_of
+from zoo.stores.protos import keys_of, raw_events, shown
 from zoo.stores.reader import LogReader
 from zoo.stores.source import EventSource, TableSource
 
@@ -23,43 +31,65 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-CHUNK = 512
-"""Entities written in one transaction."""
+TAIL = 100_000
+"""Events behind the log up to which they are merged one by one; beyond it every entity is copied from the index."""
 
 
 class EventOnlineStore:
-    """Mixed into a Feast online store, which supplies ``load`` and ``merge``; other views are left to that store."""
+    """Mixed into a Feast online store, which supplies ``load``, ``merge`` and ``mark``; other views are left to that store.
 
-    def load(self, config: Any, entity: str, codes: Array) -> list[bytes | None]:
-        """The blob of each entity code, None where nothing is kept."""
+    The newest ``max_events`` events of an entity are kept. Online equals offline at the same instant as long as an entity has no
+    more. Beyond that, what reaches further back than the oldest event kept is answered from those that are: windows, distinct and
+    decayed counts leave out what came before, ``tenure`` and the first ``gap`` begin there. The newest n of a sequence and recency
+    stay exact while n is at most ``max_events``.
+    """
+
+    chunk = 2_000
+    """Entities merged in one transaction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._following = RLock()
+
+    def load(self, config: Any, log: str, entity: str, codes: Array) -> tuple[list[bytes | None], int]:
+        """(the blob of each entity code, None where nothing is kept; how many of the log's first events are in the store)."""
         raise FeatureError(f"{type(self).__name__} does not say how to load events")
 
-    def merge(self, config: Any, entity: str, blobs: Mapping[int, bytes]) -> None:
+    def merge(self, config: Any, log: str, entity: str, blobs: Mapping[int, bytes]) -> None:
         """Merge blobs into what is kept, each entity atomically."""
         raise FeatureError(f"{type(self).__name__} does not say how to merge events")
 
-    # -- reading ---------------------------------------------------------------------------------------------------------
+    def mark(self, config: Any, log: str, count: int) -> None:
+        """Say that the log's first ``count`` events are in the store; a smaller number than is there changes nothing."""
+        raise FeatureError(f"{type(self).__name__} does not say how to mark what it holds")
+
+    # Reading
 
     def events(self, config: Any, view: LogView, entity: str, codes: Array) -> Index:
         """A small index over the kept events of these entities; the i-th has code i + 2."""
-        return index_of(self.load(config, entity, codes), view.facts())
+        blobs, held = self.load(config, view.log.id, entity, codes)
+        if held < view.log.count():
+            self.follow(config)
+            blobs, _ = self.load(config, view.log.id, entity, codes)
+        return index_of(blobs, view.kinds(entity), view.facts())
 
     def features(
-        self, config: Any, source: Any, keys: Mapping[str, Array], times: Array, evaluator: Evaluator | None = None
-    ) -> Any:
-        """(columns by name, newest event's time int64 (n,)) of a source for n rows, by the functions that answer offline.
+        self, config: Any, view: LogView, source: Any, keys: Mapping[str, Array], times: Array, kept: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Column], Array | None]:
+        """(columns by name, newest event's time int64 (n,) or None for a table) of a source for n rows, computed as offline.
 
-        keys: codes int32 (n,) by join key. evaluator: over ``events`` of the first key's rows, where the caller already read them.
+        keys: codes int32 (n,) by join key. kept: passed to several calls with the same rows, reads each entity's events once.
         """
-        view = LogReader.of(config).view()
-        if isinstance(source, TableSource):
-            return features_of(view, source, dict(keys), times), np.full(len(times), -1, np.int64)
-        first = source.aggregation.entity[0]
-        unique, inverse = np.unique(keys[first], return_inverse=True)
-        if evaluator is None:
-            evaluator = Evaluator(self.events(config, view, first, unique), view.event_types())
-        own = {**keys, first: (inverse + 2).astype(np.int32)}
-        return features_of(view, source, own, times, evaluator), evaluator.index.newest(own[first], times)
+        if not isinstance(source, EventSource):
+            return features_of(view, source, dict(keys), times), None
+        kept = {} if kept is None else kept
+        entity = source.aggregation.entity[0]  # type: ignore[union-attr]
+        unique, inverse = np.unique(keys[entity], return_inverse=True)
+        if entity not in kept or not np.array_equal(kept[entity][0], unique):
+            kept[entity] = unique, Evaluator(self.events(config, view, entity, unique), view.event_types())
+        evaluator: Evaluator = kept[entity][1]
+        own = {**keys, entity: (inverse + 2).astype(np.int32)}
+        return features_of(view, source, own, times, evaluator), evaluator.index.newest(own[entity], times)
 
     def online_read(
         self, config: Any, table: Any, entity_keys: list[Any], requested_features: list[str] | None = None
@@ -68,108 +98,107 @@ class EventOnlineStore:
         source = table.batch_source
         if not isinstance(source, EventSource | TableSource):
             return super().online_read(config, table, entity_keys, requested_features)  # type: ignore[misc,no-any-return]
-        from feast.type_map import feast_value_type_to_python_type, python_values_to_proto_values
-
-        reader = LogReader.of(config)
-        view, now = reader.view(), reader.now()
-        names = list(requested_features or [f.name for f in table.features])
         if isinstance(source, EventSource) and source.aggregation is None:
             return [(None, None)] * len(entity_keys)
-        raw = [dict(zip(k.join_keys, map(feast_value_type_to_python_type, k.entity_values))) for k in entity_keys]
-        keys = {name: view.codes(name, [r[name] for r in raw]) for name in table.join_keys}
-        columns, newest = self.features(config, source, keys, np.full(len(raw), now, np.int64))
-        types = {f.name: f.dtype.to_value_type() for f in table.features}
-        protos = {n: python_values_to_proto_values(to_arrow(view, columns[n]).to_pylist(), types[n]) for n in names}
-        static = isinstance(source, TableSource)
-        known = np.all([codes > 1 for codes in keys.values()], axis=0) if static else newest >= 0
-        if table.ttl and not static:
-            known &= now - newest <= int(table.ttl.total_seconds() * 1e6)
-        out: list[tuple[datetime | None, dict[str, Any] | None]] = []
-        for i, found in enumerate(known):
-            at = _EPOCH + timedelta(microseconds=int(now if static else newest[i]))
-            out.append((at, {n: protos[n][i] for n in names}) if found else (None, None))
-        return out
+        reader = LogReader.of(config)
+        view, now = reader.view(), reader.now()
+        keys = keys_of(view, table, entity_keys)
+        columns, newest = self.features(config, view, source, keys, np.full(len(entity_keys), now, np.int64))
+        if newest is None:
+            found = np.all([codes > 1 for codes in keys.values()], axis=0)
+            newest = np.full(len(found), now)
+        else:
+            found = newest >= 0
+            if table.ttl:
+                found &= now - newest <= table.ttl // timedelta(microseconds=1)
+        protos = shown(view, table, {name: columns[name] for name in requested_features or [f.name for f in table.features]})
+        return [
+            (_EPOCH + timedelta(microseconds=int(at)), {name: values[i] for name, values in protos.items()})
+            if there
+            else (None, None)
+            for i, (there, at) in enumerate(zip(found, newest))
+        ]
 
-    # -- writing ---------------------------------------------------------------------------------------------------------
+    async def online_read_async(
+        self, config: Any, table: Any, entity_keys: list[Any], requested_features: list[str] | None = None
+    ) -> list[tuple[datetime | None, dict[str, Any] | None]]:
+        """``online_read`` in a thread: Feast's own would look for rows that our stores do not write."""
+        return await asyncio.to_thread(self.online_read, config, table, entity_keys, requested_features)
 
-    def online_write_batch(self, config: Any, table: Any, data: list[Any], progress: Callable[[int], Any] | None) -> None:
-        """Raw events are appended to the log, then to their entities; a derived view's keys have their events copied from the log."""
+    # Writing
+
+    def online_write_batch(self, config: Any, table: Any, data: list[Any], progress: Any) -> None:
+        """Raw events are appended to the log and come back from there; a derived view's keys have their events copied from it."""
         source = table.batch_source
         if not isinstance(source, EventSource | TableSource):
             super().online_write_batch(config, table, data, progress)  # type: ignore[misc]
-        elif isinstance(source, EventSource) and source.aggregation is None:
-            self.append(config, _raw_events(data))
+            return
+        if isinstance(source, EventSource) and source.aggregation is None:
+            self.append(config, raw_events(data))
         elif isinstance(source, EventSource):
-            from feast.type_map import feast_value_type_to_python_type
-
             view = LogReader.of(config).view()
             entity = source.aggregation.entity[0]  # type: ignore[union-attr]
-            ids = [feast_value_type_to_python_type(key.entity_values[0]) for key, *_ in data]
-            self.copy(config, view, entity, np.unique(view.codes(entity, ids)))
+            self.copy(config, view, entity, np.unique(keys_of(view, table, [key for key, *_ in data])[entity]))
+            self.follow(config)
         if progress:
             progress(len(data))
+
+    async def online_write_batch_async(self, config: Any, table: Any, data: list[Any], progress: Any) -> None:
+        """``online_write_batch`` in a thread."""
+        await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
 
     def append(self, config: Any, rows: pa.Table, idempotency_key: str | None = None) -> Any:
         """Append raw events to the log, durable first, then make them visible online. Returns the log's report."""
         reader = LogReader.of(config)
-        log = reader.view().log
-        last = log.count() - 1
         now = reader.now() if reader.clock not in ("wall", "log_end") else time.time_ns() // 1000
-        report = log.append(rows, idempotency_key=idempotency_key, now=now)
-        if report.added:
-            self.write_events(config, encode(reader.view().log, log.tail(last)))
+        report = reader.log.append(rows, idempotency_key=idempotency_key, now=now)
+        self.follow(config)
         return report
 
-    def write_events(self, config: Any, encoded: Encoded) -> None:
-        """Merge encoded events into the blobs of the users and items that they name."""
+    def follow(self, config: Any) -> int:
+        """Bring in what the log holds and the store does not; returns how many events that were. Any number may do so at once."""
+        with self._following:
+            view = LogReader.of(config).view()
+            _, held = self.load(config, view.log.id, ENTITIES[0], np.zeros(0, np.int32))
+            count = view.log.count(view.version)
+            if count - held > TAIL:
+                for entity in ENTITIES:
+                    self.copy(config, view, entity)
+            elif count > held:
+                self._merge_tail(config, view, held)
+            if count > held:
+                self.mark(config, view.log.id, count)
+            return max(count - held, 0)
+
+    def _merge_tail(self, config: Any, view: LogView, held: int) -> None:
+        encoded = encode(view.log, view.log.tail(held - 1, columns_of(view.log)))
         for entity in ENTITIES:
             codes = encoded.keys(entity)
-            columns = {k: v for k, v in encoded.columns.items() if k != entity}
-            index = Index.build(codes, encoded.time, encoded.seq, columns, int(codes.max(initial=1)) + 1)
-            self._write(config, entity, index, np.unique(codes[codes > 0]))
+            numbers, own = np.unique(codes, return_inverse=True)  # numbered densely: a push names few of all entities
+            own = np.where(codes > 0, own + 2, 0)
+            index = Index.build(own, encoded.time, encoded.seq, encoded.others(entity), len(numbers) + 2)
+            there = np.flatnonzero(numbers > 0)
+            self._write(config, view, entity, index, numbers[there], there + 2)
 
-    def copy(
-        self,
-        config: Any,
-        view: LogView,
-        entity: str,
-        codes: Array | None = None,
-        progress: Callable[[float, str], None] | None = None,
-    ) -> int:
+    def copy(self, config: Any, view: LogView, entity: str, codes: Array | None = None, progress: Progress | None = None) -> int:
         """Copy entities' events from the log (all entities without ``codes``); returns how many entities. Safe beside pushes."""
         index = view.index(entity)
         if codes is None:
             codes = np.flatnonzero(np.diff(index.offsets)).astype(np.int32)
-        self._write(config, entity, index, codes[codes > 1], progress)
+        low, high = index.bounds(codes)
+        codes = codes[(codes > 1) & (high > low)]
+        self._write(config, view, entity, index, codes, codes, progress)
         return len(codes)
 
     def _write(
-        self, config: Any, entity: str, index: Index, codes: Array, progress: Callable[[float, str], None] | None = None
+        self, config: Any, view: LogView, entity: str, index: Index, codes: Array, own: Array, progress: Progress | None = None
     ) -> None:
-        low, high = index.bounds(codes)
-        for at in range(0, len(codes), CHUNK):
-            part = range(at, min(at + CHUNK, len(codes)))
-            blobs = {int(codes[i]): _slice(index, low[i], high[i]) for i in part}
-            self.merge(config, entity, blobs)
+        """Merge the events of entities ``codes``, which the index knows as ``own``."""
+        low, high = index.bounds(own)
+        low = np.maximum(low, high - config.online_store.max_events)
+        for at in range(0, len(codes), self.chunk):
+            part = slice(at, at + self.chunk)
+            blobs = pack_slices(index, low[part].tolist(), high[part].tolist())
+            self.merge(config, view.log.id, entity, dict(zip(codes[part].tolist(), blobs)))
             if progress:
-                progress((at + len(blobs)) / len(codes), f"{entity[:-3]} events")
-
-
-def _slice(index: Index, low: int, high: int) -> bytes:
-    return pack(index.time[low:high], index.seq[low:high], {k: v[low:high] for k, v in index.columns.items()})
-
-
-def _raw_events(data: Iterable[Any]) -> pa.Table:
-    """Feast's (entity key, values, timestamp, created) rows as a table of events."""
-    import pyarrow as pa
-    from feast.type_map import feast_value_type_to_python_type
-
-    rows = []
-    for key, values, at, _ in data:
-        row = dict(zip(key.join_keys, map(feast_value_type_to_python_type, key.entity_values)))
-        row |= {name: feast_value_type_to_python_type(value) for name, value in values.items()}
-        row["timestamp"] = at if at.tzinfo else at.replace(tzinfo=UTC)
-        rows.append(row)
-    columns = {name: [r.get(name) for r in rows] for name in rows[0]} if rows else {}
-    table = pa.table({n: pa.array(v, pa.timestamp("us", "UTC")) if n == "timestamp" else pa.array(v) for n, v in columns.items()})
-    return table.drop_columns([n for n in table.column_names if pa.types.is_null(table[n].type)])
+                progress(min(at + self.chunk, len(codes)) / len(codes), f"events of {len(codes):,} {entity[:-3]}s")

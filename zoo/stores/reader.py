@@ -10,6 +10,7 @@ from threading import Lock
 from typing import Any
 
 from zoo.errors import FeatureError
+from zoo.events.log import EventLog
 from zoo.events.view import LogView
 
 CLOCKS = "wall, log_end or a UTC instant such as 2017-12-01T00:00:00Z"
@@ -57,18 +58,21 @@ class LogReader:
         return reader
 
     def view(self) -> LogView:
-        """The newest version of the log."""
+        """The newest version of the log and of its tables."""
         with self._lock:
-            if self._view is None or self._view.log.version() != self._view.version:
-                self._view = LogView.open(self.root)
+            self._view = LogView.open(self.root) if self._view is None else self._view.newest()
             return self._view
+
+    @property
+    def log(self) -> EventLog:
+        return self.view().log
 
     def now(self) -> int:
         """What time it is, microseconds UTC."""
         if self.clock == "wall":
             return time.time_ns() // 1000
         if self.clock == "log_end":
-            end = self.view().log.end()
+            end = self.log.end()
             return 0 if end is None else end + 1
         try:
             return microseconds(datetime.fromisoformat(self.clock))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from feast.infra.online_stores.online_store import OnlineStore
@@ -14,6 +16,10 @@ from zoo.stores.blob import merge
 from zoo.stores.online import EventOnlineStore
 
 _ATTEMPTS = 50
+_RAISE = """
+local held = tonumber(redis.call('GET', KEYS[1]) or '0')
+if tonumber(ARGV[1]) > held then redis.call('SET', KEYS[1], ARGV[1]) end
+"""
 
 
 class RedisEventOnlineStoreConfig(RedisOnlineStoreConfig):
@@ -28,42 +34,56 @@ class RedisEventOnlineStoreConfig(RedisOnlineStoreConfig):
 class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
     """Any number of writers: an update that meets another is tried again on what the other left."""
 
+    chunk = 250  # a batch that meets another writer is done again, so it is kept small
+
     # Feast's Redis store reads all views in one pipeline of hashes; ours are computed, one view at a time
     _read_features_per_fv = OnlineStore._read_features_per_fv
+    _read_features_per_fv_async = OnlineStore._read_features_per_fv_async
 
-    def _keys(self, config: Any, entity: str, codes: Any) -> list[str]:
-        return [f"{config.project}:zoo:{entity}:{int(code)}" for code in codes]
+    def load(self, config: Any, log: str, entity: str, codes: Array) -> tuple[list[bytes | None], int]:
+        keys = [_held(config, log), *_keys(config, log, entity, codes.tolist())]
+        held, *blobs = self._answer(config, lambda client: client.mget(keys))
+        return blobs, int(held or 0)
 
-    def load(self, config: Any, entity: str, codes: Array) -> list[bytes | None]:
-        if not len(codes):
-            return []
-        return self._answer(config, lambda client: client.mget(self._keys(config, entity, codes)))  # type: ignore[no-any-return]
-
-    def merge(self, config: Any, entity: str, blobs: Mapping[int, bytes]) -> None:
+    def merge(self, config: Any, log: str, entity: str, blobs: Mapping[int, bytes]) -> None:
         if not blobs:
             return
         from redis.exceptions import WatchError
 
-        keys = self._keys(config, entity, blobs)
+        keys, limit = _keys(config, log, entity, blobs), config.online_store.max_events
 
         def update(client: Any) -> bool:
             with client.pipeline() as pipe:
                 try:
                     pipe.watch(*keys)
-                    kept = pipe.mget(keys)
-                    pipe.multi()
-                    pipe.mset({k: merge(o, n, config.online_store.max_events) for k, o, n in zip(keys, kept, blobs.values())})
-                    pipe.execute()
+                    rows = [(key, old, merge(old, new, limit)) for key, old, new in zip(keys, pipe.mget(keys), blobs.values())]
+                    changed = {key: blob for key, old, blob in rows if blob is not old}
+                    if changed:
+                        pipe.multi()
+                        pipe.mset(changed)
+                        pipe.execute()
                 except WatchError:
                     return False
             return True
 
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             if self._answer(config, update):
                 return
+            time.sleep(random.random() * min(0.001 * 2**attempt, 0.1))
         raise FeatureError(
             f"{_ATTEMPTS} other writers came first to the same {entity} keys; push smaller batches or fewer at once"
         )
+
+    def mark(self, config: Any, log: str, count: int) -> None:
+        self._answer(config, lambda client: client.eval(_RAISE, 1, _held(config, log), count))
+
+    def teardown(self, config: Any, tables: Any, entities: Any) -> None:
+        def clear(client: Any) -> None:
+            for key in client.scan_iter(f"{config.project}:zoo:*", count=1000):
+                client.unlink(key)
+
+        self._answer(config, clear)
+        super().teardown(config, tables, entities)
 
     def _answer(self, config: Any, ask: Callable[[Any], Any]) -> Any:
         from redis.exceptions import RedisError
@@ -75,3 +95,11 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
             raise FeatureError(
                 f"Redis at {where} does not answer: {error}. Start it, or name another in feature_store.yaml"
             ) from error
+
+
+def _held(config: Any, log: str) -> str:
+    return f"{config.project}:zoo:{log}:held"
+
+
+def _keys(config: Any, log: str, entity: str, codes: Iterable[int]) -> list[str]:
+    return [f"{config.project}:zoo:{log}:{entity}:{code}" for code in codes]

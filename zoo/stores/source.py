@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 from feast.data_source import DataSource
@@ -71,6 +72,11 @@ class _LogSource(DataSource):
         return [(TIMESTAMP, "UNIX_TIMESTAMP")]
 
 
+@lru_cache(maxsize=256)  # asked for on every read
+def _parsed(body: str) -> Aggregation:
+    return Aggregation.from_json(body)
+
+
 class EventSource(_LogSource):
     """Events of the log, and how they become features of an entity or a pair.
 
@@ -82,7 +88,7 @@ class EventSource(_LogSource):
 
     @property
     def aggregation(self) -> Aggregation | None:
-        return Aggregation.from_json(self.body) if self.body else None
+        return _parsed(self.body) if self.body else None
 
 
 class TableSource(_LogSource):
@@ -98,6 +104,7 @@ class TableSource(_LogSource):
 
     @property
     def columns(self) -> tuple[str, ...]:
+        """Columns named; empty: all of the table's."""
         return tuple(json.loads(self.body)["columns"])
 
 

@@ -1,0 +1,119 @@
+"""Events of an index that pass a filter, with what features derive from them: gaps, running sums, previous equals, visits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from zoo.contract import Array
+from zoo.events.index import MISSING, Index, from_fixed
+from zoo.events.slices import MICROSECONDS
+
+
+class FilteredEvents:
+    """The events that a ``where`` leaves; an event's rank is its place among them. What is derived is kept."""
+
+    def __init__(self, index: Index, where: tuple[str, ...], event_types: Mapping[str, int]) -> None:
+        """event_types: name -> code; a type that no event has yet leaves nothing."""
+        self.index = index
+        self.positions: Array | None = None
+        """int64, ascending positions in the index; None where all events pass."""
+        if where:
+            codes = [event_types[name] for name in where if name in event_types]
+            passing = np.isin(index.column("event_type"), codes)
+            self.positions = None if passing.all() else np.flatnonzero(passing)
+        self._kept: dict[Any, Array] = {}
+
+    def rank(self, positions: Array) -> Array:
+        """How many events pass before each position of the index."""
+        return positions if self.positions is None else np.searchsorted(self.positions, positions)
+
+    def keep(self, key: Any, make: Callable[[], Array]) -> Array:
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def of(self, values: Array) -> Array:
+        """A column of the index at the events that pass."""
+        return values if self.positions is None else values[self.positions]
+
+    def column(self, name: str) -> Array:
+        """(m,): a column as stored: codes, fixed-point money, float64; ``gap`` in seconds."""
+        return self.keep(name, self._gap if name == "gap" else lambda: self.of(self.index.column(name)))
+
+    def plain(self, name: str, values: Array) -> Array:
+        """Values of a column as features show them: money in its unit."""
+        return from_fixed(values) if self.index.is_fixed(name) else values
+
+    def missing(self, name: str, values: Array) -> Array:
+        """bool: which values of a column say nothing: code 0, MISSING or NaN."""
+        if values.dtype.kind == "f":
+            return np.isnan(values)
+        none: Array = values == (0 if self.index.dictionary(name) else MISSING)
+        return none
+
+    def _entities(self) -> Array:
+        return self.of(self.index.entity_of())
+
+    def _gap(self) -> Array:
+        time = self.column("time")
+        gaps = np.full(len(time), np.nan)
+        if len(time) > 1:
+            same = np.diff(self._entities()) == 0
+            gaps[1:][same] = np.diff(time)[same] / MICROSECONDS
+        return gaps
+
+    def prefix(self, name: str) -> Array:
+        """int64 (m + 1,): running sum of a fixed-point or integer column, missing values counted as 0."""
+
+        def make() -> Array:
+            values = self.column(name)
+            out = np.zeros(len(values) + 1, np.int64)
+            np.cumsum(np.where(values == MISSING, 0, values), out=out[1:])
+            return out
+
+        return self.keep(("prefix", name), make)
+
+    def present(self, name: str) -> Array:
+        """int64 (m + 1,): running number of events that have the column."""
+
+        def make() -> Array:
+            out = np.zeros(len(self.column(name)) + 1, np.int64)
+            np.cumsum(~self.missing(name, self.column(name)), out=out[1:])
+            return out
+
+        return self.keep(("present", name), make)
+
+    def previous(self, name: str) -> Array:
+        """int64 (m,): the entity's previous event with the same value, -1 where this is the first (missing: itself)."""
+
+        def make() -> Array:
+            values, entities = self.column(name), self._entities()
+            order = np.lexsort((values, entities))  # stable: equal values stay in order of time
+            out = np.full(len(values), -1, np.int64)
+            if len(values) > 1:
+                same = (np.diff(values[order]) == 0) & (np.diff(entities[order]) == 0)
+                out[order[1:][same]] = order[:-1][same]
+            none = self.missing(name, values)
+            out[none] = np.flatnonzero(none)
+            return out
+
+        return self.keep(("previous", name), make)
+
+    def visit_starts(self, gap: int) -> Array:
+        """int64 (v,): ranks of the events that are the first of their visit."""
+
+        def make() -> Array:
+            begins = self.index.visits(gap)
+            if self.positions is None:
+                return np.flatnonzero(begins)
+            visit = np.cumsum(begins)[self.positions]
+            return np.flatnonzero(np.diff(visit, prepend=-1) != 0)
+
+        return self.keep(("visits", gap), make)
+
+    def visit_times(self, gap: int) -> Array:
+        """int64 (v,): when each visit began."""
+        return self.keep(("visit times", gap), lambda: self.column("time")[self.visit_starts(gap)])

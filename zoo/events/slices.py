@@ -1,0 +1,101 @@
+"""Arithmetic on slices of sorted columns: one slice a row, all rows at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from zoo.contract import Array, Column
+
+MICROSECONDS = 1_000_000
+"""Microseconds a second: features are in seconds, times in microseconds."""
+AT_ONCE = 1 << 20
+"""Events looked at together: enough to be fast, few enough to stay within tens of megabytes."""
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Row i is positions ``start[i]`` to ``stop[i]`` (int64 (n,) each); what is derived is computed once and shared."""
+
+    start: Array
+    stop: Array
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @cached_property
+    def lengths(self) -> Array:
+        return self.stop - self.start
+
+    @cached_property
+    def offsets(self) -> Array:
+        """int64 (n + 1,): where each row's slice begins among ``positions``."""
+        out = np.zeros(len(self) + 1, np.int64)
+        np.cumsum(self.lengths, out=out[1:])
+        return out
+
+    @cached_property
+    def positions(self) -> Array:
+        """int64 (m,): the slices one after another."""
+        out: Array = np.arange(self.offsets[-1]) + np.repeat(self.start - self.offsets[:-1], self.lengths)
+        return out
+
+    @cached_property
+    def rows(self) -> Array:
+        """int64 (m,): the row of each position."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    def newest(self, number: int) -> Slices:
+        """The last ``number`` positions of each slice."""
+        return Slices(np.maximum(self.start, self.stop - number), self.stop)
+
+    def count(self, hits: Array) -> Array:
+        """int64 (n,): how many of each row's positions (bool (m,)) are hits."""
+        total = np.zeros(len(hits) + 1, np.int64)
+        np.cumsum(hits, out=total[1:])
+        found: Array = total[self.offsets[1:]] - total[self.offsets[:-1]]
+        return found
+
+    def sum(self, values: Array) -> Array:
+        """float64 (n,): sum of each row's values (float64 (m,))."""
+        return np.bincount(self.rows, values, minlength=len(self))
+
+
+def waits(time: Array, offsets: Array, times: Array) -> Array:
+    """Seconds from each step of a sequence to the next, and from the newest to t."""
+    after = np.empty(len(time), np.int64)
+    after[:-1] = time[1:]
+    some = np.diff(offsets) > 0
+    after[offsets[1:][some] - 1] = times[some]
+    out: Array = (after - time) / MICROSECONDS
+    return out
+
+
+def chunks(lengths: Array) -> list[slice]:
+    """Consecutive rows whose lengths add up to at most ``AT_ONCE`` (a row may be longer on its own)."""
+    total = np.cumsum(lengths)
+    if not len(total) or total[-1] <= AT_ONCE:
+        return [slice(0, len(total))]
+    out, start = [], 0
+    while start < len(total):
+        before = total[start - 1] if start else 0
+        stop = max(int(np.searchsorted(total, before + AT_ONCE, side="right")), start + 1)
+        out.append(slice(start, stop))
+        start = stop
+    return out
+
+
+def joined(parts: list[dict[str, Column]]) -> dict[str, Column]:
+    """Columns of consecutive rows as columns of all of them."""
+    if len(parts) == 1:
+        return parts[0]
+    out = {}
+    for name, first in parts[0].items():
+        columns = [part[name] for part in parts]
+        offsets = None
+        if first.offsets is not None:
+            offsets = np.concatenate(([0], np.cumsum(np.concatenate([c.lengths for c in columns]))))
+        out[name] = Column(np.concatenate([c.values for c in columns]), offsets, first.dictionary)
+    return out
