@@ -17,7 +17,7 @@ from zoo.jobs import Job, JobError, Processes, RemoteTraceback, Serial, cores
 from zoo.plugin import Catalogue, Column, FeatureBatch, Target, TrainingData
 from zoo.shared_data import load_training_data, save_training_data
 
-EXECUTORS = [Serial(), Processes(1), Processes(2)]
+EXECUTORS = {"serial": Serial(), "one process": Processes(1), "two processes": Processes(2)}
 
 
 def jobs(*arguments):
@@ -46,18 +46,18 @@ def training_data() -> TrainingData:
     return TrainingData(batch, np.array([0.0, 1, 2]), np.ones(3), stamps, Target("multiclass", ("a", "b", "c")))
 
 
-@pytest.mark.parametrize("executor", EXECUTORS, ids=str)
+@pytest.mark.parametrize("executor", EXECUTORS.values(), ids=EXECUTORS)
 def test_every_job_comes_back_with_its_own_result(executor):
     found = {job.argument: result for job, result in executor.map(math.sqrt, jobs(*range(7)))}
     assert found == {n: math.sqrt(n) for n in range(7)}
 
 
-@pytest.mark.parametrize("executor", EXECUTORS, ids=str)
+@pytest.mark.parametrize("executor", EXECUTORS.values(), ids=EXECUTORS)
 def test_no_jobs_give_no_results(executor):
     assert list(executor.map(math.sqrt, [])) == []
 
 
-@pytest.mark.parametrize("executor", EXECUTORS, ids=str)
+@pytest.mark.parametrize("executor", EXECUTORS.values(), ids=EXECUTORS)
 def test_a_job_that_raises_is_named_with_its_cause(executor):
     with pytest.raises(JobError, match=r"^job -1 failed: ValueError: math domain error"):
         list(executor.map(math.sqrt, jobs(-1)))
@@ -188,7 +188,7 @@ def assert_same(a: TrainingData, b: TrainingData) -> None:
         assert np.array_equal(b.batch.catalogue.items[name].values, column.values)
 
 
-@pytest.mark.parametrize("executor", EXECUTORS, ids=str)
+@pytest.mark.parametrize("executor", EXECUTORS.values(), ids=EXECUTORS)
 def test_shared_data_is_the_data(executor):
     data = training_data()
     with executor.share(data) as shared:
