@@ -1,0 +1,123 @@
+"""The HTTP application: its routes, each a few lines over a Predictor or the event log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+
+from zoo.errors import UsageError, choices
+from zoo.features import Features
+from zoo.predictor import Predictor
+from zoo.service.messages import (
+    ErrorBody,
+    EventsRequest,
+    ModelCard,
+    Models,
+    Predictions,
+    PredictRequest,
+    Report,
+    Status,
+)
+from zoo.service.problems import Json, UnknownModelError, handle
+
+MAX_BODY = 4 * 1024 * 1024
+"""Bytes of one request's body."""
+LINEAGE = ("log", "service_hash", "plugins", "seed", "git")
+MISTAKES: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorBody, "description": "The body is not JSON"},
+    413: {"model": ErrorBody, "description": "The body is too large"},
+    415: {"model": ErrorBody, "description": "The body is not announced as JSON"},
+    422: {"model": ErrorBody, "description": "The request cannot be meant; the message says what was expected"},
+    503: {"model": ErrorBody, "description": "Features or log cannot be used at present"},
+}
+
+
+def app(predictors: Mapping[str, Predictor], features: Features) -> FastAPI:
+    """The application that answers for these predictors, by model name, and takes events for the log behind ``features``.
+
+    Routes run in a pool of threads, so predictors must be thread-safe (they are). There is no authentication: see ``serve``.
+    """
+    # no pages that load scripts from elsewhere: they would run in the origin that pushes events
+    api = FastAPI(title="feature-zoo", version="1", docs_url=None, redoc_url=None, max_body_size=MAX_BODY)
+    handle(api)
+
+    @api.get("/health/live", response_model=Status, tags=["health"])
+    def live() -> Json:
+        """Whether the process answers."""
+        return Json({"status": "live"})
+
+    @api.get("/health/ready", response_model=Status, responses={503: {"model": ErrorBody}}, tags=["health"])
+    def ready() -> Json:
+        """Whether every model can answer at this moment: its features are read, its members score."""
+        for predictor in predictors.values():
+            predictor.warm()
+        return Json({"status": "ready"})
+
+    @api.get("/v1/models", response_model=Models, tags=["models"])
+    def models() -> Json:
+        """The models that this server answers for, and what they were made from."""
+        return Json({"models": [_card(name, predictor) for name, predictor in predictors.items()]})
+
+    @api.post("/v1/predict", response_model=Predictions, responses={404: {"model": ErrorBody}, **MISTAKES}, tags=["models"])
+    def predict(request: PredictRequest) -> Json:
+        """Predict for every row, in order."""
+        if request.model not in predictors:
+            raise UnknownModelError(choices("model", request.model, predictors))
+        predictor = predictors[request.model]
+        if request.rows is not None:
+            _only_known(predictor, request.rows)
+        table = predictor.predict(request.rows, users=request.users, at=request.instant())
+        return Json({"answers": [_answer(predictor, row) for row in table.to_pylist()]})
+
+    @api.post("/v1/events", response_model=Report, responses=MISTAKES, tags=["events"])
+    def events(request: EventsRequest) -> Json:
+        """Push events: when this is answered they are durable, and the next prediction sees them."""
+        report = features.append(request.events, request.idempotency_key)
+        fields = ("rows", "added", "repeated", "version")
+        facts = {name: getattr(report, name) for name in fields}
+        return Json({**facts, "quarantined": dict(report.quarantined), "ignored": list(report.ignored)})
+
+    return api
+
+
+def _only_known(predictor: Predictor, rows: list[dict[str, Any]]) -> None:
+    """A misspelt context column must not be taken for one that was left out."""
+    known = (*predictor.entities, *predictor.context)
+    for number, row in enumerate(rows):
+        for name in row:
+            if name not in known:
+                raise UsageError(f"row {number}: {choices('column', name, known)}")
+
+
+def _answer(predictor: Predictor, row: Mapping[str, Any]) -> dict[str, Any]:
+    def score(name: str) -> Any:
+        outputs = predictor.outputs
+        return {output: row[f"{name}:{output}"] for output in outputs} if outputs else row[name]
+
+    return {
+        "keys": {name: row[name] for name in predictor.entities},
+        "score": score("score"),
+        "members": {name: score(name) for name in predictor.members},
+        "newest_event_age": row["newest_event_age"],
+        "known": row["known"],
+        "version": row["version"],
+    }
+
+
+def _card(name: str, predictor: Predictor) -> dict[str, Any]:
+    version = predictor.version
+    card = ModelCard(
+        model=name,
+        version=version.reference,
+        aliases=list(version.aliases),
+        entities=list(predictor.entities),
+        context=dict(predictor.context),
+        members=list(predictor.members),
+        outputs=list(predictor.outputs),
+        created=version.created,
+        metrics=dict(version.metrics.get("stack", {})),
+        lineage={"service": predictor.service, **{key: version.lineage.get(key) for key in LINEAGE}},
+    )
+    return card.model_dump(mode="json")

@@ -1,0 +1,205 @@
+"""What requests and answers look like: the types that check a body and that OpenAPI documents, each with an example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+
+from zoo.errors import choices
+
+MAX_ROWS = 10_000
+"""Rows of one request, and events of one push."""
+MAX_KEY = 200
+"""Characters of an idempotency key; the log's own limit."""
+
+Id = StrictInt | StrictStr
+Value = StrictInt | StrictFloat | StrictBool | StrictStr | None
+Score = float | dict[str, float]
+
+
+def example(value: Mapping[str, Any], extra: Literal["forbid", "ignore"] = "ignore") -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [dict(value)]}, extra=extra)
+
+
+class Request(BaseModel):
+    """A JSON object without other fields than those declared."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        # pydantic's own refusal (extra="forbid") does not say which fields there are
+        for name in value if isinstance(value, dict) else ():
+            if name not in cls.model_fields:
+                raise ValueError(choices("field", name, cls.model_fields))
+        return value
+
+
+class PredictRequest(Request):
+    """Whom to predict for: ``rows`` of key and context columns, or ``users`` for tasks whose only key is ``user_id``."""
+
+    model_config = example({"model": "churn", "rows": [{"user_id": 1}, {"user_id": 42}], "at": None}, extra="forbid")
+
+    model: StrictStr = Field(description="A model's name, as in GET /v1/models.")
+    rows: list[dict[str, Value]] | None = Field(
+        None,
+        max_length=MAX_ROWS,
+        description="One object a row: the model's key columns, and its context columns where it has some.",
+    )
+    users: list[Id] | None = Field(None, max_length=MAX_ROWS, description='Short for rows of {"user_id": ...}.')
+    at: StrictStr | None = Field(
+        None,
+        description="ISO 8601 instant with an offset; features are built from events before it. Default: the repository's clock.",
+        json_schema_extra={"format": "date-time"},
+    )
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.rows is None) == (self.users is None):
+            raise ValueError("give either rows or users, one of them")
+        self.instant()
+        return self
+
+    def instant(self) -> datetime | None:
+        """``at`` as an aware datetime. Raises ValueError where it is none."""
+        if self.at is None:
+            return None
+        try:
+            found = datetime.fromisoformat(self.at)
+        except ValueError:
+            raise ValueError(f"cannot read at {self.at!r}; expected ISO 8601 such as 2017-12-01T00:00:00Z") from None
+        if found.tzinfo is None:
+            raise ValueError(f"at {self.at!r} has no offset; expected an instant such as 2017-12-01T00:00:00Z")
+        return found
+
+
+class Answer(BaseModel):
+    """The prediction for one row. Scores are numbers, or an object of one number a class where the model has several."""
+
+    keys: dict[str, Id]
+    score: Score = Field(description="The ensemble's answer.")
+    members: dict[str, Score] = Field(description="What each of its members said.")
+    newest_event_age: float | None = Field(
+        description="Seconds from the user's newest event to the prediction's time; null for none."
+    )
+    known: bool = Field(description="False: no event of this user before that time; the score is that of an empty history.")
+    version: str = Field(description="The model version that answered.")
+
+
+class Predictions(BaseModel):
+    """One answer a row, in the order of the rows."""
+
+    model_config = example(
+        {
+            "answers": [
+                {
+                    "keys": {"user_id": 42},
+                    "score": 0.31,
+                    "members": {"gbdt": 0.28, "gru": 0.35},
+                    "newest_event_age": 86400.5,
+                    "known": True,
+                    "version": "churn@3",
+                }
+            ]
+        }
+    )
+
+    answers: list[Answer]
+
+
+class EventsRequest(Request):
+    """Events for the log. Each has an ``event_id``, or the push an ``idempotency_key``: the same again adds nothing."""
+
+    model_config = example(
+        {
+            "events": [
+                {
+                    "event_id": "order-7-line-1",
+                    "user_id": 42,
+                    "item_id": 7,
+                    "event_type": "purchase",
+                    "timestamp": "2018-01-01T12:00:00Z",
+                    "value": 3.99,
+                }
+            ],
+            "idempotency_key": None,
+        },
+        extra="forbid",
+    )
+
+    events: list[dict[str, Any]] = Field(
+        min_length=1,
+        max_length=MAX_ROWS,
+        description="One object an event: user_id, event_type and timestamp (ISO 8601), and what else the log keeps.",
+    )
+    idempotency_key: StrictStr | None = Field(
+        None, min_length=1, max_length=MAX_KEY, description="Names this push in all retries of it."
+    )
+
+
+class Report(BaseModel):
+    """What became of the events: ``rows`` is the sum of ``added``, ``repeated`` and all ``quarantined``."""
+
+    model_config = example(
+        {"rows": 3, "added": 1, "repeated": 1, "quarantined": {"timestamp_unreadable": 1}, "ignored": ["colour"], "version": 12}
+    )
+
+    rows: int
+    added: int = Field(description="Events that are in the log since, and that the next prediction sees.")
+    repeated: int = Field(description="Events that the log had already.")
+    quarantined: dict[str, int] = Field(description="Events that could not be taken, by reason; they are kept aside.")
+    ignored: list[str] = Field(description="Fields that this log has no place for.")
+    version: int = Field(description="The log's version after the push.")
+
+
+class Lineage(BaseModel):
+    """What a version was made from."""
+
+    log: dict[str, Any] = Field(description="Versions of the event log, its dictionaries and tables.")
+    service: str = Field(description="The feature service.")
+    service_hash: str
+    plugins: dict[str, Any] = Field(description="Member -> its model, distribution and version.")
+    seed: int | None
+    git: str | None = Field(description="Commit of the project.")
+
+
+class ModelCard(BaseModel):
+    """A model that this server answers for."""
+
+    model: str
+    version: str
+    aliases: list[str]
+    entities: list[str] = Field(description="Key columns that every row must have.")
+    context: dict[str, str] = Field(description="Further columns that every row must have, with their numpy dtype.")
+    members: list[str]
+    outputs: list[str] = Field(description="Classes or horizons, where an answer has a score for each.")
+    created: datetime
+    metrics: dict[str, Any] = Field(description="The stack's scores on its test rows.")
+    lineage: Lineage
+
+
+class Models(BaseModel):
+    models: list[ModelCard]
+
+
+class Status(BaseModel):
+    model_config = example({"status": "ready"})
+
+    status: str
+
+
+class Problem(BaseModel):
+    type: str = Field(description="For programs; docs/reference/http.md lists them.")
+    message: str = Field(description="For people: what was seen, what was expected and what to do.")
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer of 4xx and 5xx."""
+
+    model_config = example(
+        {"error": {"type": "unknown_model", "message": "unknown model 'chrun'; choose one of: campaign, churn"}}
+    )
+
+    error: Problem

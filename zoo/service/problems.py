@@ -1,0 +1,109 @@
+"""From an exception to a status and a body ``{"error": {"type", "message"}}``.
+
+A caller's mistake is told in full; a failure of ours is logged with its cause and answered without it, for messages name paths.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.responses import Response
+
+from zoo.errors import FeatureError, PluginError, SchemaError, UnknownIdError, UsageError, ZooError
+
+MISTAKES: dict[type[ZooError], str] = {UsageError: "usage", SchemaError: "schema", UnknownIdError: "identifier"}
+"""Errors that the caller can mend (422), and the type they are told as."""
+FAILURES: dict[type[ZooError], str] = {FeatureError: "features", ZooError: "unavailable"}
+"""Errors that another try may not meet (503). The first that fits counts."""
+STATUS_TYPES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+SHOWN = 5
+"""Mistakes in one body that are told."""
+LONGEST = 1_000
+"""Characters of a message: a mistake may be as long as the body."""
+
+_log = logging.getLogger(__name__)
+
+
+class UnknownModelError(UsageError):
+    """This server answers for no model of that name."""
+
+
+class Json(Response):
+    """JSON in ASCII: messages may quote text that UTF-8 cannot hold (half of a surrogate pair)."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def problem(status: int, kind: str, message: str, headers: Any = None) -> Json:
+    shown = message if len(message) <= LONGEST else f"{message[:LONGEST]}..."
+    return Json({"error": {"type": kind, "message": shown}}, status, headers)
+
+
+def handle(app: FastAPI) -> None:
+    """Give every error of the app the one form of body."""
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(StarletteHTTPException, _http)
+    app.add_exception_handler(ZooError, _zoo)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _invalid(request: Request, error: Exception) -> Json:
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()
+    if found[0]["type"] == "json_invalid":
+        return problem(
+            400, "malformed_json", f"the body is not JSON: {found[0]['ctx']['error']} at character {found[0]['loc'][-1]}"
+        )
+    kind = request.headers.get("content-type", "")
+    if isinstance(error.body, bytes):  # a body that FastAPI did not take for JSON
+        return problem(
+            415, "unsupported_media_type", f"the body has Content-Type {kind or '(none)'!r}; expected application/json"
+        )
+    told = [_told(each) for each in found[:SHOWN]]
+    more = [f"{len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    return problem(422, "invalid_request", "; ".join([*told, *more]))
+
+
+def _told(error: dict[str, Any]) -> str:
+    where = ".".join(str(step) for step in error["loc"][1:]) or "the body"
+    return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+
+
+async def _http(request: Request, error: Exception) -> Json:
+    assert isinstance(error, StarletteHTTPException)
+    status = error.status_code
+    if status == 400:  # FastAPI's word for a body that made its parser fail: no UTF-8, too deep, a number too long
+        return problem(400, "malformed_json", "the body cannot be read as JSON; expected one object in UTF-8")
+    path = f"{request.method} {request.url.path}"
+    told = {
+        404: f"there is nothing at {path}; GET /openapi.json lists the routes",
+        405: f"{path} is not offered; allowed: {(error.headers or {}).get('allow', '(see /openapi.json)')}",
+        413: "the body is too large; send fewer rows in one request",
+    }
+    return problem(status, STATUS_TYPES.get(status, "http"), told.get(status, str(error.detail)), error.headers)
+
+
+async def _zoo(request: Request, error: Exception) -> Json:
+    if isinstance(error, UnknownModelError):
+        return problem(404, "unknown_model", str(error))
+    for mistake, kind in MISTAKES.items():
+        if isinstance(error, mistake):
+            return problem(422, kind, str(error))
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    if isinstance(error, PluginError):
+        return problem(500, "model", "a model gave no usable score; the server's log names it and says why")
+    kind = next(kind for failure, kind in FAILURES.items() if isinstance(error, failure))
+    return problem(503, kind, "this cannot be answered at present; the server's log says why. Try again later, with the same ids")
+
+
+async def _unexpected(_request: Request, _error: Exception) -> Json:
+    # the server logs the cause: Starlette raises the error again after this answer
+    return problem(500, "internal", "the server met an error that it did not expect; its log says which")

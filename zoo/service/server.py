@@ -1,0 +1,87 @@
+"""Runs the application for one project on a loopback address, until it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvicorn
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from zoo.errors import UsageError
+from zoo.features import Features
+from zoo.predictor import Predictor
+from zoo.project import Project
+from zoo.registry import parse
+from zoo.service.app import app
+
+GRACE = 10
+"""Seconds that running requests are given when the server is told to stop."""
+
+
+def serve(
+    repo: Path | str, references: Sequence[str], host: str = "127.0.0.1", port: int = 8000, without: Sequence[str] = ()
+) -> None:
+    """Answer for these models (``churn``, ``churn@3``) over HTTP until Ctrl-C or SIGTERM; every one is loaded before it listens.
+
+    host: a loopback address, since there is no authentication; anything else is a UsageError, as are a port that is taken and two
+    versions of one model. port: 0 for any free one. Errors as in ``Predictor.load``.
+    """
+    address = _loopback(host)
+    project = Project.open(repo)
+    named = _by_model(references)
+    with _bound(address, port) as listener:
+        features = Features.open(project.root)
+        predictors = {m: Predictor.load(r, project.root, without, features=features) for m, r in named.items()}
+        for predictor in predictors.values():
+            predictor.warm()
+        api = app(predictors, features)
+        # a page elsewhere may point its own name at this address (DNS rebinding); its requests then carry that name
+        own = [f"[{address}]" if ":" in address else address, "localhost", "127.0.0.1", "[::1]"]
+        api.add_middleware(TrustedHostMiddleware, allowed_hosts=own, www_redirect=False)
+        config = uvicorn.Config(api, server_header=False, timeout_graceful_shutdown=GRACE, lifespan="off")
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
+
+
+def _loopback(host: str) -> str:
+    """The address of a loopback host. Raises UsageError for any other."""
+    address = "127.0.0.1" if host == "localhost" else host
+    try:
+        loopback = ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise UsageError(
+            f"host {host!r} is no loopback address; expected 127.0.0.1, ::1 or localhost, for whoever reaches the service may push "
+            "events. Put a server that authenticates in front of it"
+        )
+    return address
+
+
+def _by_model(references: Sequence[str]) -> dict[str, str]:
+    """Model name -> the reference asked for."""
+    named: dict[str, str] = {}
+    for reference in references:
+        model = parse(reference).model
+        if model in named:
+            raise UsageError(f"{named[model]!r} and {reference!r} are one model; this server answers for one version of each")
+        named[model] = reference
+    if not named:
+        raise UsageError("no model named; expected at least one, as in: zoo serve churn")
+    return named
+
+
+def _bound(address: str, port: int) -> socket.socket:
+    """A socket that holds the port and refuses callers until it listens."""
+    listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((address, port))
+    except OSError as error:
+        listener.close()
+        raise UsageError(f"cannot listen on {address} port {port}: {error.strerror}; choose another port") from error
+    return listener
