@@ -189,6 +189,14 @@ class LogView:
             codes[np.asarray(values.is_null())] = PADDING
         return codes
 
+    def ids(self, entity: str, codes: Array) -> Any:
+        """Arrow array (n,) of identifiers, the inverse of ``codes``; null for 0 and 1."""
+        if entity in ENTITIES:
+            return self.log.dictionary(entity).decode(codes)
+        import pyarrow as pa
+
+        return pa.array(self._partner_keys(entity)).take(pa.array(codes.astype(np.int64) - FIRST, mask=codes < FIRST))
+
     def _partner_keys(self, entity: str) -> Array:
         """Sorted identifiers of an entity that has a table of its own (``campaign_id`` in ``campaigns``)."""
 

@@ -47,9 +47,14 @@ def pack_slices(index: Index, low: Iterable[int], high: Iterable[int]) -> list[b
 @lru_cache(maxsize=64)
 def _layout(header: bytes) -> tuple[tuple[str, np.dtype[Any], int], ...]:
     layout = json.loads(header)
+    names = [name for name, _ in layout]
+    if not {"time", "seq"} <= set(names):
+        raise ArtefactError(f"stored events have the columns {names}; expected time and seq among them. {_REBUILD}")
     bad = [kind for _, kind in layout if kind not in _DTYPES]
     if bad:
-        raise ArtefactError(f"stored events hold a column of type {bad[0]!r}; expected one of {', '.join(sorted(_DTYPES))}")
+        raise ArtefactError(
+            f"stored events hold a column of type {bad[0]!r}; expected one of {', '.join(sorted(_DTYPES))}. {_REBUILD}"
+        )
     return tuple((str(name), np.dtype(kind), np.dtype(kind).itemsize) for name, kind in layout)
 
 

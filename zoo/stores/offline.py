@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from feast.feature_view import FeatureView
 from feast.infra.offline_stores.file_source import FileSource, SavedDatasetFileStorage
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
@@ -20,9 +22,12 @@ from feast.utils import _get_requested_feature_views_to_features_dict
 
 from zoo.contract import Array
 from zoo.errors import FeatureError, UsageError
+from zoo.events.view import LogView
 from zoo.stores.columns import features_of, to_arrow
-from zoo.stores.reader import LogReader, microseconds
-from zoo.stores.source import TIMESTAMP, EventSource, TableSource
+from zoo.stores.files import as_of_join, newest_rows
+from zoo.stores.pull import pulled
+from zoo.stores.reader import LogReader, instant
+from zoo.stores.source import EventSource, TableSource
 
 
 class EventLogOfflineStoreConfig(FeastConfigBaseModel):
@@ -90,37 +95,6 @@ def entity_times(values: pa.ChunkedArray) -> Array:
     return np.asarray(values.cast(pa.timestamp("us", values.type.tz)).cast(pa.int64()).combine_chunks())
 
 
-def as_of_join(
-    source: FileSource, config: RepoConfig, view: FeatureView, rows: pa.Table, keys: list[str], names: list[str], times: Array
-) -> pa.Table:
-    """A file-backed view's newest values at or before each row (Feast's own rule for such views), in the rows' order."""
-    import polars as pl
-
-    path = FileSource.get_uri_for_file_path(repo_path=Path(config.repo_path or "."), uri=source.path)
-    mapping = {v: k for k, v in source.field_mapping.items()}
-    stamp = source.timestamp_field
-    wanted = list(dict.fromkeys([*keys, *names]))
-    table = pl.read_parquet(str(path)).select(
-        [pl.col(mapping.get(c, c)).alias(c) for c in wanted] + [pl.col(stamp).alias("__at")]
-    )
-    at = pl.col("__at")
-    if isinstance(table.schema["__at"], pl.Datetime) and table.schema["__at"].time_zone is None:
-        at = at.dt.replace_time_zone("UTC")
-    table = table.with_columns(at.dt.convert_time_zone("UTC").dt.cast_time_unit("us").dt.epoch("us"))
-    left = pl.from_arrow(rows.select(keys))
-    assert isinstance(left, pl.DataFrame)
-    left = left.with_columns(pl.Series("__t", times), pl.int_range(pl.len()).alias("__row"))
-    left = left.with_columns([pl.col(k).cast(table.schema[k]) for k in keys])
-    # polars warns that it cannot check the order within groups; both sides were sorted in the line that passes them
-    joined = left.sort("__t").join_asof(
-        table.sort("__at"), left_on="__t", right_on="__at", by=keys, strategy="backward", check_sortedness=False
-    )
-    if view.ttl:
-        expired = pl.col("__t") - pl.col("__at") > int(view.ttl.total_seconds() * 1e6)
-        joined = joined.with_columns([pl.when(expired).then(None).otherwise(pl.col(n)).alias(n) for n in names])
-    return joined.sort("__row").select(names).to_arrow()
-
-
 class EventLogOfflineStore(OfflineStore):
     """Reads EventSource and TableSource from the log, and joins file-backed views itself (Feast's dask store drops rows)."""
 
@@ -148,37 +122,13 @@ class EventLogOfflineStore(OfflineStore):
         groups, _ = _get_requested_feature_views_to_features_dict(feature_refs, feature_views, [])
 
         def compute() -> pa.Table:
-            view = LogReader.of(config).view()
             rows = pa.Table.from_pandas(entity_df, preserve_index=False)
-            times = entity_times(rows[stamp])
-            out = rows
-            codes: dict[str, Array] = {}
+            answer = _Answer(config, LogReader.of(config).view(), rows, entity_times(rows[stamp]))
             for feature_view, names in groups.items():
                 prefix = f"{feature_view.projection.name_to_use()}__" if full_feature_names else ""
-                joins = [feature_view.projection.join_key_map.get(k, k) for k in feature_view.join_keys]
-                missing = [k for k in joins if k not in rows.column_names]
-                if missing:
-                    raise UsageError(
-                        f"entity_df has no column {missing[0]!r}, the key of {feature_view.name}; it has: {', '.join(rows.column_names)}"
-                    )
-                source = feature_view.batch_source
-                if isinstance(source, FileSource):
-                    renamed = rows.select(joins).rename_columns(list(feature_view.join_keys))
-                    found = as_of_join(source, config, feature_view, renamed, list(feature_view.join_keys), names, times)
-                    columns = {n: found[n] for n in names}
-                elif isinstance(source, EventSource | TableSource):
-                    for key, column in zip(feature_view.join_keys, joins):
-                        codes.setdefault(column, view.codes(key, rows[column]))
-                    keys = {key: codes[column] for key, column in zip(feature_view.join_keys, joins)}
-                    values = features_of(view, source, keys, times)
-                    columns = {n: to_arrow(view, values[n]) for n in names}
-                else:
-                    raise UsageError(
-                        f"feature view {feature_view.name} has a {type(source).__name__}; expected EventSource, TableSource or FileSource"
-                    )
-                for name, column in columns.items():
-                    out = out.append_column(prefix + name, column)
-            return out
+                for name, column in answer.columns(feature_view, names).items():
+                    rows = rows.append_column(prefix + name, column)
+            return rows
 
         metadata = RetrievalMetadata(list(feature_refs), [c for c in entity_df.columns if c != stamp])
         return EventLogRetrievalJob(compute, full_feature_names, metadata, Path(config.repo_path or "."))
@@ -199,53 +149,58 @@ class EventLogOfflineStore(OfflineStore):
         Histories reach back before the start on their own, so a list is never cut. For our online stores, which compute features on
         reading, the feature columns are left null: the keys alone say whose events to copy.
         """
+        start, end = instant(start_date), instant(end_date)
 
         def compute() -> pa.Table:
-            return _pull(config, data_source, join_key_columns, feature_name_columns, timestamp_field, start_date, end_date)
+            if isinstance(data_source, FileSource):
+                return newest_rows(data_source, config, join_key_columns, feature_name_columns, start, end)
+            return pulled(config, data_source, join_key_columns, feature_name_columns, timestamp_field, start, end)
 
         return EventLogRetrievalJob(compute, False, None, Path(config.repo_path or "."))
 
     pull_latest_from_table_or_query = pull_all_from_table_or_query
 
 
-def _pull(
-    config: RepoConfig, source: Any, joins: list[str], names: list[str], stamp: str, start: datetime | None, end: datetime | None
-) -> pa.Table:
-    reader = LogReader.of(config)
-    if isinstance(source, FileSource):
-        import polars as pl
+@dataclass
+class _Answer:
+    """Feature views' columns for the same rows: entity keys (n rows) and times int64 (n,)."""
 
-        path = FileSource.get_uri_for_file_path(repo_path=Path(config.repo_path or "."), uri=source.path)
-        table = pl.read_parquet(str(path))
-        zone = table.schema[stamp].time_zone  # type: ignore[attr-defined]
-        instants = [None if d is None else (d if zone else d.replace(tzinfo=None)) for d in (start, end)]
-        table = table.filter(
-            pl.col(stamp).is_between(pl.lit(instants[0]), pl.lit(instants[1])) if start and end else pl.lit(value=True)
-        )
-        return table.sort(stamp).unique(joins, keep="last", maintain_order=True).to_arrow().combine_chunks()
-    view = reader.view()
-    if not isinstance(source, EventSource) or source.aggregation is None or len(source.aggregation.entity) > 1:
-        # raw events, tables and pairs have nothing of their own to copy: they are read from the entities' events and the tables
-        columns = {**{k: pa.array([], pa.int64()) for k in joins}, **{n: pa.array([], pa.null()) for n in names}}
-        return pa.table({**columns, stamp: pa.array([], pa.timestamp("us", "UTC"))})
-    entity = source.aggregation.entity[0]
-    index = view.index(entity)
-    until = reader.now() if end is None else microseconds(end)
-    since = 0 if start is None else microseconds(start)
-    codes = np.arange(2, len(index.offsets) - 1, dtype=np.int32)
-    newest = index.newest(codes, np.full(len(codes), until))
-    codes, newest = codes[newest >= since], newest[newest >= since]
-    keys = pa.table({entity: view.log.dictionary(entity).decode(codes)})
-    if _computes_on_reading(config):
-        columns = {n: pa.nulls(len(codes)) for n in names}
-    else:
-        values = view.evaluate(source.aggregation, {entity: codes}, np.full(len(codes), until))
-        columns = {n: to_arrow(view, values[n]) for n in names}
-    return pa.table({joins[0]: keys[entity].combine_chunks(), **columns, stamp: pa.array(newest, pa.timestamp("us", "UTC"))})
+    config: RepoConfig
+    view: LogView
+    rows: pa.Table
+    times: Array
+    codes: dict[str, Array] = field(default_factory=dict)
+
+    def columns(self, feature_view: FeatureView, names: list[str]) -> dict[str, Any]:
+        renamed = feature_view.projection.join_key_map
+        joins = {key: renamed.get(key, key) for key in feature_view.join_keys}
+        for column in joins.values():
+            if column not in self.rows.column_names:
+                raise UsageError(
+                    f"entity_df has no column {column!r}, the key of {feature_view.name!r}; it has: {', '.join(self.rows.column_names)}"
+                )
+        source = feature_view.batch_source
+        if isinstance(source, FileSource):
+            keys = self.rows.select(list(joins.values())).rename_columns(list(joins))
+            found = as_of_join(source, self.config, feature_view, keys, names, self.times)
+            return {name: found[name] for name in names}
+        if not isinstance(source, EventSource | TableSource) or (isinstance(source, EventSource) and source.aggregation is None):
+            raise UsageError(
+                f"feature view {feature_view.name!r} has a {type(source).__name__} without features to compute; expected an EventSource "
+                "with an aggregation, a TableSource or a FileSource"
+            )
+        for column, key in zip(joins.values(), joins):
+            if column not in self.codes:
+                self.codes[column] = self.view.codes(key, self.rows[column])
+        by_key = {key: self.codes[column] for key, column in joins.items()}
+        values = features_of(self.view, source, by_key, self.times)
+        shown = {name: to_arrow(self.view, values[name]) for name in names}
+        if not feature_view.ttl or isinstance(source, TableSource):
+            return shown
+        entity = source.aggregation.entity[0]  # type: ignore[union-attr]
+        newest = self.view.index(entity).newest(by_key[entity], self.times)
+        expired = (newest >= 0) & (self.times - newest > feature_view.ttl // timedelta(microseconds=1))
+        return {name: pc.if_else(pa.array(expired), pa.scalar(None, column.type), column) for name, column in shown.items()}
 
 
-def _computes_on_reading(config: RepoConfig) -> bool:
-    return str(getattr(config.online_store, "type", "")).startswith("zoo.stores.")
-
-
-__all__ = ["TIMESTAMP", "EventLogOfflineStore", "EventLogOfflineStoreConfig", "EventLogRetrievalJob"]
+__all__ = ["EventLogOfflineStore", "EventLogOfflineStoreConfig", "EventLogRetrievalJob"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -22,6 +22,11 @@ def microseconds(instant: datetime) -> int:
         raise FeatureError(f"the instant {instant.isoformat()} has no timezone; expected UTC, such as 2017-12-01T00:00:00Z")
     whole = int(instant.replace(microsecond=0).timestamp())
     return whole * 1_000_000 + instant.microsecond
+
+
+def instant(moment: datetime | None) -> int | None:
+    """Microseconds UTC of a moment that Feast gives; a naive one is UTC, as Feast takes it."""
+    return None if moment is None else microseconds(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
 @dataclass

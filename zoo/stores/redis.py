@@ -16,6 +16,8 @@ from zoo.stores.blob import merge
 from zoo.stores.online import EventOnlineStore
 
 _ATTEMPTS = 50
+_TIMEOUT = 5
+"""Seconds to wait for an answer where the connection string does not say (``socket_timeout=``)."""
 _RAISE = """
 local held = tonumber(redis.call('GET', KEYS[1]) or '0')
 if tonumber(ARGV[1]) > held then redis.call('SET', KEYS[1], ARGV[1]) end
@@ -39,6 +41,20 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
     # Feast's Redis store reads all views in one pipeline of hashes; ours are computed, one view at a time
     _read_features_per_fv = OnlineStore._read_features_per_fv
     _read_features_per_fv_async = OnlineStore._read_features_per_fv_async
+
+    @staticmethod
+    def _parse_connection_string(connection_string: str) -> Any:
+        nodes, options = RedisOnlineStore._parse_connection_string(connection_string)
+        return nodes, {"socket_timeout": _TIMEOUT, "socket_connect_timeout": _TIMEOUT, **options}
+
+    def _get_client(self, online_store_config: Any) -> Any:
+        if not self._client:
+            from redis.backoff import NoBackoff
+            from redis.retry import Retry
+
+            # once more at once, for a connection that a restarted server dropped; by default the client waits for seconds
+            super()._get_client(online_store_config).set_retry(Retry(NoBackoff(), 1))
+        return self._client
 
     def load(self, config: Any, log: str, entity: str, codes: Array) -> tuple[list[bytes | None], int]:
         keys = [_held(config, log), *_keys(config, log, entity, codes.tolist())]

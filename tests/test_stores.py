@@ -1,0 +1,421 @@
+"""Online stores: they answer as the log does at the same instant, whatever reached it, in whatever order, by however many writers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import redis
+import tiny_shop as shop
+from tiny_shop import _applied, repo
+
+from zoo.errors import ArtefactError, FeatureError, UsageError
+from zoo.events.index import MISSING, Index
+from zoo.events.ingest import ingest
+from zoo.features import Features
+from zoo.stores.blob import index_of, merge, pack, pack_slices, unpack
+
+__all__ = ["_applied", "repo"]
+
+SERVICES = ("users", "items", "shop", "boundary")
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def online(request: pytest.FixtureRequest) -> str:
+    """Settings of an online store, or a Redis URL."""
+    return shop.SQLITE if request.param == "sqlite" else str(request.getfixturevalue("redis_url"))
+
+
+def everyone() -> dict[str, list[Any]]:
+    """Every user with every item and campaign there is, and some there are not."""
+    grid = np.array(np.meshgrid(range(1, 7), range(12), range(6, 10))).reshape(3, -1)
+    return {"user_id": grid[0].tolist(), "item_id": [f"i{n}" for n in grid[1]], "campaign_id": grid[2].tolist()}
+
+
+def assert_parity(features: Features, rows: dict[str, list[Any]], at: int | None = None) -> None:
+    now = features.reader.now() if at is None else at
+    for service in SERVICES:
+        expected = features.history(service, {**rows, "time": [now] * len(rows["user_id"])})
+        shop.assert_same(features.online(service, rows, at), expected)
+
+
+# Parity
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_online_equals_offline_after_materialize_and_after_every_push(repo: Path, online: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    features = shop.opened(repo, online=online)
+    features.reader.log.append(shop.events_table(shop.random_events(rng, 60)))
+    features.materialize()
+    assert_parity(features, everyone())
+    pushed = 60
+    for number in (1, 3, 12):
+        # times before those of events already there, and two ids that the log knows
+        report = features.append(shop.events_table(shop.random_events(rng, number + 2, pushed - 2)))
+        assert (report.added, report.repeated) == (number, 2)
+        pushed += number
+        assert_parity(features, shop.keys(rng, 20))
+    assert_parity(features, everyone())
+
+
+def test_online_equals_offline_at_an_instant_in_the_past(repo: Path, online: str) -> None:
+    features = shop.opened(repo, online=online)
+    features.append(shop.events_table(shop.random_events(np.random.default_rng(5), 80)))
+    for at in (shop.START, shop.START + 30 * shop.DAY, shop.START + 31 * shop.DAY):
+        assert_parity(features, shop.keys(np.random.default_rng(6), 20), at)
+
+
+def test_nothing_was_materialized_and_the_first_read_is_right(repo: Path, online: str) -> None:
+    features = shop.opened(repo, online=online)
+    assert_parity(features, shop.keys(np.random.default_rng(0), 5))
+    features.reader.log.append(shop.events_table(shop.random_events(np.random.default_rng(1), 50)))
+    assert_parity(features, everyone())
+
+
+def test_an_ingested_file_is_seen_by_the_next_read(repo: Path, online: str, tmp_path: Path) -> None:
+    features = shop.opened(repo, online=online)
+    rng = np.random.default_rng(2)
+    features.append(shop.events_table(shop.random_events(rng, 20)))
+    table = shop.events_table(shop.random_events(rng, 30, 20))
+    times = table["time"].cast(pa.timestamp("us", "UTC"))
+    pq.write_table(table.drop_columns(["time"]).append_column("timestamp", times), tmp_path / "more.parquet")
+    assert ingest(features.reader.log, tmp_path / "more.parquet").added == 30
+    assert_parity(features, everyone())
+
+
+def test_far_behind_the_log_every_entity_is_copied(repo: Path, online: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo.stores.online.TAIL", 10)
+    features = shop.opened(repo, online=online)
+    for seed, number in enumerate((11, 40, 5)):
+        features.reader.log.append(shop.events_table(shop.random_events(np.random.default_rng(seed), number, 100 * seed)))
+        assert_parity(features, everyone())
+
+
+def test_another_process_reads_what_this_one_pushed(repo: Path, online: str) -> None:
+    first, second = shop.opened(repo, online=online), shop.opened(repo)
+    rng = np.random.default_rng(3)
+    for n in range(3):
+        first.append(shop.events_table(shop.random_events(rng, 10, 10 * n)))
+        assert_parity(second, shop.keys(rng, 10))
+        second.append(shop.events_table(shop.random_events(rng, 10, 1000 + 10 * n)))
+        assert_parity(first, shop.keys(rng, 10))
+
+
+def test_a_push_whose_writer_died_after_the_log_is_brought_in_by_the_next(
+    repo: Path, online: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = shop.opened(repo, online=online)
+    store = features.store._get_provider().online_store
+
+    class Died(Exception):
+        pass
+
+    def die(*args: Any) -> None:
+        raise Died
+
+    for first, step in enumerate(("merge", "mark")):  # before anything was written, and before the store could say so
+        with monkeypatch.context() as broken, pytest.raises(Died):
+            broken.setattr(store, step, die)
+            features.append(shop.events_table(shop.random_events(np.random.default_rng(4), 10, 10 * first)))
+        assert_parity(features, everyone())
+
+
+def test_a_table_replaced_is_seen_by_the_next_read(repo: Path, online: str) -> None:
+    features = shop.opened(repo, online=online)
+    features.append(shop.events_table(shop.random_events(np.random.default_rng(7), 40)))
+    assert_parity(features, shop.keys(np.random.default_rng(7), 10))
+    table = pa.table({"item_id": ["i0", "i11", "i20"], "category": ["jam", "tea", None], "weight_kg": [9.0, 8.0, 7.0]})
+    features.reader.log.put_table("items", table)
+    assert_parity(features, everyone())
+    batch = features.online("items", {"item_id": ["i11"]})
+    assert batch.catalogue.names["items.category"][batch.column("category").values[0]] == "tea"
+    assert batch.column("weight_kg").values[0] == 8.0
+
+
+def test_materialize_repairs_a_store_that_lost_an_entity(repo: Path, redis_url: str) -> None:
+    features = shop.opened(repo, online=redis_url)
+    features.append(shop.events_table(shop.random_events(np.random.default_rng(8), 40)))
+    with redis.Redis.from_url(redis_url) as client:
+        lost = next(key for key in sorted(client.keys()) if b":user_id:" in key)
+        client.delete(lost)
+    with pytest.raises(AssertionError):
+        assert_parity(features, everyone())
+    features.materialize()
+    assert_parity(features, everyone())
+
+
+def test_a_redis_that_restarted_empty_is_filled_by_the_next_read(repo: Path, redis_url: str) -> None:
+    features = shop.opened(repo, online=redis_url)
+    features.append(shop.events_table(shop.random_events(np.random.default_rng(9), 40)))
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushdb()
+    assert_parity(features, everyone())
+
+
+def test_a_log_made_anew_does_not_meet_the_events_of_the_old_one(repo: Path, online: str) -> None:
+    shop.opened(repo, online=online).append(shop.events_table(shop.random_events(np.random.default_rng(10), 40)))
+    shutil.rmtree(repo / "data" / "log")
+    shop.make_log(repo)
+    features = shop.opened(repo)
+    features.append(shop.events_table(shop.random_events(np.random.default_rng(11), 40)))
+    assert_parity(features, everyone())
+
+
+# Beyond the cap
+
+
+def test_below_the_cap_answers_are_exact_and_beyond_it_only_what_reaches_back_differs(repo: Path, online: str) -> None:
+    more = "\n  max_events: 8"
+    features = shop.opened(repo, online=online, more=more)
+
+    def event(n: int) -> dict[str, list[Any]]:
+        columns = shop.random_events(np.random.default_rng(n), 1, n)
+        return columns | {"user_id": [1], "time": [shop.START + n * shop.DAY], "value": [1.0], "event_type": ["purchase"]}
+
+    for n in range(8):
+        features.append(shop.events_table(event(n)))
+    rows = {"user_id": [1], "item_id": ["i1"], "campaign_id": [7]}
+    assert_parity(features, rows)
+    for n in range(8, 20):
+        features.append(shop.events_table(event(n)))
+    found = features.online("users", rows)
+    exact = features.history("users", {**rows, "time": [features.reader.now()]})
+    for name in ("items", "values", "ages", "recency", "n_7d", "weight_7d", "last_item"):
+        np.testing.assert_array_equal(found.column(name).values, exact.column(name).values, err_msg=name)
+    assert (found.column("n").values[0], exact.column("n").values[0]) == (8, 20)
+    assert (found.column("spend").values[0], exact.column("spend").values[0]) == (8.0, 20.0)
+    assert found.column("tenure").values[0] < exact.column("tenure").values[0]
+    features.materialize()  # a bulk copy is cut in the same way
+    shop.assert_same(features.online("users", rows), found)
+
+
+# The clock
+
+
+def test_the_clock_is_the_end_of_the_log_an_instant_or_the_wall(repo: Path) -> None:
+    features = shop.opened(repo, clock="log_end")
+    columns = shop.random_events(np.random.default_rng(0), 2)
+    features.append(shop.events_table(columns | {"time": [shop.START, shop.START + shop.DAY], "user_id": [1, 1]}))
+    rows = {"user_id": [1]}
+    assert features.online("users", rows).as_of.tolist() == [shop.START + shop.DAY + 1]
+    assert features.online("users", rows).column("n").values.tolist() == [2]
+
+    features = shop.opened(repo, clock="'2017-07-14T12:00:00Z'")  # START is 2017-07-14 02:40
+    found = features.online("users", rows)
+    assert found.as_of.tolist() == [shop.START + (9 * 60 + 20) * 60 * shop.SECOND]
+    assert found.column("n").values.tolist() == [1]
+    report = features.append(shop.events_table(columns | {"event_id": ["late0", "late1"], "time": [shop.END, shop.START]}))
+    assert (report.added, dict(report.quarantined)) == (1, {"timestamp_after_now": 1})
+
+    features = shop.opened(repo, clock="wall")
+    before = time.time_ns() // 1000
+    found = features.online("users", rows)
+    assert before <= found.as_of[0] <= time.time_ns() // 1000
+    assert found.column("n_7d").values.tolist() == [0]
+
+
+def test_a_clock_that_cannot_be_read_is_named_with_the_choices(repo: Path) -> None:
+    with pytest.raises(FeatureError, match="clock: 'sundial'; expected wall, log_end or a UTC instant"):
+        shop.opened(repo, clock="sundial").online("users", {"user_id": [1]})
+    with pytest.raises(FeatureError, match="has no timezone"):
+        shop.opened(repo, clock="'2017-07-14T12:00:00'").online("users", {"user_id": [1]})
+
+
+# Several writers
+
+
+def test_threads_that_push_at_once_lose_nothing(repo: Path, online: str) -> None:
+    features = shop.opened(repo, online=online)
+    errors: list[BaseException] = []
+
+    def write(number: int) -> None:
+        try:
+            rng = np.random.default_rng(number)
+            for n in range(4):
+                first = 100 * number + 5 * n
+                features.append(shop.events_table(shop.random_events(rng, 5, first)))
+                seen = features.online("users", {"user_id": [1, 2, 3, 4, 5]})
+                assert seen.column("n").values.sum() >= 5 * (n + 1)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert features.reader.log.count() == 80
+    assert_parity(features, everyone())
+
+
+WRITER = """
+import sys
+from zoo.features import Features
+import test_stores
+
+features = [Features.open(root) for root in sys.argv[1:]]
+print("ready", flush=True)
+sys.stdin.readline()
+test_stores.write(features, 1)
+"""
+
+
+def write(repositories: list[Features], number: int) -> None:
+    rng = np.random.default_rng(number)
+    for n in range(6):
+        events = shop.events_table(shop.random_events(rng, 4, 1000 * number + 4 * n))
+        for features in repositories:
+            features.append(events)
+
+
+def test_processes_that_push_at_once_lose_nothing(repo: Path, redis_url: str, tmp_path: Path) -> None:
+    roots = [repo, Path(shutil.copytree(repo, tmp_path / "second"))]
+    stores = [shop.opened(root, online=online) for root, online in zip(roots, (shop.SQLITE, redis_url))]
+    here = Path(__file__).parent
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, *map(str, roots)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])},
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdin is not None
+        assert other.stdout.readline() == "ready\n"  # its imports are done: both begin together
+        other.stdin.write("go\n")
+        other.stdin.flush()
+        write(stores, 2)
+        assert other.wait() == 0
+    for features in stores:
+        assert features.reader.log.count() == 48
+        assert_parity(features, everyone())
+
+
+def test_a_push_while_everything_is_copied_is_not_lost(repo: Path, online: str) -> None:
+    features = shop.opened(repo, online=online)
+    rng = np.random.default_rng(0)
+    features.append(shop.events_table(shop.random_events(rng, 30)))
+    pushed = []
+
+    def push(done: float, text: str) -> None:
+        if len(pushed) < 2:
+            pushed.append(features.append(shop.events_table(shop.random_events(rng, 10, 100 + 10 * len(pushed)))).added)
+
+    features.materialize(progress=push)
+    assert pushed == [10, 10]
+    assert_parity(features, everyone())
+
+
+def test_materialize_says_how_far_it_is_and_how_many_entities_it_copied(repo: Path, online: str) -> None:
+    features = shop.opened(repo, online=online)
+    features.append(shop.events_table(shop.random_events(np.random.default_rng(0), 60)))
+    said: list[tuple[float, str]] = []
+    copied = features.materialize(progress=lambda done, text: said.append((done, text)))
+    assert copied["user_id"] == 5
+    assert said[-1][0] == 1.0
+    assert [done for done, _ in said] == sorted(done for done, _ in said)
+    assert "5 users" in said[0][1]
+
+
+# What can go wrong
+
+
+def test_redis_that_does_not_answer_is_named(repo: Path) -> None:
+    features = shop.opened(repo, online="redis://127.0.0.1:1/0")
+    columns = shop.events_table(shop.random_events(np.random.default_rng(0), 3))
+    for act in (lambda: features.online("users", {"user_id": [1]}), features.materialize, lambda: features.append(columns)):
+        with pytest.raises(FeatureError, match=r"Redis at 127\.0\.0\.1:1 does not answer.*Start it"):
+            act()
+    assert features.reader.log.count() == 3  # the push was durable before Redis was asked
+    shop.opened(repo, online=shop.SQLITE).online("users", {"user_id": [1]})
+
+
+def test_a_damaged_database_is_named_with_the_remedy(repo: Path) -> None:
+    (repo / "data" / "online.db").write_bytes(b"this is no database, whatever its name says" * 100)
+    features = shop.opened(repo)
+    with pytest.raises(FeatureError, match=r"online\.db cannot be used: file is not a database.*remove it and materialize"):
+        features.online("users", {"user_id": [1]})
+
+
+@pytest.mark.parametrize("bad", [b"", b"garbage", b"zoe1\xff\xff\xff\xff\x01\x00\x00\x00", b"zoe1\x02\0\0\0\x01\0\0\0{}"])
+def test_a_damaged_blob_is_refused_with_the_remedy(repo: Path, bad: bytes) -> None:
+    features = shop.opened(repo)
+    features.append(shop.events_table(shop.random_events(np.random.default_rng(0), 40)))
+    with sqlite3.connect(repo / "data" / "online.db") as connection:
+        connection.execute("UPDATE zoo_events SET events = ?", (bad,))
+    connection.close()
+    with pytest.raises(ArtefactError, match="Materialize again"):
+        features.online("users", {"user_id": [1]})
+
+
+def test_a_push_without_ids_is_refused_unless_it_has_a_key(repo: Path) -> None:
+    features = shop.opened(repo)
+    table = shop.events_table(shop.random_events(np.random.default_rng(0), 4)).drop_columns(["event_id"])
+    with pytest.raises(UsageError, match="idempotency key"):
+        features.append(table)
+    assert [features.append(table, "once").added, features.append(table, "once").added] == [4, 0]
+
+
+# Blobs
+
+
+def columns(seqs: list[int], **more: Any) -> dict[str, Any]:
+    times = [n // 2 for n in seqs]
+    order = sorted(range(len(seqs)), key=lambda i: (times[i], seqs[i]))
+    return {
+        "time": np.array([times[i] for i in order], np.int64),
+        "seq": np.array([seqs[i] for i in order], np.int64),
+        "item_id": np.array([seqs[i] + 2 for i in order], np.int32),
+        **{name: np.full(len(seqs), value) for name, value in more.items()},
+    }
+
+
+def test_merging_is_idempotent_whatever_the_order_and_says_when_nothing_is_new() -> None:
+    parts = [pack(columns(seqs)) for seqs in ([5, 1, 3], [1, 2], [9, 0], [5, 9])]
+    rng = np.random.default_rng(0)
+    expected = pack(columns([0, 1, 2, 3, 5, 9]))
+    for _ in range(10):
+        kept = None
+        for i in rng.permutation(len(parts)):
+            kept = merge(kept, parts[i], 100)
+        assert kept == expected
+        for part in parts:
+            assert merge(kept, part, 100) is kept
+
+
+def test_merging_keeps_the_newest_up_to_the_limit() -> None:
+    kept = merge(None, pack(columns([0, 1, 2, 3, 4])), 3)
+    assert unpack(kept)["seq"].tolist() == [2, 3, 4]
+    kept = merge(kept, pack(columns([1, 9])), 3)
+    assert unpack(kept)["seq"].tolist() == [3, 4, 9]
+
+
+def test_a_column_that_only_newer_events_have_is_missing_in_older_ones() -> None:
+    kept = merge(pack(columns([0])), pack(columns([1], value=np.int64(7), weight=0.5)), 9)
+    found = unpack(kept)
+    assert found["value"].tolist() == [MISSING, 7]
+    np.testing.assert_array_equal(found["weight"], [np.nan, 0.5])
+    index = index_of([None, kept], {"item_id": "<i4", "colour": "<i4"}, {})
+    assert index.column("colour").tolist() == [0, 0]
+    assert np.diff(index.offsets).tolist() == [0, 0, 0, 2]
+
+
+def test_slices_of_an_index_are_packed_as_their_columns_are() -> None:
+    entity = np.array([2, 2, 3, 3, 3], np.int32)
+    values = columns([0, 1, 2, 3, 4])
+    index = Index.build(entity, values["time"], values["seq"], {"item_id": values["item_id"]}, 4)
+    first, second = pack_slices(index, [0, 2], [2, 5])
+    assert (first, second) == (pack(columns([0, 1])), pack(columns([2, 3, 4])))
