@@ -7,7 +7,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo.errors import FeatureError, UnknownIdError
@@ -85,6 +85,7 @@ def test_many_values_get_the_codes_that_each_would_get_alone(store, kind):
     assert apart.tolist() == together.tolist()
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=6), max_size=8), max_size=4))
 def test_decoding_inverts_encoding_for_any_text(tmp_path_factory, pushes):
     folder = tmp_path_factory.mktemp("d")

@@ -71,7 +71,7 @@ def test_a_schema_that_cannot_be_meant_is_refused_with_the_choices(arguments, sa
 
 
 def test_opening_nothing_says_what_is_missing(tmp_path):
-    with pytest.raises(ZooError, match="no event log in .*ingest events first"):
+    with pytest.raises(ZooError, match=r"no event log in .*ingest events first"):
         EventLog.open(tmp_path / "absent")
 
 
@@ -138,7 +138,7 @@ def test_another_reader_sees_a_push_without_opening_again(log):
 
 
 def test_an_unknown_column_is_refused_with_the_choices(log):
-    with pytest.raises(UsageError, match="'colour'.*event_id, event_type"):
+    with pytest.raises(UsageError, match=r"'colour'.*event_id, event_type"):
         log.table(columns=["colour"])
 
 
@@ -170,7 +170,7 @@ def test_a_damaged_data_file_is_named(log):
 def test_a_damaged_commit_is_said_and_not_mistaken_for_an_empty_log(log):
     push(log)
     (log.root / "log" / "_delta_log" / f"{0:020d}.json").write_text("{ not json")
-    with pytest.raises(ZooError, match="cannot be read|damaged"):
+    with pytest.raises(ZooError, match=r"cannot be read|damaged"):
         EventLog.open(log.root)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import time
 import zlib
@@ -107,7 +106,7 @@ def _file(log: EventLog, path: Path, source: Source, how: Plan, now: int, progre
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise SchemaError("the file changed while it was read; nothing was taken. Ingest it once it is complete")
 
-        say = None if progress is None else lambda done, _: progress(done, f"ingest {path.name}")
+        say = None if progress is None else lambda done, text: progress(done, text or f"ingest {path.name}")
         return _take(log, source, how, name, name, now, say, unchanged)
 
 
@@ -145,7 +144,7 @@ def _without_id(source: Source, how: Plan) -> tuple[int, int]:
     """Rows without event id, and rows."""
     missing = rows = 0
     column = how.columns.get("event_id")
-    for chunk, _ in source.chunks({column: "label"} if column else {}):
+    for chunk, _ in source.chunks({column or how.columns["user_id"]: "label"}):
         rows += len(chunk.rows)
         values = chunk.columns[column] if column else [None] * len(chunk.rows)
         missing += sum(v is None or v == "" for v in (values if isinstance(values, list) else values.to_pylist()))
@@ -211,7 +210,7 @@ def _whole(chunks: Iterator[tuple[Chunk, float]]) -> Iterator[tuple[Chunk, float
     while True:
         try:
             step = next(chunks, None)
-        except (pa.ArrowException, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        except (OSError, pa.ArrowException, EOFError, zlib.error) as error:
             raise SchemaError(f"cannot be read to its end: {error}; nothing of it was taken. Is it whole?") from error
         if step is None:
             return

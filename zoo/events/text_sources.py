@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +34,7 @@ class CsvSource:
     def __init__(self, path: Path, packed: bool) -> None:
         self._path, self._packed = path, packed
         with _opened(path, packed) as raw:
-            header = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="").readline(1_000_000)
+            header = raw.readline(1_000_000).decode("utf-8-sig")
         if not header.strip():
             raise SchemaError(f"{path} is empty; expected a header with the columns' names")
         self._delimiter = max(",;\t|", key=header.count)
