@@ -65,9 +65,12 @@ class Split:
     test: Examples
 
 
-def split(task: Task, settings: TaskSettings, view: LogView, test_start: int | None, test_end: int | None) -> Split:
+def split(
+    task: Task, settings: TaskSettings, view: LogView, test_start: int | None, test_end: int | None, open_labels: bool = False
+) -> Split:
     """Draw a task's rows on both sides of ``test_start`` (default: the newest instant whose labels are all known).
 
+    open_labels: keep test rows whose label is not yet certain when the log ends, with the label seen so far.
     The gap is one label window (``horizon``), or the setting ``gap`` of tasks whose labels take as long as each needs.
     """
     from importlib import import_module
@@ -88,7 +91,8 @@ def split(task: Task, settings: TaskSettings, view: LogView, test_start: int | N
     gap = duration(settings.own["gap"]) if "gap" in settings.own else duration(own["horizon"]) if "horizon" in own else 0
     train = train.take(np.flatnonzero(train.known_at + gap <= test_start))
     test = task.examples(view, own, test_start, test_start + 1 if test_end is None else test_end)
-    test = test.take(np.flatnonzero(test.known_at <= end + 1))
+    if not open_labels:
+        test = test.take(np.flatnonzero(test.known_at <= end + 1))
     for name, part in (("training", train), ("test", test)):
         if not len(part):
             at = datetime.fromtimestamp(test_start / 1e6, UTC).isoformat()
@@ -127,6 +131,7 @@ def train(
     executor: Executor | None = None,
     test_start: int | str | None = None,
     test_end: int | str | None = None,
+    open_labels: bool = False,
     members: Sequence[str] | None = None,
     register: bool = True,
     progress: Progress | None = None,
@@ -134,7 +139,7 @@ def train(
     """Train a task's stack, evaluate it on rows after ``test_start``, register it.
 
     source: how child processes come by the plugins (the same that made ``plugins``). test_start, test_end: microseconds UTC or ISO
-    dates. Raises UsageError for settings that cannot be meant, JobError naming the member and fold that failed.
+    dates. open_labels: as in ``split``. Raises UsageError for settings that cannot be meant, JobError naming the member and fold that failed.
     """
     started = perf_counter()
     say = progress or silent
@@ -146,7 +151,7 @@ def train(
     view = features.reader.view()
     say(0.0, "examples")
     bounds = [None if t is None else instant(t) for t in (test_start, test_end)]
-    rows = split(task, settings, view, *bounds)
+    rows = split(task, settings, view, *bounds, open_labels)
     data, test = training_data(features, task, rows.train), training_data(features, task, rows.test)
     say(STEPS["features"], "features")
     chosen = members_of(settings, members)
