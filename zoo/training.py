@@ -139,7 +139,8 @@ def train(
     """Train a task's stack, evaluate it on rows after ``test_start``, register it.
 
     source: how child processes come by the plugins (the same that made ``plugins``). test_start, test_end: microseconds UTC or ISO
-    dates. open_labels: as in ``split``. Raises UsageError for settings that cannot be meant, JobError naming the member and fold that failed.
+    dates. open_labels: as in ``split``. Raises UsageError for
+    settings that cannot be meant, JobError naming the member and fold that failed.
     """
     started = perf_counter()
     say = progress or silent
@@ -150,8 +151,8 @@ def train(
     cache = Cache(project.cache)
     view = features.reader.view()
     say(0.0, "examples")
-    bounds = [None if t is None else instant(t) for t in (test_start, test_end)]
-    rows = split(task, settings, view, *bounds, open_labels)
+    begin, end = (None if t is None else instant(t) for t in (test_start, test_end))
+    rows = split(task, settings, view, begin, end, open_labels)
     data, test = training_data(features, task, rows.train), training_data(features, task, rows.test)
     say(STEPS["features"], "features")
     chosen = members_of(settings, members)

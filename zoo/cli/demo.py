@@ -88,6 +88,7 @@ def run(root: Path, *, final: bool, json_path: Path | None, workers: int | None,
             copied = features.materialize(progress=say)
         console.print(pairs("Online store", {f"{kind} with events": n for kind, n in copied.items()}))
         predictions = predict(demo)
+    took = time.perf_counter() - started
     document = {
         "events": facts,
         "tasks": tasks,
@@ -95,13 +96,13 @@ def run(root: Path, *, final: bool, json_path: Path | None, workers: int | None,
         "predictions": predictions,
         "reused": demo.reused,
         "final": final,
-        "seconds": time.perf_counter() - started,
+        "seconds": took,
         "peak_mb": peak[0] / 1e6,
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "date": datetime.now(UTC).date().isoformat(),
         "command": "zoo demo" + (" --final" if final else ""),
     }
-    console.print(f"{duration(document['seconds'])}, at most {document['peak_mb']:,.0f} MB of memory")
+    console.print(f"{duration(took)}, at most {peak[0] / 1e6:,.0f} MB of memory")
     if json_path is not None:
         json_path.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
 
@@ -159,18 +160,17 @@ def churn(demo: Demo, features: Features, cuts: Sequence[str]) -> dict[str, Any]
     """The leaderboard of churn: a metric is its mean over the cuts, intervals draw households."""
     from zoo.cache import Cache
     from zoo.fitting import Member
-    from zoo.stacking import fit_members
+    from zoo.stacking import Ensemble, fit_members
+    from zoo.vocabulary import Vocabulary
 
-    runs, seconds = [], {}
+    runs: list[Trained] = []
+    seconds: dict[str, float] = {}
     baselines: dict[str, list[Array]] = {"windows": [], "recency": []}
     for cut in cuts:
         trained = train(demo, features, "churn", cut)
         runs.append(trained)
         member = Member("windows", "gbdt", WINDOWS)
         fitted = fit_members([member], trained.data, executor=demo.executor, cache=Cache(demo.project.cache))[0]
-        from zoo.stacking import Ensemble
-        from zoo.vocabulary import Vocabulary
-
         alone = Ensemble((fitted,), fitted, Vocabulary.fit(trained.data.batch), trained.data.kind)
         baselines["windows"].append(alone.member_scores(trained.test.batch)[:, 0])
         # a rank is all that recency alone gives; 120 days stand for never
@@ -287,7 +287,7 @@ def predict(demo: Demo) -> list[dict[str, Any]]:
     known = view.log.dictionary("user_id").decode(codes).to_pylist()
     stranger = max(view.log.dictionary("user_id").ids) + 1
     answer = predictor.predict(users=[*known, stranger])
-    rows = answer.to_pylist()
+    rows: list[dict[str, Any]] = answer.to_pylist()
     names = ["household", "score", *predictor.members, "newest event", "known", "version"]
     shown = [
         [r["user_id"], r["score"], *(r[m] for m in predictor.members), _ago(r["newest_event_age"]), r["known"], r["version"]]
