@@ -1,7 +1,7 @@
 """The demo's figures against what the first issue asks, and how far any model could get: ``make bench-demo``.
 
-Runs ``zoo demo --final`` (which reuses what is there), then trains the same trees on the other households *of the test cut itself*, which no
-honest model may do: where even they come no further, the bound lies in the data.
+Runs ``zoo demo --final`` (which reuses what is there), then trains the same trees on the other households *of the test cut itself*,
+which no honest model may do: where even they come no further, the bound lies in the data.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def main() -> int:
     churn, campaign = run["tasks"]["churn"], run["tasks"]["campaign"]
     bound = ceiling()
     why = (
-        f"every member ends at the same value; the same trees trained on four fifths of the test cut's own households, which no honest model may "
-        f"see, reach AUC {bound['same window'][0]:.4f} and log-loss {bound['same window'][1]:.4f} (trained on the past: "
+        f"every member ends at the same value; the same trees trained on four fifths of the test cut's own households, which no honest model "
+        f"may see, reach AUC {bound['same window'][0]:.4f} and log-loss {bound['same window'][1]:.4f} (trained on the past: "
         f"{bound['past'][0]:.4f}, {bound['past'][1]:.4f})"
     )
     windows = churn["baselines"]["windows"]
