@@ -48,6 +48,8 @@ class Words(BaseModel):
     times: str = "{name} x{n}"
     more: str = "{n} more"
     nothing: str = "nothing yet"
+    colon: str = ": "
+    space: str = " "
     comma: str = ", "
     stop: str = ". "
 

@@ -10,6 +10,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Literal
@@ -28,6 +29,9 @@ Kind = Literal["pooled", "tokens"]
 
 SHARD = 512
 """Texts computed and written at a time: what an interrupted job leaves behind for the next."""
+
+FEWEST = 32
+"""Fewest texts that are worth a shard: what a service meets now and then stays in memory."""
 
 Tell = Callable[[int, int], None]
 """``(texts done, texts in all)``."""
@@ -66,7 +70,7 @@ class States:
             made = self._compute(some, [wanted[key] for key in some])
             found |= made
             self._remember(made)
-            if self._shelf and len(missing) > 1:
+            if self._shelf and len(some) >= FEWEST:
                 self._shelf.put(made)
             if tell:
                 tell(i + len(some), len(missing))
@@ -139,8 +143,9 @@ class Shelf:
             save_file(content, temporary)
             temporary.replace(temporary.with_suffix(".safetensors"))
         except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
             _log.warning("states of the encoder are not kept in %s: %s", self._folder, error)
+            with suppress(OSError):
+                temporary.unlink()
 
     def _look(self) -> None:
         """Index shards that have come since the last look."""
@@ -159,10 +164,8 @@ class Shelf:
 
     def _forget(self, path: Path, error: Exception) -> None:
         _log.warning("%s cannot be read and is computed again: %s", path, error)
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as kept:
-            _log.warning("%s cannot be removed: %s", path, kept)
+        with suppress(OSError):
+            path.unlink()
 
 
 def _kernels() -> str:

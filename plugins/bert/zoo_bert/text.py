@@ -138,7 +138,7 @@ def written(units: Units, phrases: Sequence[str], words: Words) -> list[str]:
     for start, stop in zip(units.offsets[:-1], units.offsets[1:], strict=True):
         text, last = "", -1
         for number, role in zip(units.number[start:stop].tolist(), units.role[start:stop].tolist(), strict=True):
-            joint = "" if last < 0 else words.stop if role == HEADER else " " if last == HEADER else words.comma
+            joint = "" if last < 0 else words.stop if role == HEADER else words.space if last == HEADER else words.comma
             text += joint + phrases[number]
             last = role
         texts.append((text + words.stop).strip())
@@ -171,7 +171,7 @@ def _ordered(
     opens = day_first[day[first]] == first
     lead = np.where(opens, gap[0][first] + 1, 0) * kinds + verb[0][first]
     texts, which = np.unique(lead, return_inverse=True)
-    headers = [_header(["", *gap[1]][text // kinds], verb[1][text % kinds]) for text in texts.tolist()]
+    headers = [_header(["", *gap[1]][text // kinds], verb[1][text % kinds], words) for text in texts.tolist()]
     pairs, pair = np.unique(title[shown] * 10 + times[shown], return_inverse=True)
     said_names = [words.times.format(name=name[1][p // 10], n=p % 10) if p % 10 > 1 else name[1][p // 10] for p in pairs.tolist()]
     counts = np.where(hidden[more] < 10, hidden[more], hidden[more] // 10 * 10)
@@ -193,8 +193,8 @@ def _ordered(
     return Units(number[order], said_gap[gap[0][first[owners[order]]]], role[order], offsets)
 
 
-def _header(gap: str, verb: str) -> str:
-    return f"{gap}: {verb}".strip() if gap else verb
+def _header(gap: str, verb: str, words: Words) -> str:
+    return f"{gap}{words.colon}{verb}".strip() if gap else verb
 
 
 def _nothing(rows: int, words: Words, phrases: Phrases, only: Array | None = None) -> Units:
