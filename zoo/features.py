@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib
-import io
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -71,6 +67,8 @@ def instants(values: pa.ChunkedArray) -> Array:
     """int64 microseconds UTC of a time column: integers as they are, timestamps with a timezone. Naive timestamps are refused."""
     import pyarrow as pa
 
+    if not len(values):
+        return np.zeros(0, np.int64)
     if values.null_count:
         raise UsageError(f"the time column has {values.null_count} nulls; expected an instant a row")
     if pa.types.is_timestamp(values.type) and values.type.tz is None:
@@ -78,7 +76,7 @@ def instants(values: pa.ChunkedArray) -> Array:
     if not (pa.types.is_timestamp(values.type) or pa.types.is_integer(values.type)):
         raise UsageError(f"the time column is {values.type}; expected timestamps with a timezone or int64 microseconds")
     if pa.types.is_timestamp(values.type):
-        values = values.cast(pa.timestamp("us", values.type.tz))
+        values = values.cast(pa.timestamp("us", values.type.tz), safe=False)  # to whole microseconds, as the log does
     return np.asarray(values.cast(pa.int64()).combine_chunks())
 
 
@@ -94,14 +92,20 @@ class Features:
     def open(cls, repo: Path | str = ".") -> Features:
         """Open a folder with a feature_store.yaml. Raises FeatureError where it is missing or unreadable."""
         # feast imports torch and pandas: six seconds that `zoo --help` and a plugin listing must not pay
+        import yaml
         from feast import FeatureStore
+        from feast.errors import FeastError
+        from feast.repo_config import FeastConfigError
 
         from zoo.stores.reader import LogReader
 
         path = Path(repo).resolve()
         if not (path / "feature_store.yaml").is_file():
             raise FeatureError(f"no feature_store.yaml in {path}; name a repository with --repo, or make one with: zoo init DIR")
-        store = FeatureStore(repo_path=str(path))
+        try:
+            store = FeatureStore(repo_path=str(path))
+        except (FeastError, FeastConfigError, yaml.YAMLError, ValueError) as error:
+            raise FeatureError(f"{path / 'feature_store.yaml'} cannot be used: {error}") from error
         return cls(store, LogReader.of(store.config))
 
     def services(self) -> tuple[str, ...]:
@@ -120,7 +124,7 @@ class Features:
         found = self.store.get_feature_service(service)
         project = self.store.project
         return [
-            (self.store.registry.get_any_feature_view(p.name, project), [f.name for f in p.features])
+            (self.store.registry.get_any_feature_view(p.name, project).with_projection(p), [f.name for f in p.features])
             for p in found.feature_view_projections
         ]
 
@@ -129,7 +133,8 @@ class Features:
         digest = hashlib.sha256()
         for view, names in self.views(service):
             types = {f.name: str(f.dtype) for f in view.features}
-            parts = [view.name, *view.join_keys, getattr(view.batch_source, "body", str(view.batch_source.name))]
+            renamed = sorted(view.projection.join_key_map.items())
+            parts = [view.name, *view.join_keys, *renamed, getattr(view.batch_source, "body", str(view.batch_source.name))]
             digest.update(repr((parts, [(n, types[n]) for n in names])).encode())
         return digest.hexdigest()
 
@@ -154,28 +159,30 @@ class Features:
         return self._batch(service, table, np.full(len(table), now, np.int64), context or {}, online=True)
 
     def _batch(self, service: str, table: pa.Table, times: Array, context: Mapping[str, str], *, online: bool) -> FeatureBatch:
+        from zoo.stores.columns import chosen, join_columns, source_of
+
         view = self.reader.view()
         views = self.views(service)
         codes: dict[str, Array] = {}
-        for feature_view, _ in views:
-            for key in feature_view.join_keys:
-                if key not in table.column_names:
-                    raise UsageError(
-                        f"rows have no column {key!r}, the key of {feature_view.name!r}; they have: {', '.join(table.column_names)}"
-                    )
-                if key not in codes:
-                    codes[key] = view.codes(key, table[key])
         blocks: dict[str, Block] = {}
         row_of: dict[str, Array] = {}
         kept: dict[str, Any] = {}
         newest = np.full(len(table), -1, np.int64)
         for feature_view, names in views:
-            keys = {k: codes[k] for k in feature_view.join_keys}
+            keys = {}
+            for key, column in join_columns(feature_view).items():
+                if column not in table.column_names:
+                    raise UsageError(
+                        f"rows have no column {column!r}, the key of {feature_view.name!r}; they have: {', '.join(table.column_names)}"
+                    )
+                if column not in codes:
+                    codes[column] = view.codes(key, table[column])
+                keys[key] = codes[column]
             first, inverse = _distinct([*keys.values(), times])
             stored = {k: v[first] for k, v in keys.items()}
-            columns, seen = self._columns(view, feature_view, stored, times[first], kept, online=online)
-            blocks[feature_view.name] = {n: columns[n] for n in names}
-            row_of[feature_view.name] = inverse
+            columns, seen = self._columns(view, source_of(feature_view), stored, times[first], kept, online=online)
+            name = feature_view.projection.name_to_use()
+            blocks[name], row_of[name] = chosen(feature_view, columns, names), inverse
             if "user_id" in keys and seen is not None:
                 newest = np.maximum(newest, seen[inverse])
         if context:
@@ -184,26 +191,22 @@ class Features:
         return FeatureBatch(blocks, row_of, times, newest, view.catalogue(frozenset(dictionaries)))
 
     def _columns(
-        self, view: LogView, feature_view: Any, keys: dict[str, Array], times: Array, kept: dict[str, Any], *, online: bool
+        self, view: LogView, source: Any, keys: dict[str, Array], times: Array, kept: dict[str, Any], *, online: bool
     ) -> tuple[dict[str, Column], Array | None]:
+        """(columns, newest event's time or None for a table) of a source; ``kept``: what views of one call share."""
         from zoo.stores.columns import features_of
-        from zoo.stores.source import EventSource, TableSource
+        from zoo.stores.source import EventSource
 
-        source = feature_view.batch_source
-        if not isinstance(source, EventSource | TableSource):
-            raise FeatureError(
-                f"feature view {feature_view.name!r} has a {type(source).__name__}; services read here need EventSource or TableSource "
-                "(file-backed views answer through store.get_historical_features)"
-            )
         if online:
             found: tuple[dict[str, Column], Array | None] = self._online_store.features(
                 self.store.config, view, source, keys, times, kept
             )
             return found
-        if isinstance(source, TableSource):
-            return features_of(view, source, keys, times), None
-        entity = source.aggregation.entity[0]  # type: ignore[union-attr]
-        return features_of(view, source, keys, times), view.index(entity).newest(keys[entity], times)
+        newest = None
+        if isinstance(source, EventSource):
+            entity = source.aggregation.entity[0]  # type: ignore[union-attr]
+            newest = view.index(entity).newest(keys[entity], times)
+        return features_of(view, source, keys, times), newest
 
     @property
     def _online_store(self) -> Any:
@@ -262,28 +265,10 @@ def _context(table: pa.Table, context: Mapping[str, str]) -> Block:
 def apply(repo: Path | str = ".") -> tuple[str, ...]:
     """Register what the repository declares, as ``feast apply`` does. Returns the names of its feature services."""
     features = Features.open(repo)
-    from feast.repo_operations import apply_total
+    from zoo.stores.repository import register
 
-    path = Path(repo).resolve()
-    with _own_modules(path), contextlib.chdir(path), contextlib.redirect_stdout(io.StringIO()):
-        apply_total(features.store.config, path, skip_source_validation=True)
+    register(features.store.config, Path(repo).resolve())
     return Features.open(repo).services()
-
-
-@contextlib.contextmanager
-def _own_modules(path: Path) -> Iterator[None]:
-    """Feast imports a repository's files as top-level modules: let it find them, and let no other repository's be taken for them."""
-    names = {".".join(f.relative_to(path).with_suffix("").parts) for f in path.rglob("*.py")}
-    hidden = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    sys.path.insert(0, str(path))
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(str(path))
-        for name in names:
-            sys.modules.pop(name, None)
-        sys.modules.update(hidden)
 
 
 def history(service: str, rows: Any, repo: Path | str = ".") -> FeatureBatch:

@@ -94,7 +94,7 @@ def _sessions(values: pa.ChunkedArray) -> Array:
 
     encoded = values.combine_chunks().cast(pa.string()).dictionary_encode()
     names = encoded.dictionary
-    whole = pc.match_substring_regex(names, r"^-?[0-9]{1,18}$")
+    whole = pc.match_substring_regex(names, r"^(0|-?[1-9][0-9]{0,17})$")
     numbers = np.array(pc.if_else(whole, names, "0").cast(pa.int64()))
     for i in np.flatnonzero(~np.asarray(whole)):
         digest = hashlib.blake2b(names[int(i)].as_py().encode(), digest_size=8).digest()

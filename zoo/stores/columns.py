@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,36 @@ from zoo.errors import FeatureError, choices
 from zoo.events.index import looked_up
 from zoo.events.view import LogView
 from zoo.stores.source import EventSource, TableSource
+
+T = TypeVar("T")
+
+
+def source_of(feature_view: Any) -> EventSource | TableSource:
+    """What a feature view is computed from; FeatureError where that is neither events nor an entity table."""
+    source = feature_view.batch_source
+    if isinstance(source, TableSource) or (isinstance(source, EventSource) and source.aggregation is not None):
+        return source
+    what = "raw events" if isinstance(source, EventSource) else f"a {type(source).__name__}"
+    raise FeatureError(
+        f"feature view {feature_view.name!r} is made of {what}; expected an EventSource with an aggregation or a TableSource "
+        "(file-backed views answer through store.get_historical_features and get_online_features)"
+    )
+
+
+def join_columns(feature_view: Any) -> dict[str, str]:
+    """Join key -> the column of the rows that holds it, which a projection may rename."""
+    renamed = feature_view.projection.join_key_map
+    return {key: renamed.get(key, key) for key in feature_view.join_keys}
+
+
+def chosen(feature_view: Any, columns: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:
+    """The named columns; FeatureError where the view's schema names one that its source does not compute."""
+    for name in names:
+        if name not in columns:
+            raise FeatureError(
+                f"feature view {feature_view.name!r}: {choices('feature', name, columns)}. Take schema_of(aggregation)"
+            )
+    return {name: columns[name] for name in names}
 
 
 def to_arrow(view: LogView, column: Column) -> pa.Array:
@@ -41,6 +72,4 @@ def features_of(view: LogView, source: Any, keys: dict[str, Array], times: Array
                 f"table {source.table!r} has the key {key!r}; expected an entity with that join key, not {', '.join(keys)}"
             )
         return {n: Column(looked_up(block[n].values, keys[key]), dictionary=block[n].dictionary) for n in names}
-    assert isinstance(source, EventSource)
-    aggregation = source.aggregation
-    return {} if aggregation is None else view.evaluate(aggregation, keys, times, evaluator)
+    return view.evaluate(source.aggregation, keys, times, evaluator)

@@ -23,11 +23,11 @@ from feast.utils import _get_requested_feature_views_to_features_dict
 from zoo.contract import Array
 from zoo.errors import FeatureError, UsageError
 from zoo.events.view import LogView
-from zoo.stores.columns import features_of, to_arrow
+from zoo.stores.columns import chosen, features_of, join_columns, source_of, to_arrow
 from zoo.stores.files import as_of_join, newest_rows
 from zoo.stores.pull import pulled
 from zoo.stores.reader import LogReader, instant
-from zoo.stores.source import EventSource, TableSource
+from zoo.stores.source import TableSource
 
 
 class EventLogOfflineStoreConfig(FeastConfigBaseModel):
@@ -172,29 +172,23 @@ class _Answer:
     codes: dict[str, Array] = field(default_factory=dict)
 
     def columns(self, feature_view: FeatureView, names: list[str]) -> dict[str, Any]:
-        renamed = feature_view.projection.join_key_map
-        joins = {key: renamed.get(key, key) for key in feature_view.join_keys}
+        joins = join_columns(feature_view)
         for column in joins.values():
             if column not in self.rows.column_names:
                 raise UsageError(
                     f"entity_df has no column {column!r}, the key of {feature_view.name!r}; it has: {', '.join(self.rows.column_names)}"
                 )
-        source = feature_view.batch_source
-        if isinstance(source, FileSource):
+        if isinstance(feature_view.batch_source, FileSource):
             keys = self.rows.select(list(joins.values())).rename_columns(list(joins))
-            found = as_of_join(source, self.config, feature_view, keys, names, self.times)
+            found = as_of_join(feature_view.batch_source, self.config, feature_view, keys, names, self.times)
             return {name: found[name] for name in names}
-        if not isinstance(source, EventSource | TableSource) or (isinstance(source, EventSource) and source.aggregation is None):
-            raise UsageError(
-                f"feature view {feature_view.name!r} has a {type(source).__name__} without features to compute; expected an EventSource "
-                "with an aggregation, a TableSource or a FileSource"
-            )
-        for column, key in zip(joins.values(), joins):
+        source = source_of(feature_view)
+        for key, column in joins.items():
             if column not in self.codes:
                 self.codes[column] = self.view.codes(key, self.rows[column])
         by_key = {key: self.codes[column] for key, column in joins.items()}
-        values = features_of(self.view, source, by_key, self.times)
-        shown = {name: to_arrow(self.view, values[name]) for name in names}
+        columns = chosen(feature_view, features_of(self.view, source, by_key, self.times), names)
+        shown = {name: to_arrow(self.view, column) for name, column in columns.items()}
         if not feature_view.ttl or isinstance(source, TableSource):
             return shown
         entity = source.aggregation.entity[0]  # type: ignore[union-attr]

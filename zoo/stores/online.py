@@ -22,7 +22,7 @@ from zoo.events.evaluate import Evaluator
 from zoo.events.index import Index
 from zoo.events.view import ENTITIES, LogView
 from zoo.stores.blob import index_of, pack_slices
-from zoo.stores.columns import features_of
+from zoo.stores.columns import chosen, features_of
 from zoo.stores.protos import keys_of, raw_events, shown
 from zoo.stores.reader import LogReader
 from zoo.stores.source import EventSource, TableSource
@@ -111,7 +111,7 @@ class EventOnlineStore:
             found = newest >= 0
             if table.ttl:
                 found &= now - newest <= table.ttl // timedelta(microseconds=1)
-        protos = shown(view, table, {name: columns[name] for name in requested_features or [f.name for f in table.features]})
+        protos = shown(view, table, chosen(table, columns, requested_features or [f.name for f in table.features]))
         return [
             (_EPOCH + timedelta(microseconds=int(at)), {name: values[i] for name, values in protos.items()})
             if there

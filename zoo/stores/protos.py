@@ -10,7 +10,6 @@ import pyarrow as pa
 from feast.type_map import feast_value_type_to_python_type, python_values_to_proto_values
 
 from zoo.contract import Array, Column
-from zoo.errors import FeatureError, choices
 from zoo.events.view import LogView
 from zoo.stores.columns import to_arrow
 
@@ -28,9 +27,6 @@ def keys_of(view: LogView, table: Any, entity_keys: Iterable[Any]) -> dict[str, 
 def shown(view: LogView, table: Any, columns: dict[str, Column]) -> dict[str, list[Any]]:
     """Feast values of features, n each. A list cannot hold null in Feast: an event without item shows as 0 or empty text."""
     types = {f.name: f.dtype.to_value_type() for f in table.features}
-    for name in columns:
-        if name not in types:
-            raise FeatureError(choices(f"feature of {table.name!r}", name, types))
     return {name: python_values_to_proto_values(to_arrow(view, c).to_pylist(), types[name]) for name, c in columns.items()}
 
 

@@ -1,0 +1,135 @@
+"""The sorted index: where an entity's events lie, what is before an instant, and what is derived from the columns."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zoo.errors import FeatureError
+from zoo.events.index import MISSING, NO_SESSION, Index, fixed_point, from_fixed, looked_up
+
+EVENTS = st.lists(st.tuples(st.integers(0, 4), st.integers(-3, 12)), max_size=30)
+
+
+def build(events: list[tuple[int, int]], **columns: Any) -> Index:
+    """Events (entity, time), numbered in the order given."""
+    codes = np.array([c for c, _ in events], np.int32)
+    time = np.array([t for _, t in events], np.int64)
+    arrays = {name: np.asarray(values) for name, values in columns.items()}
+    return Index.build(codes, time, np.arange(len(events)), arrays, 6)
+
+
+def ordered(events: list[tuple[int, int]], entity: int) -> list[tuple[int, int]]:
+    """(time, seq) of an entity's events, in order."""
+    return sorted((t, seq) for seq, (c, t) in enumerate(events) if c == entity and c > 0)
+
+
+@given(EVENTS)
+@settings(deadline=None)
+def test_an_entitys_events_are_one_slice_in_order_of_time_then_seq(events: list[tuple[int, int]]) -> None:
+    index = build(events)
+    low, high = index.bounds(np.arange(-1, 9))
+    for entity, a, b in zip(range(-1, 9), low, high):
+        found = list(zip(index.time[a:b].tolist(), index.seq[a:b].tolist()))
+        assert found == (ordered(events, entity) if entity >= 0 else [])
+    assert len(index) == sum(c > 0 for c, _ in events)
+    np.testing.assert_array_equal(index.entity_of(), np.repeat(np.arange(6), np.diff(index.offsets)))
+
+
+@given(EVENTS, st.lists(st.tuples(st.integers(0, 5), st.integers(-4, 13)), max_size=10), st.booleans())
+@settings(deadline=None)
+def test_search_finds_the_first_event_at_or_after_an_instant(
+    events: list[tuple[int, int]], rows: list[tuple[int, int]], right: bool
+) -> None:
+    index = build(events)
+    codes, times = np.array([c for c, _ in rows], np.int32), np.array([t for _, t in rows], np.int64)
+    low, high = index.bounds(codes)
+    stop = index.search(low, high, times, right=right)
+    before = [[t for t, _ in ordered(events, c) if t < at or (right and t == at)] for c, at in rows]
+    assert (stop - low).tolist() == [len(past) for past in before]
+    newest = [max((t for t, _ in ordered(events, c) if t < at), default=-1) for c, at in rows]
+    assert index.newest(codes, times).tolist() == newest
+
+
+def test_money_survives_fixed_point_and_missing_stays_missing() -> None:
+    values = np.array([0.1, -2.5, np.nan, 1e9, 0.0])
+    np.testing.assert_array_equal(from_fixed(fixed_point(values)), values)
+    assert fixed_point(values)[2] == MISSING
+
+
+def test_a_money_column_without_values_is_missing_everywhere_and_a_misspelt_one_is_named() -> None:
+    index = build([(2, 1), (2, 2)], weight=[1.0, 2.0])
+    assert index.column("price").tolist() == [MISSING, MISSING]
+    with pytest.raises(FeatureError, match="no event column 'prize'; it has: age, day, gap, hour, price, quantity, time, value"):
+        index.column("prize")
+
+
+def test_a_code_younger_than_the_item_table_has_no_attributes() -> None:
+    assert looked_up(np.array([0, 1, 7, 8]), np.array([3, 4, 0, 99])).tolist() == [8, 0, 0, 0]
+    assert np.isnan(looked_up(np.array([np.nan, np.nan, 2.0]), np.array([5]))).all()
+    index = build([(2, 1), (2, 2)], item_id=np.array([2, 9], np.int32))
+    index.attributes = {"items.brand": (np.array([0, 1, 5], np.int32), "items.brand")}
+    assert index.column("items.brand").tolist() == [5, 0]
+    assert index.dictionary("items.brand") == "items.brand"
+
+
+def test_a_visit_begins_with_another_session_or_after_a_pause_where_there_is_none() -> None:
+    minute = 60_000_000
+    events = [(2, 0), (2, minute), (2, 40 * minute), (2, 41 * minute), (3, 41 * minute), (3, 42 * minute)]
+    sessions = [1, 1, 1, 2, 2, 2]
+    assert build(events, session=sessions).visits(1800).tolist() == [True, False, False, True, True, False]
+    assert build(events).visits(1800).tolist() == [True, False, True, False, True, False]
+    assert build(events, session=[NO_SESSION] * 6).visits(1800).tolist() == [True, False, True, False, True, False]
+    some = [NO_SESSION, 1, 1, NO_SESSION, NO_SESSION, 5]
+    assert build(events, session=some).visits(1800).tolist() == [True, True, False, True, True, True]
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Etc/UTC", "America/New_York", "Asia/Kathmandu"])
+def test_calendar_columns_are_those_of_the_zone(zone: str) -> None:
+    from datetime import date, datetime
+    from zoneinfo import ZoneInfo
+
+    seconds = [-1, 0, 1_489_906_799, 1_489_906_801, 1_509_843_600, 1_583_020_799]
+    index = build([(2, s * 1_000_000) for s in seconds])
+    index.timezone = zone
+    local = [datetime.fromtimestamp(s, ZoneInfo(zone)) for s in seconds]
+    assert index.column("hour").tolist() == [d.hour for d in local]
+    assert index.column("weekday").tolist() == [d.weekday() for d in local]
+    assert index.column("day").tolist() == [(d.date() - date(1970, 1, 1)).days for d in local]
+
+
+def test_a_part_of_the_index_has_the_same_events_under_new_codes() -> None:
+    events = [(2, 1), (3, 2), (2, 5), (4, 1), (3, 9)]
+    index = build(events, weight=np.arange(5.0))
+    part = index.events(np.array([3, 5, 2]), np.array([9, 9, 2]))
+    assert np.diff(part.offsets).tolist() == [0, 0, 1, 0, 1]
+    assert (part.time.tolist(), part.seq.tolist(), part.columns["weight"].tolist()) == ([2, 1], [1, 0], [1.0, 0.0])
+
+
+def test_a_saved_index_opens_the_same_whoever_else_saves_it(tmp_path: Path) -> None:
+    index = build([(2 + n % 3, n) for n in range(9)], weight=np.arange(9.0))
+    threads = [threading.Thread(target=index.save, args=(tmp_path / "index",)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
+    attributes = {"items.brand": (np.array([0, 1]), "items.brand")}
+    opened = Index.open(tmp_path / "index", attributes)
+    for name in ("offsets", "time", "seq"):
+        np.testing.assert_array_equal(getattr(opened, name), getattr(index, name))
+    np.testing.assert_array_equal(opened.columns["weight"], index.columns["weight"])
+    assert opened.attributes is attributes
+
+
+def test_a_save_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    index = build([(2, 1)], bad=np.array([object()], dtype=object))
+    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+        index.save(tmp_path / "index")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,194 @@
+"""One version of a log, opened for features: what it keeps, what it lets go, and what later versions see."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tiny_shop as shop
+
+from zoo.errors import FeatureError, UnknownIdError
+from zoo.events.log import EventLog
+from zoo.events.specs import Aggregation, count, last_n, total
+from zoo.events.view import LogView
+
+USER = Aggregation(("user_id",), (count("n"), last_n("items", "item_id", 3), last_n("brands", "items.category", 3)))
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> EventLog:
+    (tmp_path / "data").mkdir()
+    found: EventLog = shop.make_log(tmp_path)
+    return found
+
+
+def push(log: EventLog, users: list[int], items: list[Any], **columns: list[Any]) -> None:
+    first = log.count()
+    times = [shop.START + first + n for n in range(len(users))]
+    full = {"event_id": [f"e{first + n}" for n in range(len(users))], "user_id": users, "item_id": items, "time": times}
+    log.append(shop.events_table(full | {"event_type": ["view"] * len(users)} | columns))
+
+
+def counts(view: LogView, users: list[int]) -> list[int]:
+    found = view.evaluate(USER, {"user_id": view.codes("user_id", users)}, np.full(len(users), shop.END))
+    return found["n"].values.tolist()  # type: ignore[no-any-return]
+
+
+def names(view: LogView, user: int, column: str, dictionary: str) -> list[str]:
+    found = view.evaluate(USER, {"user_id": view.codes("user_id", [user])}, np.array([shop.END]))[column]
+    return view.names(dictionary)[found.values].tolist()  # type: ignore[no-any-return]
+
+
+def test_a_view_stays_at_its_version_and_its_successor_sees_more(log: EventLog) -> None:
+    push(log, [1, 1], ["i0", "i1"])
+    view = LogView.open(log.root)
+    assert counts(view, [1, 2]) == [2, 0]
+    assert view.newest() is view
+    push(log, [2, 1], ["i2", "new"])
+    later = view.newest()
+    assert later is not view
+    assert counts(later, [1, 2]) == [3, 1]
+    assert counts(view, [1, 2]) == [2, 0]
+    assert names(later, 1, "items", "item_id") == ["i0", "i1", "new"]
+    assert names(later, 1, "brands", "items.category") == ["tea", "tea", ""]
+
+
+def test_a_table_replaced_or_added_makes_a_new_view(log: EventLog) -> None:
+    push(log, [1], ["i0"])
+    view = LogView.open(log.root)
+    assert names(view, 1, "brands", "items.category") == ["tea"]
+    log.put_table("items", pa.table({"item_id": ["i0"], "category": ["jam"]}))
+    second = view.newest()
+    assert names(second, 1, "brands", "items.category") == ["jam"]
+    log.put_table("shops", pa.table({"shop_id": [5, 9], "size": [1.0, 2.0]}), key="shop_id")
+    third = second.newest()
+    assert set(third.tables()) - set(second.tables()) == {"shops"}
+    assert third.newest() is third
+    np.testing.assert_array_equal(
+        third.block("shops")["size"].values[third.codes("shop_id", [9, 5, 6, None])], [2, 1, np.nan, np.nan]
+    )
+
+
+def test_what_was_read_of_tables_goes_on_in_the_next_view(log: EventLog) -> None:
+    push(log, [1], ["i0"])
+    view = LogView.open(log.root)
+    view.catalogue(frozenset({"items.category"}))
+    push(log, [1], ["i1"])
+    later = view.newest()
+    assert later.block("items") is view.block("items")
+    push(log, [1], ["young"])
+    catalogue = later.newest().catalogue(frozenset({"items.category"}))
+    assert catalogue.names["item_id"][-1] == "young"
+    assert len(catalogue.items["category"]) == catalogue.size("item_id")
+    assert np.isnan(catalogue.items["weight_kg"].values[-1])
+
+
+def test_indexes_are_built_once_and_old_ones_are_removed(log: EventLog) -> None:
+    push(log, [1], ["i0"])
+    view = LogView.open(log.root)
+    abandoned, busy = log.root / "index" / ".index-dead", log.root / "index" / ".index-busy"
+    for folder in (abandoned, busy):
+        folder.mkdir(parents=True)
+    os.utime(abandoned, (time.time() - 7200,) * 2)
+    for n in range(4):
+        counts(view, [1])
+        files = {p: p.stat().st_mtime_ns for p in (log.root / "index").rglob("*.npy")}
+        assert counts(LogView.open(log.root), [1]) == [n + 1]
+        assert {p: p.stat().st_mtime_ns for p in (log.root / "index").rglob("*.npy")} == files
+        first = view
+        push(log, [1], ["i0"])
+        view = view.newest()
+    kept = sorted(p.name for p in (log.root / "index").iterdir())
+    versions = sorted({int(name.split("-")[1]) for name in kept if name[0] != "."})
+    assert len(versions) == 2
+    assert kept == sorted([".index-busy", *(f"{entity}-{v}" for v in versions for entity in ("item_id", "user_id"))])
+    assert counts(first, [1]) == [4]
+
+
+def test_threads_build_an_index_once(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    push(log, [1, 2], ["i0", "i1"])
+    view = LogView.open(log.root)
+    built: list[str] = []
+    build = LogView._build
+    monkeypatch.setattr(LogView, "_build", lambda self, entity, encoded: built.append(entity) or build(self, entity, encoded))
+    found: list[list[int]] = []
+    threads = [threading.Thread(target=lambda: found.append(counts(view, [1, 2]))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (found, sorted(built)) == ([[1, 1]] * 4, ["item_id", "user_id"])
+
+
+def test_codes_of_entities_with_a_table_of_their_own(log: EventLog) -> None:
+    view = LogView.open(log.root)
+    assert view.codes("campaign_id", [8, 7, 9, None]).tolist() == [3, 2, 1, 0]
+    assert view.ids("campaign_id", np.array([3, 2, 1, 0])).to_pylist() == [8, 7, None, None]
+    with pytest.raises(UnknownIdError, match="campaign_id"):
+        view.codes("campaign_id", ["7"])
+    with pytest.raises(
+        FeatureError, match="no entity table has the key 'shop_id'; tables: campaign_items, campaigns, items, users"
+    ):
+        view.codes("shop_id", [1])
+
+
+def test_unknown_tables_columns_and_entities_are_named(log: EventLog) -> None:
+    view = LogView.open(log.root)
+    with pytest.raises(
+        FeatureError, match="unknown entity table 'stock'; choose one of: campaign_items, campaigns, items, users"
+    ):
+        view.block("stock")
+    with pytest.raises(FeatureError, match="unknown indexed entity 'campaign_id'; choose one of: item_id, user_id"):
+        view.index("campaign_id")
+
+
+@pytest.mark.parametrize("kind", ["int64", "string"])
+def test_pairs_may_be_events_that_name_the_partner(tmp_path: Path, kind: str) -> None:
+    from zoo.events.schema import LogSchema
+
+    def of(values: list[Any]) -> pa.Array:
+        return pa.array([None if v is None else v if kind == "int64" else f"c{v}" for v in values])
+
+    log = EventLog.create(tmp_path, LogSchema(extra={"campaign_id": kind}))
+    log.put_table("campaigns", pa.table({"campaign_id": of([7, 8]), "length": [1.0, 2.0]}), key="campaign_id")
+    columns = {"user_id": [1, 1, 1, 2], "event_type": ["sent"] * 4, "time": [1, 2, 3, 4], "value": [1.0, 2.0, 4.0, 8.0]}
+    log.append(pa.table({**columns, "campaign_id": of([7, 8, 7, None])}), "once")
+    view = LogView.open(tmp_path)
+    pairs = Aggregation(("user_id", "campaign_id"), (count("n"), total("sum", "value")))
+    keys = {"user_id": view.codes("user_id", [1, 1, 2, 1]), "campaign_id": view.codes("campaign_id", of([7, 8, 7, 9]))}
+    found = view.evaluate(pairs, keys, np.full(4, 9))
+    assert found["n"].values.tolist() == [2, 1, 0, 0]
+    assert found["sum"].values.tolist() == [5.0, 2.0, 0.0, 0.0]
+
+
+def test_sessions_are_told_apart_by_their_text(tmp_path: Path) -> None:
+    from zoo.events.schema import LogSchema
+
+    log = EventLog.create(tmp_path, LogSchema())
+    sessions = ["17", "17", "017", "a", "b", "b", None, None]
+    columns = {"user_id": [1] * 8, "event_type": ["view"] * 8, "time": list(range(8)), "session": sessions}
+    log.append(pa.table(columns), "once")
+    index = LogView.open(tmp_path).index("user_id")
+    assert index.columns["session"][:2].tolist() == [17, 17]
+    assert index.visits(1800).tolist() == [True, False, True, True, True, False, True, False]
+
+
+def test_items_are_shown_by_title_where_they_have_one(tmp_path: Path) -> None:
+    from zoo.events.schema import LogSchema
+
+    log = EventLog.create(tmp_path, LogSchema())
+    log.put_table("items", pa.table({"item_id": [5, 6], "title": ["green tea", None]}))
+    log.append(pa.table({"user_id": [1], "item_id": [7], "event_type": ["view"], "time": [1]}), "once")
+    assert LogView.open(tmp_path).names("item_id").tolist() == ["", "unknown", "green tea", "6", "7"]
+
+
+def test_a_log_without_events_answers_that_everyone_is_cold(log: EventLog) -> None:
+    view = LogView.open(log.root)
+    assert counts(view, [1, 2]) == [0, 0]
+    assert view.index("item_id").newest(np.array([2]), np.array([shop.END])).tolist() == [-1]

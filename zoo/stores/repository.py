@@ -1,0 +1,35 @@
+"""Registering a repository's definitions, as ``feast apply`` does, from within a process that may hold other repositories."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def register(config: Any, path: Path) -> None:
+    """Read the definitions in a folder and write them to the registry of ``config`` (its RepoConfig)."""
+    from feast.repo_operations import apply_total
+
+    with _own_modules(path), contextlib.chdir(path), contextlib.redirect_stdout(io.StringIO()):
+        apply_total(config, path, skip_source_validation=True)
+
+
+@contextlib.contextmanager
+def _own_modules(path: Path) -> Iterator[None]:
+    """Feast imports a repository's files as top-level modules: let it find them, and let no other repository's be taken for them."""
+    names = {".".join(f.relative_to(path).with_suffix("").parts) for f in path.rglob("*.py")}
+    hidden = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    sys.path.insert(0, str(path))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(path))
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(hidden)
