@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo.errors import FeatureError, UnknownIdError
+from zoo.events.delta import data_files, open_table
 from zoo.events.dictionary import FEW, DictionaryStore
 from zoo.events.ingest import append
 from zoo.events.log import EventLog
@@ -61,6 +62,36 @@ def test_an_open_store_sees_what_another_added(store):
     store.extend({"user_id": pa.array([9])})
     assert reader.get("user_id", "int").ids == [9]
     assert reader.version() == store.version()
+
+
+def test_many_small_additions_are_merged_and_no_code_moves(store):
+    for number in range(150):
+        store.extend({"user_id": pa.array([number * 7]), "item_id": pa.array([f"i{number}"])})
+    assert len(list(store.folder.glob("*.parquet"))) > len(data_files(open_table(store.folder))) < 64
+    assert store.get("user_id", "int").encode([7 * n for n in range(150)]).tolist() == list(range(2, 152))
+    again = DictionaryStore(store.folder)
+    assert again.get("user_id", "int").ids == [7 * n for n in range(150)]
+    assert again.get("item_id", "string").ids == [f"i{n}" for n in range(150)]
+
+
+def test_a_reader_from_before_a_merge_reads_on(store):
+    store.extend({"x": pa.array([0])})
+    reader = DictionaryStore(store.folder)
+    assert reader.get("x", "int").ids == [0]
+    for number in range(1, 70):
+        store.extend({"x": pa.array([number])})
+    assert reader.get("x", "int").ids == list(range(70))
+
+
+def test_an_interrupt_after_the_commit_gives_no_code_twice(store, monkeypatch):
+    store.extend({"x": pa.array([1])})
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_put", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            store.extend({"x": pa.array([2])})
+    store.extend({"x": pa.array([3])})
+    assert store.get("x", "int").ids == [1, 2, 3]
+    assert DictionaryStore(store.folder).get("x", "int").ids == [1, 2, 3]
 
 
 def test_extending_by_nothing_new_makes_no_version(store):

@@ -129,6 +129,17 @@ def test_the_tail_holds_exactly_what_came_after(log):
     assert log.tail(9).num_rows == 0
 
 
+def test_an_interrupt_right_after_a_commit_hides_nothing(log, monkeypatch):
+    push(log)
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "tidy", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            push(log, key="second")
+    assert log.count() == 2
+    assert push(log, key="third").added == 1
+    assert log.table()["seq"].to_pylist() == [0, 1, 2]
+
+
 def test_another_reader_sees_a_push_without_opening_again(log):
     reader = EventLog.open(log.root)
     assert reader.count() == 0

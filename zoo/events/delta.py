@@ -27,6 +27,10 @@ from zoo.errors import SchemaError, ZooError
 
 FILE_ROWS = 4_000_000
 """Rows after which a new data file is begun."""
+SMALL = 50_000
+"""Rows below which a data file is worth merging with its neighbours."""
+MANY = 64
+"""Small files that are tolerated before they are merged."""
 
 # Every version stays readable: a training run names the version it read.
 CONFIGURATION = {"delta.enableExpiredLogCleanup": "false"}
@@ -67,13 +71,10 @@ def open_table(folder: Path, version: int | None = None) -> DeltaTable:
         raise ZooError(f"the table at {folder}{at} cannot be read: {error}") from error
 
 
-def refresh(folder: Path, table: DeltaTable) -> bool:
+def refresh(folder: Path, table: DeltaTable) -> None:
     """Read commits that others made since; one look at the file system where there are none."""
-    moved = False
     while (folder / "_delta_log" / f"{table.version() + 1:020d}.json").exists():
         table.update_incremental()
-        moved = True
-    return moved
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ class DictionaryStore:
         self._table = delta.open_table(folder)
         self._read: set[str] = set()
         self._held: dict[str, Dictionary] = {}
-        self._fresh = False
+        self._loaded = -1
         self._mutex = threading.Lock()
 
     @staticmethod
@@ -170,12 +170,11 @@ class DictionaryStore:
             return self._held.get(name) or Dictionary(name, kind, pa.array([], ID_TYPES[kind]), {})
 
     def _refresh(self) -> None:
-        if not delta.refresh(self.folder, self._table) and self._fresh:
+        delta.refresh(self.folder, self._table)
+        if self._loaded == self._table.version():
             return
         files = [f for f in delta.data_files(self._table) if f.name not in self._read]
         found = delta.read(self.folder, files, SCHEMA, SCHEMA.names, packed=["dictionary"]).combine_chunks()
-        self._read.update(f.name for f in files)
-        self._fresh = True
         names = found["dictionary"].combine_chunks()
         for index, name in enumerate(names.dictionary.to_pylist()):
             rows = found.filter(pc.equal(names.indices, index))
@@ -184,6 +183,9 @@ class DictionaryStore:
             column = "number" if rows["text"].null_count == len(rows) else "text"
             if len(rows):
                 self._put(name, rows[column].combine_chunks())
+        # Last, so that an interrupt half way is made good by the next call.
+        self._read.update(f.name for f in files)
+        self._loaded = int(self._table.version())
 
     def _put(self, name: str, values: pa.Array) -> None:
         held = self._held.get(name)
@@ -203,7 +205,7 @@ class DictionaryStore:
                 held = self._held.get(name)
                 values = pc.drop_null(values.unique())
                 if held is not None:
-                    values = values.filter(pc.invert(pc.is_in(values, value_set=held.values)))
+                    values = values.filter(pa.array(held.encode(values) == UNKNOWN))
                 if not len(values):
                     continue
                 codes = np.arange(len(values), dtype=np.int32) + (held.size if held else FIRST)
@@ -220,5 +222,16 @@ class DictionaryStore:
                     writing.commit(self._table)
                 for name, values in grown.items():
                     self._put(name, values)
-                self._read.update(f.name for f in delta.data_files(self._table))
+                self._merge()
+                self._read = {f.name for f in delta.data_files(self._table)}
+                self._loaded = int(self._table.version())
             return int(self._table.version())
+
+    def _merge(self) -> None:
+        """Make one file of many small ones, so that opening the log stays quick after many pushes."""
+        small = [f for f in delta.data_files(self._table) if f.rows < delta.SMALL]
+        if len(small) >= delta.MANY:
+            table = delta.read(self.folder, small, SCHEMA, SCHEMA.names)
+            with delta.Writing(self.folder, SCHEMA) as merged:
+                merged.add(table.sort_by([("dictionary", "ascending"), ("code", "ascending")]))
+                merged.commit(self._table, removed=small)

@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 
 SCHEMA_KEY = "zoo.schema"
 PACKED = ("source",)
-SMALL = 50_000
-"""Rows below which a data file is worth merging with its neighbours."""
-MANY = 64
-"""Small files that are tolerated before they are merged."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,8 @@ class EventLog:
     def snapshot(self, version: int | None = None) -> Snapshot:
         """What a version (default: the newest) holds, from file statistics."""
         with self._mutex:
-            if delta.refresh(self._folder, self._table) or self._snapshot is None:
+            delta.refresh(self._folder, self._table)
+            if self._snapshot is None or self._snapshot.version != self._table.version():
                 self._snapshot = _snapshot(self._table)
             if version is None or version == self._snapshot.version:
                 return self._snapshot
@@ -233,9 +230,7 @@ class EventLog:
     def finish(self, files: delta.Writing, transactions: Mapping[str, int]) -> int:
         """Commit events and return the version."""
         with self._mutex:
-            version = files.commit(self._table, transactions)
-            self._snapshot = _snapshot(self._table)
-            return version
+            return files.commit(self._table, transactions)
 
     def event_ids(self) -> EventIds:
         """Event ids in the log, read up to its end; the caller holds the write lock and may let its copy grow."""
@@ -251,14 +246,14 @@ class EventLog:
 
     def tidy(self) -> None:
         """Merge small files once there are many. The caller holds the write lock."""
-        if sum(f.rows < SMALL for f in self.snapshot().files) >= MANY:
+        if sum(f.rows < delta.SMALL for f in self.snapshot().files) >= delta.MANY:
             self.compact()
 
     def compact(self) -> int:
         """Merge the newest run of small files into one; returns how many were merged. The caller holds the write lock."""
         run: list[delta.DataFile] = []
         for file in reversed(self.snapshot().files):
-            if file.rows >= SMALL:
+            if file.rows >= delta.SMALL:
                 break
             run.insert(0, file)
         if len(run) < 2:
@@ -267,7 +262,6 @@ class EventLog:
             merged.add(delta.read(self._folder, run, self.schema.arrow(), self.schema.arrow().names).sort_by("seq"))
             with self._mutex:
                 merged.commit(self._table, removed=run)
-                self._snapshot = _snapshot(self._table)
         return len(run)
 
 
