@@ -76,8 +76,8 @@ def main() -> int:
     churn, campaign = run["tasks"]["churn"], run["tasks"]["campaign"]
     bound = ceiling()
     why = (
-        f"every member ends at the same value; the same trees trained on four fifths of the test cut's own households, which no honest model "
-        f"may see, reach AUC {bound['same window'][0]:.4f} and log-loss {bound['same window'][1]:.4f} (trained on the past: "
+        f"every member ends at the same value; the same trees trained on four fifths of the test cut's own households, which no honest "
+        f"model may see, reach AUC {bound['same window'][0]:.4f} and log-loss {bound['same window'][1]:.4f} (trained on the past: "
         f"{bound['past'][0]:.4f}, {bound['past'][1]:.4f})"
     )
     windows = churn["baselines"]["windows"]
