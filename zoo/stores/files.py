@@ -18,7 +18,10 @@ _AT, _TIME, _ROW = "__zoo_at", "__zoo_time", "__zoo_row"
 
 
 def _read(source: FileSource, config: RepoConfig, columns: list[str]) -> pl.DataFrame:
-    """The file's columns under Feast's names, sorted by time, then creation; ``_AT`` is int64 microseconds UTC (naive: UTC)."""
+    """The file's columns under Feast's names and when a row was created, sorted by time, then creation.
+
+    ``_AT`` is the time as int64 microseconds UTC (naive: UTC).
+    """
     path = FileSource.get_uri_for_file_path(repo_path=Path(config.repo_path or "."), uri=source.path)
     theirs = {ours: name for name, ours in source.field_mapping.items()}
     try:
@@ -36,7 +39,8 @@ def _read(source: FileSource, config: RepoConfig, columns: list[str]) -> pl.Data
         raise FeatureError(f"column {source.timestamp_field!r} of {path} is {stamp}; expected timestamps")
     # a naive column is UTC already, as Feast takes it; an aware one is stored in UTC
     at = pl.col(source.timestamp_field).dt.epoch("us").alias(_AT)
-    return table.sort([source.timestamp_field, *created]).select(at, *(pl.col(theirs.get(c, c)).alias(c) for c in columns))
+    wanted = [*created, *(c for c in columns if c not in created)]
+    return table.sort([source.timestamp_field, *created]).select(at, *(pl.col(theirs.get(c, c)).alias(c) for c in wanted))
 
 
 def as_of_join(
@@ -73,4 +77,4 @@ def newest_rows(
         table = table.filter(pl.col(_AT).is_between(start, end))
     newest = table.unique(keys, keep="last", maintain_order=True)
     stamp = pl.from_epoch(_AT, time_unit="us").dt.replace_time_zone("UTC").alias(source.timestamp_field)
-    return newest.select(*keys, *(n for n in names if n not in keys), stamp).to_arrow().combine_chunks()
+    return newest.with_columns(stamp).drop(_AT).to_arrow().combine_chunks()
