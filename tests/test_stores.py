@@ -126,9 +126,11 @@ def test_a_push_whose_writer_died_after_the_log_is_brought_in_by_the_next(
         raise Died
 
     for first, step in enumerate(("merge", "mark")):  # before anything was written, and before the store could say so
-        with monkeypatch.context() as broken, pytest.raises(Died):
+        events = shop.events_table(shop.random_events(np.random.default_rng(4), 10, 10 * first))
+        with monkeypatch.context() as broken:
             broken.setattr(store, step, die)
-            features.append(shop.events_table(shop.random_events(np.random.default_rng(4), 10, 10 * first)))
+            with pytest.raises(Died):
+                features.append(events)
         assert_parity(features, everyone())
 
 
