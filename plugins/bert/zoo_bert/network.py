@@ -123,10 +123,10 @@ class TopLayers(nn.Module):
         mask = rows.where >= 0
         x = looked(rows.states.float(), rows.where) + self.place[: mask.shape[1]]
         x = x + looked(self.when(rows.gaps.float()), rows.gap)
-        *lower, last = self.layers
+        lower, last = self.layers[:-1], self.layers[-1]
         for layer in lower:
             x = layer(x, mask, noise)
-        return last.first(x, mask, noise)
+        return last.first(x, mask, noise)  # type: ignore[operator]
 
 
 class Pooling(nn.Module):

@@ -117,7 +117,7 @@ class Shelf:
             for key in keys:
                 if key in self._where:
                     wanted.setdefault(self._where[key][0], []).append(key)
-        found = {}
+        found: dict[bytes, Array] = {}
         for path, some in wanted.items():
             try:
                 with safe_open(path, "np") as shard:
@@ -130,7 +130,7 @@ class Shelf:
     def put(self, made: dict[bytes, Array]) -> None:
         """Write a shard whole or not at all; a full or read-only disk is logged and costs only time."""
         lengths = [len(states) for states in made.values()]
-        content = {
+        content: dict[str, Array] = {
             "keys": np.frombuffer(b"".join(made), np.uint8).reshape(-1, 32),
             "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             "states": np.concatenate(list(made.values())),

@@ -77,8 +77,10 @@ class Units:
         """Row by row, these phrases and then the other's."""
         row = np.concatenate([np.repeat(np.arange(len(u)), u.lengths) for u in (self, other)])
         order = np.argsort(row, kind="stable")
-        parts = [np.concatenate([getattr(self, name), getattr(other, name)])[order] for name in ("number", "gap", "role")]
-        return Units(*parts, self.offsets + other.offsets)
+        number, gap, role = (
+            np.concatenate([getattr(self, name), getattr(other, name)])[order] for name in ("number", "gap", "role")
+        )
+        return Units(number, gap, role, self.offsets + other.offsets)
 
 
 def said(batch: FeatureBatch, columns: Columns, params: BertParams, phrases: Phrases) -> Units:

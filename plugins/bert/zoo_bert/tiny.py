@@ -40,7 +40,7 @@ def model() -> nn.Module:
         max_position_embeddings=512,
         attn_implementation="sdpa",
     )
-    made = BertModel(config, add_pooling_layer=False)
+    made: nn.Module = BertModel(config, add_pooling_layer=False)
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in sorted(made.named_parameters()):
