@@ -248,6 +248,8 @@ def test_the_entities_own_events_answer_as_the_whole_log_does(events: list[Event
 
 PAIRS: tuple[Feature, ...] = (
     count("overlap", via="item_id"),
+    count("overlap_30d", "30d", via="item_id"),
+    count("overlap_bought_2d", "2d", via="items.category", where=("purchase",)),
     count("overlap_7d", "7d", via="items.category", where=("purchase",)),
     total("overlap_spend", "value", via="item_id"),
     distinct("overlap_items", "item_id", via="item_id"),
@@ -262,7 +264,7 @@ def test_pair_overlap_equals_the_loop_over_events(events: list[Event], sets: lis
     times = np.full(len(codes), t * SECOND, np.int64)
     first = np.array([p for p, _ in sets], np.int32)
     second = np.array([i for _, i in sets], np.int32)
-    members = {"item_id": member_sets(first, second, 5), "items.category": member_sets(first, CATEGORY[second], 5)}
+    members = {"item_id": member_sets(first, second), "items.category": member_sets(first, CATEGORY[second])}
     got = evaluate_pairs(
         Evaluator(build(events), TYPES), Aggregation(("user_id", "campaign_id"), PAIRS), codes, partners, times, members
     )

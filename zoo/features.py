@@ -81,12 +81,32 @@ def instants(values: pa.ChunkedArray) -> Array:
 
 
 @dataclass(frozen=True)
+class _View:
+    """What is asked of a feature view on every read, taken from it once.
+
+    joins: join key -> the rows' column that holds it.
+    """
+
+    feature_view: Any
+    block: str
+    names: list[str]
+    joins: dict[str, str]
+
+    @classmethod
+    def of(cls, feature_view: Any) -> _View:
+        from zoo.stores.columns import join_columns
+
+        names = [feature.name for feature in feature_view.projection.features]
+        return cls(feature_view, feature_view.projection.name_to_use(), names, join_columns(feature_view))
+
+
+@dataclass(frozen=True)
 class Features:
     """The feature services of one repository, opened. Thread-safe for reading."""
 
     store: FeatureStore
     reader: LogReader
-    _views: dict[str, list[tuple[Any, list[str]]]] = field(default_factory=dict, repr=False)
+    _views: dict[str, list[_View]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, repo: Path | str = ".") -> Features:
@@ -114,19 +134,19 @@ class Features:
 
     def views(self, service: str) -> list[tuple[Any, list[str]]]:
         """(feature view, feature names) of a service. Raises UsageError for an unknown one."""
-        if service not in self._views:  # parsing Feast's registry takes longer than a prediction
-            self._views[service] = self._read_views(service)
-        return self._views[service]
+        return [(view.feature_view, view.names) for view in self._read_views(service)]
 
-    def _read_views(self, service: str) -> list[tuple[Any, list[str]]]:
+    def _read_views(self, service: str) -> list[_View]:
+        if service in self._views:  # parsing Feast's registry takes longer than a prediction
+            return self._views[service]
         if service not in self.services():
             raise UsageError(f"{choices('feature service', service, self.services())}. A new one is there after: zoo apply")
         found = self.store.get_feature_service(service)
-        project = self.store.project
-        return [
-            (self.store.registry.get_any_feature_view(p.name, project).with_projection(p), [f.name for f in p.features])
+        self._views[service] = [
+            _View.of(self.store.registry.get_any_feature_view(p.name, self.store.project).with_projection(p))
             for p in found.feature_view_projections
         ]
+        return self._views[service]
 
     def schema_hash(self, service: str) -> str:
         """sha256 of what a service's features are: views, names, types and how they are computed."""
@@ -159,30 +179,28 @@ class Features:
         return self._batch(service, table, np.full(len(table), now, np.int64), context or {}, online=True)
 
     def _batch(self, service: str, table: pa.Table, times: Array, context: Mapping[str, str], *, online: bool) -> FeatureBatch:
-        from zoo.stores.columns import chosen, join_columns, source_of
+        from zoo.stores.columns import chosen, source_of
 
         view = self.reader.view()
-        views = self.views(service)
         codes: dict[str, Array] = {}
         blocks: dict[str, Block] = {}
         row_of: dict[str, Array] = {}
         kept: dict[str, Any] = {}
         newest = np.full(len(table), -1, np.int64)
-        for feature_view, names in views:
-            keys = {}
-            for key, column in join_columns(feature_view).items():
+        for asked in self._read_views(service):
+            for key, column in asked.joins.items():
                 if column not in table.column_names:
                     raise UsageError(
-                        f"rows have no column {column!r}, the key of {feature_view.name!r}; they have: {', '.join(table.column_names)}"
+                        f"rows have no column {column!r}, the key of {asked.block!r}; they have: {', '.join(table.column_names)}"
                     )
                 if column not in codes:
                     codes[column] = view.codes(key, table[column])
-                keys[key] = codes[column]
+            keys = {key: codes[column] for key, column in asked.joins.items()}
             first, inverse = _distinct([*keys.values(), times])
             stored = {k: v[first] for k, v in keys.items()}
-            columns, seen = self._columns(view, source_of(feature_view), stored, times[first], kept, online=online)
-            name = feature_view.projection.name_to_use()
-            blocks[name], row_of[name] = chosen(feature_view, columns, names), inverse
+            source = source_of(asked.feature_view)
+            columns, seen = self._columns(view, source, stored, times[first], kept, online=online)
+            blocks[asked.block], row_of[asked.block] = chosen(asked.feature_view, columns, asked.names), inverse
             if "user_id" in keys and seen is not None:
                 newest = np.maximum(newest, seen[inverse])
         if context:

@@ -168,9 +168,9 @@ class EventLog:
         """Given when the log was made: another log in the same folder has another."""
         return str(self._table.metadata().id)
 
-    def moved(self, version: int, tables: Mapping[str, int]) -> bool:
-        """Whether events or tables were committed since these versions: a few looks at the file system."""
-        return self.version() != version or self._tables.moved(tables)
+    def tables_moved(self, known: Mapping[str, int]) -> bool:
+        """Whether a table is newer than these versions, gone, or there and not among them: a few looks at the file system."""
+        return self._tables.moved(known)
 
     # Tables
 

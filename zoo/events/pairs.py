@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from zoo.contract import Array, Column
+from zoo.contract import UNKNOWN, Array, Column
 from zoo.errors import FeatureError
 from zoo.events.evaluate import Evaluator
 from zoo.events.filtered import FilteredEvents
 from zoo.events.index import MISSING
-from zoo.events.slices import MICROSECONDS, Slices, chunks, joined
+from zoo.events.slices import MICROSECONDS, Slices, chunks, joined, or_zero
 from zoo.events.specs import Aggregation, Feature
 
 
@@ -22,13 +22,13 @@ def evaluate_pairs(
     codes: Array,
     partners: Array,
     times: Array,
-    members: Mapping[str, tuple[Array, Array]] | None,
+    members: Mapping[str, Array] | None,
     carried: Array | None = None,
 ) -> dict[str, Column]:
     """Columns of a pair aggregation for n rows.
 
-    codes: int32 (n,) of the user; partners: int32 (n,) of the second entity. members: ``via`` -> (offsets by partner code, sorted
-    codes) of the partner's set; None: the user's events whose ``carried`` int32 (m,), the partner that each names, is the row's.
+    codes: int32 (n,) of the user; partners: int32 (n,) of the second entity. members: ``via`` -> the partners' sets
+    (``member_sets``); None: the user's events whose ``carried`` int32 (m,), the partner that each names, is the row's.
     """
     for f in aggregation.features:
         if f.kind not in ("count", "sum", "distinct", "recency"):
@@ -37,7 +37,7 @@ def evaluate_pairs(
     stop = evaluator.index.search(low, high, times, right=aggregation.include_equal)
     parts = []
     for rows in chunks(stop - low):
-        matches = _Matches(evaluator, members, carried, low[rows], stop[rows], partners[rows], times[rows])
+        matches = _Matches(evaluator, aggregation.features, members, carried, low[rows], stop[rows], partners[rows], times[rows])
         parts.append({f.name: matches.feature(f) for f in aggregation.features})
     return joined(parts)
 
@@ -48,35 +48,49 @@ class _Matches:
     def __init__(
         self,
         evaluator: Evaluator,
-        members: Mapping[str, tuple[Array, Array]] | None,
+        features: tuple[Feature, ...],
+        members: Mapping[str, Array] | None,
         carried: Array | None,
         low: Array,
         stop: Array,
         partners: Array,
         times: Array,
     ) -> None:
-        self.evaluator, self.members, self.carried = evaluator, members, carried
+        self.evaluator, self.features, self.members, self.carried = evaluator, features, members, carried
         self.low, self.stop, self.partners, self.times = low, stop, partners, times
         self._found: dict[Any, tuple[Array, Array]] = {}
 
     def of(self, f: Feature) -> tuple[Array, Array]:
         """(row of each match, ascending; its position among the events that the feature's ``where`` leaves)."""
-        key = (f.where, f.window, f.via)
-        if key not in self._found:
-            self._found[key] = self._find(f)
-        return self._found[key]
+        if (f.where, f.via) not in self._found:
+            self._found[f.where, f.via] = self._find(f, self._widest(f))
+        rows, positions = self._found[f.where, f.via]
+        if f.window == self._widest(f):
+            return rows, positions
+        inside = positions >= self._begin(f.where, f.window)[rows]
+        return rows[inside], positions[inside]
 
-    def _find(self, f: Feature) -> tuple[Array, Array]:
-        index, events = self.evaluator.index, self.evaluator.events(f.where)
-        begin = self.low if f.window is None else index.search(self.low, self.stop, self.times - f.window * MICROSECONDS)
-        slices = Slices(events.rank(begin), events.rank(self.stop))
+    def _widest(self, f: Feature) -> int | None:
+        """The longest window among the features that ask for the same events."""
+        windows = [other.window for other in self.features if (other.where, other.via) == (f.where, f.via)]
+        return None if None in windows else max(window for window in windows if window is not None)
+
+    def _begin(self, where: tuple[str, ...], window: int | None) -> Array:
+        """int64 (n,): where each row's window begins among the events that ``where`` leaves."""
+        index = self.evaluator.index
+        begin = self.low if window is None else index.search(self.low, self.stop, self.times - window * MICROSECONDS)
+        return self.evaluator.events(where).rank(begin)
+
+    def _find(self, f: Feature, window: int | None) -> tuple[Array, Array]:
+        events = self.evaluator.events(f.where)
+        slices = Slices(self._begin(f.where, window), events.rank(self.stop))
         positions, rows = slices.positions, slices.rows
         if self.members is None:
             assert self.carried is not None
             match = events.of(self.carried)[positions] == self.partners[rows]
         else:
             via = f.via or "item_id"
-            match = _contains(*self.members[via], self.partners[rows], events.column(via)[positions])
+            match = _contains(self.members[via], _pairs(self.partners[rows], events.column(via)[positions]))
         return rows[match], positions[match]
 
     def feature(self, f: Feature) -> Column:
@@ -105,26 +119,26 @@ def _sum(name: str, events: FilteredEvents, positions: Array, rows: Array, numbe
     """float64 (number,): sum of a column by row (ascending); exact where it is kept as integers."""
     values = events.column(name)[positions]
     if values.dtype.kind == "f":
-        return np.bincount(rows, np.nan_to_num(values), minlength=number)
+        return np.bincount(rows, or_zero(values), minlength=number)
     running = np.concatenate(([0], np.cumsum(np.where(values == MISSING, 0, values))))
     at = np.searchsorted(rows, np.arange(number + 1))
     return events.plain(name, running[at[1:]] - running[at[:-1]]).astype(np.float64)
 
 
-def member_sets(partners: Array, codes: Array, size: int) -> tuple[Array, Array]:
-    """(offsets by partner code, member codes sorted within each partner) of distinct (partner, member) pairs."""
-    pairs = np.unique(np.stack([partners.astype(np.int64), codes.astype(np.int64)]), axis=1)
-    pairs = pairs[:, (pairs[0] > 0) & (pairs[1] > 1)]
-    offsets = np.zeros(size + 1, np.int64)
-    np.cumsum(np.bincount(pairs[0], minlength=size)[:size], out=offsets[1:])
-    return offsets, pairs[1]
+def _pairs(partners: Array, codes: Array) -> Array:
+    """int64: one number a (partner, code)."""
+    return partners.astype(np.int64) << 32 | codes
 
 
-def _contains(offsets: Array, members: Array, partners: Array, codes: Array) -> Array:
-    """bool (m,): whether ``codes[i]`` is in the set of ``partners[i]``; all sets share one sorted key."""
-    width = np.int64(max(int(members.max(initial=0)), int(codes.max(initial=0))) + 1)
-    owner = np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
-    keys = owner * width + members
-    wanted = partners.astype(np.int64) * width + codes
-    at = np.searchsorted(keys, wanted)
-    return (at < len(keys)) & (keys[np.minimum(at, len(keys) - 1)] == wanted) if len(keys) else np.zeros(len(codes), bool)
+def member_sets(partners: Array, codes: Array) -> Array:
+    """int64 (k,), sorted: the distinct pairs of a partner and a member of its set, codes int32 (n,) each; unknown ones are left out."""
+    known = (partners > UNKNOWN) & (codes > UNKNOWN)
+    return np.unique(_pairs(partners[known], codes[known]))
+
+
+def _contains(members: Array, pairs: Array) -> Array:
+    """bool (m,): which pairs are among the members."""
+    if not len(members):
+        return np.zeros(len(pairs), bool)
+    found: Array = members[np.minimum(np.searchsorted(members, pairs), len(members) - 1)] == pairs
+    return found

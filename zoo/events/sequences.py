@@ -6,7 +6,7 @@ import numpy as np
 
 from zoo.contract import Array, Column
 from zoo.events.filtered import FilteredEvents
-from zoo.events.slices import MICROSECONDS, Slices, waits
+from zoo.events.slices import MICROSECONDS, Slices, or_zero, waits
 from zoo.events.specs import Feature
 
 
@@ -63,7 +63,7 @@ def total(name: str, events: FilteredEvents, rows: Slices) -> Array:
         prefix = events.prefix(name)
         return events.plain(name, prefix[rows.stop] - prefix[rows.start]).astype(np.float64)
     # floats are summed slice by slice: differences of a running float sum would carry the whole log's rounding
-    return rows.sum(np.nan_to_num(values[rows.positions]))
+    return rows.sum(or_zero(values[rows.positions]))
 
 
 def different(name: str, events: FilteredEvents, rows: Slices) -> Array:

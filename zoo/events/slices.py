@@ -33,7 +33,7 @@ class Slices:
     def offsets(self) -> Array:
         """int64 (n + 1,): where each row's slice begins among ``positions``."""
         out = np.zeros(len(self) + 1, np.int64)
-        np.cumsum(self.lengths, out=out[1:])
+        self.lengths.cumsum(out=out[1:])
         return out
 
     @cached_property
@@ -54,13 +54,18 @@ class Slices:
     def count(self, hits: Array) -> Array:
         """int64 (n,): how many of each row's positions (bool (m,)) are hits."""
         total = np.zeros(len(hits) + 1, np.int64)
-        np.cumsum(hits, out=total[1:])
+        hits.cumsum(out=total[1:])
         found: Array = total[self.offsets[1:]] - total[self.offsets[:-1]]
         return found
 
     def sum(self, values: Array) -> Array:
         """float64 (n,): sum of each row's values (float64 (m,))."""
         return np.bincount(self.rows, values, minlength=len(self))
+
+
+def or_zero(values: Array) -> Array:
+    """The values, 0 in place of NaN."""
+    return np.where(np.isnan(values), 0.0, values)
 
 
 def waits(time: Array, offsets: Array, times: Array) -> Array:

@@ -54,12 +54,12 @@ class LogView:
 
         What was read of tables that did not change goes on in the new view.
         """
-        if not self.log.moved(self.version, self._tables):
+        version, same = self.log.version(), not self.log.tables_moved(self._tables)
+        if same and version == self.version:
             return self
-        tables = self.log.tables()
-        same = tables == self._tables
+        tables = self._tables if same else self.log.tables()
         kept = {key: value for key, value in list(self._kept.items()) if same and key[0] in _OF_TABLES}
-        return LogView(self.log, self.log.version(), tables, kept)
+        return LogView(self.log, version, tables, kept)
 
     def _keep(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
         if key not in self._kept:
@@ -252,16 +252,16 @@ class LogView:
         items = self.block("items") if "items" in self.tables() else {}
         return {f"items.{name}": (c.values, c.dictionary) for name, c in items.items()}
 
-    def members(self, name: str, key: str, via: str) -> tuple[Array, Array]:
-        """(offsets by partner code, sorted codes) of a set table, its items mapped to ``via``."""
+    def members(self, name: str, key: str, via: str) -> Array:
+        """The sets of a set table, its items mapped to ``via``, as ``member_sets`` gives them."""
 
-        def make() -> tuple[Array, Array]:
+        def make() -> Array:
             table = self.log.read_table(name)
             partners = self.codes(key, table[key])
             items = self.codes("item_id", table["item_id"])
             if via != "item_id":
                 items = looked_up(self.attributes()[via][0], items)
-            return member_sets(partners, items, len(self._partner_keys(key)) + FIRST)
+            return member_sets(partners, items)
 
         return self._keep(("members", name, key, via), make)
 

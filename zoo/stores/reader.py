@@ -70,7 +70,8 @@ class LogReader:
 
     @property
     def log(self) -> EventLog:
-        return self.view().log
+        """The log itself, which every version shares."""
+        return (self._view or self.view()).log
 
     def now(self) -> int:
         """What time it is, microseconds UTC."""
