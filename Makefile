@@ -68,5 +68,5 @@ bench-%: install-dev ## ours and peers in one go, for instance bench-features; Q
 	$(BIN)/python tests/benchmarks/bench_$(subst -,_,$*).py $(ARGS)
 
 clean: ## remove the environment and what tools left; the demo's data stay
-	rm -rf $(VENV) build dist *.egg-info plugins/*/build plugins/*/*.egg-info
+	rm -rf $(VENV) .peers build dist *.egg-info plugins/*/build plugins/*/*.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
