@@ -306,6 +306,29 @@ def test_processes_that_push_at_once_lose_nothing(repo: Path, redis_url: str, tm
         assert_parity(features, everyone())
 
 
+def test_writers_of_one_entity_never_undo_each_other(repo: Path, online: str) -> None:
+    writers = [shop.opened(repo, online=online).store for _ in range(3)]  # each as another process would be
+    errors: list[BaseException] = []
+
+    def write(number: int) -> None:
+        try:
+            store, config = writers[number]._get_provider().online_store, writers[number].config
+            for n in range(30):
+                store.merge(config, "log", "user_id", {2: pack(columns([3 * n + number])), 3 + number: pack(columns([n]))})
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    (shared, *own), _ = writers[0]._get_provider().online_store.load(writers[0].config, "log", "user_id", np.array([2, 3, 4, 5]))
+    assert unpack(shared)["seq"].tolist() == list(range(90))
+    assert [unpack(blob)["seq"].tolist() for blob in own] == [list(range(30))] * 3
+
+
 def test_a_push_while_everything_is_copied_is_not_lost(repo: Path, online: str) -> None:
     features = shop.opened(repo, online=online)
     rng = np.random.default_rng(0)

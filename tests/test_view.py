@@ -157,12 +157,18 @@ def test_pairs_may_be_events_that_name_the_partner(tmp_path: Path, kind: str) ->
 
     log = EventLog.create(tmp_path, LogSchema(extra={"campaign_id": kind}))
     log.put_table("campaigns", pa.table({"campaign_id": of([7, 8]), "length": [1.0, 2.0]}), key="campaign_id")
-    columns = {"user_id": [1, 1, 1, 2], "event_type": ["sent"] * 4, "time": [1, 2, 3, 4], "value": [1.0, 2.0, 4.0, 8.0]}
+    columns = {
+        "user_id": [1, 1, 1, 2],
+        "event_type": ["sent"] * 4,
+        "time": [shop.SECOND * n for n in (1, 2, 3, 4)],
+        "value": [1.0, 2.0, 4.0, 8.0],
+    }
     log.append(pa.table({**columns, "campaign_id": of([7, 8, 7, None])}), "once")
     view = LogView.open(tmp_path)
-    pairs = Aggregation(("user_id", "campaign_id"), (count("n"), total("sum", "value")))
+    pairs = Aggregation(("user_id", "campaign_id"), (count("n_7s", "7s"), count("n"), total("sum", "value")))
     keys = {"user_id": view.codes("user_id", [1, 1, 2, 1]), "campaign_id": view.codes("campaign_id", of([7, 8, 7, 9]))}
-    found = view.evaluate(pairs, keys, np.full(4, 9))
+    found = view.evaluate(pairs, keys, np.full(4, 9 * shop.SECOND))
+    assert found["n_7s"].values.tolist() == [1, 1, 0, 0]
     assert found["n"].values.tolist() == [2, 1, 0, 0]
     assert found["sum"].values.tolist() == [5.0, 2.0, 0.0, 0.0]
 
