@@ -190,7 +190,9 @@ def _missing(array: pa.Array) -> Array:
 
 def _rejected(chunk: Chunk, how: Plan, reasons: _Reasons) -> Rejected:
     index = np.flatnonzero(reasons.codes)
-    records = [json.dumps(record, ensure_ascii=False, default=str) for record in _records(chunk, how, index)]
+    # half a surrogate pair, which JSON may hold, is no text: it is kept as the escape that it came as
+    said = (json.dumps(record, ensure_ascii=False, default=str) for record in _records(chunk, how, index))
+    records = [text.encode("utf-8", "backslashreplace").decode() for text in said]
     return Rejected(
         np.concatenate([chunk.rows[index], np.array([m.row for m in chunk.malformed], np.int64)]),
         [*(reasons.names[code] for code in reasons.codes[index]), *(m.reason for m in chunk.malformed)],
