@@ -104,7 +104,13 @@ def test_rows_come_back_in_order_with_duplicates(churn: Predictor) -> None:
 def test_rows_may_be_any_kind_of_table(churn: Predictor) -> None:
     expected = churn.predict(users=[4, 9])
     table = pa.table({"user_id": [4, 9], "note": ["not", "read"]})
-    for rows in (table, table.to_pandas(), pl.DataFrame({"user_id": [4, 9]}), {"user_id": [4, 9]}, [{"user_id": 4}, {"user_id": 9}]):
+    for rows in (
+        table,
+        table.to_pandas(),
+        pl.DataFrame({"user_id": [4, 9]}),
+        {"user_id": [4, 9]},
+        [{"user_id": 4}, {"user_id": 9}],
+    ):
         assert same(churn.predict(rows), expected)
 
 
@@ -198,7 +204,9 @@ def ensemble_of(churn: Predictor, scores: tuple[float, ...], target: Target) -> 
     """The predictor with members that answer these scores."""
     old = churn.ensemble
     members = tuple(replace(m, fitted=Constant(scores)) for m in old.members)
-    return replace(churn, ensemble=replace(old, members=members, final=replace(old.final, fitted=Constant(scores)), target=target))
+    return replace(
+        churn, ensemble=replace(old, members=members, final=replace(old.final, fitted=Constant(scores)), target=target)
+    )
 
 
 def test_several_outputs_have_a_column_each(churn: Predictor) -> None:
@@ -254,7 +262,7 @@ def test_rows_and_users_exclude_each_other(churn: Predictor) -> None:
 
 def test_a_time_without_timezone_is_refused(churn: Predictor) -> None:
     with pytest.raises(UsageError, match="2024-02-01T00:00:00, which has no timezone"):
-        churn.predict(users=[1], at=datetime(2024, 2, 1))  # noqa: DTZ001 - naive on purpose
+        churn.predict(users=[1], at=datetime(2024, 2, 1))
 
 
 # What it loads
@@ -333,5 +341,8 @@ def test_a_feature_service_that_is_gone_is_named(shop: Shop) -> None:
     definitions = shop.root / "definitions.py"
     definitions.write_text(definitions.read_text().replace('name="churn"', 'name="attrition"'))
     apply(shop.root)
-    with pytest.raises(FeatureError, match="feature service 'churn', which churn@1 was trained on, is not in the repository; it has: attrition, campaign"):
+    with pytest.raises(
+        FeatureError,
+        match="feature service 'churn', which churn@1 was trained on, is not in the repository; it has: attrition, campaign",
+    ):
         Predictor.load("churn", shop.root)

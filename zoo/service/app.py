@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from zoo.errors import UsageError, choices
 from zoo.features import Features
 from zoo.predictor import Predictor
+from zoo.service.guard import Guard
 from zoo.service.messages import (
     ErrorBody,
     EventsRequest,
@@ -20,10 +21,8 @@ from zoo.service.messages import (
     Report,
     Status,
 )
-from zoo.service.problems import Json, UnknownModelError, handle
+from zoo.service.problems import MAX_BODY, Json, UnknownModelError, handle
 
-MAX_BODY = 4 * 1024 * 1024
-"""Bytes of one request's body."""
 LINEAGE = ("log", "service_hash", "plugins", "seed", "git")
 MISTAKES: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "The body is not JSON"},
@@ -40,8 +39,9 @@ def app(predictors: Mapping[str, Predictor], features: Features) -> FastAPI:
     Routes run in a pool of threads, so predictors must be thread-safe (they are). There is no authentication: see ``serve``.
     """
     # no pages that load scripts from elsewhere: they would run in the origin that pushes events
-    api = FastAPI(title="feature-zoo", version="1", docs_url=None, redoc_url=None, max_body_size=MAX_BODY)
+    api = FastAPI(title="feature-zoo", version="1", docs_url=None, redoc_url=None)
     handle(api)
+    api.add_middleware(Guard, limit=MAX_BODY)
 
     @api.get("/health/live", response_model=Status, tags=["health"])
     def live() -> Json:

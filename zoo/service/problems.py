@@ -20,7 +20,9 @@ MISTAKES: dict[type[ZooError], str] = {UsageError: "usage", SchemaError: "schema
 """Errors that the caller can mend (422), and the type they are told as."""
 FAILURES: dict[type[ZooError], str] = {FeatureError: "features", ZooError: "unavailable"}
 """Errors that another try may not meet (503). The first that fits counts."""
-STATUS_TYPES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+STATUS_TYPES = {404: "not_found", 405: "method_not_allowed"}
+MAX_BODY = 4 * 1024 * 1024
+"""Bytes of one request's body."""
 SHOWN = 5
 """Mistakes in one body that are told."""
 LONGEST = 1_000
@@ -47,12 +49,15 @@ def problem(status: int, kind: str, message: str, headers: Any = None) -> Json:
     return Json({"error": {"type": kind, "message": shown}}, status, headers)
 
 
+def too_large(limit: int) -> Json:
+    return problem(413, "too_large", f"the body is larger than {limit} bytes; send fewer rows in one request")
+
+
 def handle(app: FastAPI) -> None:
-    """Give every error of the app the one form of body."""
+    """Give every error that a route may raise the one form of body; ``Guard`` does it for all others."""
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(StarletteHTTPException, _http)
     app.add_exception_handler(ZooError, _zoo)
-    app.add_exception_handler(Exception, _unexpected)
 
 
 async def _invalid(request: Request, error: Exception) -> Json:
@@ -82,11 +87,12 @@ async def _http(request: Request, error: Exception) -> Json:
     status = error.status_code
     if status == 400:  # FastAPI's word for a body that made its parser fail: no UTF-8, too deep, a number too long
         return problem(400, "malformed_json", "the body cannot be read as JSON; expected one object in UTF-8")
+    if status == 413:
+        return too_large(MAX_BODY)
     path = f"{request.method} {request.url.path}"
     told = {
         404: f"there is nothing at {path}; GET /openapi.json lists the routes",
-        405: f"{path} is not offered; allowed: {(error.headers or {}).get('allow', '(see /openapi.json)')}",
-        413: "the body is too large; send fewer rows in one request",
+        405: f"{path} is not offered; allowed: {(error.headers or {}).get('Allow', '(see GET /openapi.json)')}",
     }
     return problem(status, STATUS_TYPES.get(status, "http"), told.get(status, str(error.detail)), error.headers)
 
@@ -102,8 +108,3 @@ async def _zoo(request: Request, error: Exception) -> Json:
         return problem(500, "model", "a model gave no usable score; the server's log names it and says why")
     kind = next(kind for failure, kind in FAILURES.items() if isinstance(error, failure))
     return problem(503, kind, "this cannot be answered at present; the server's log says why. Try again later, with the same ids")
-
-
-async def _unexpected(_request: Request, _error: Exception) -> Json:
-    # the server logs the cause: Starlette raises the error again after this answer
-    return problem(500, "internal", "the server met an error that it did not expect; its log says which")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ipaddress
+import logging
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +22,10 @@ from zoo.service.app import app
 
 GRACE = 10
 """Seconds that running requests are given when the server is told to stop."""
+LOGGING = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+LOGGING["loggers"]["zoo"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
+
+_log = logging.getLogger(__name__)
 
 
 def serve(
@@ -42,7 +48,10 @@ def serve(
         # a page elsewhere may point its own name at this address (DNS rebinding); its requests then carry that name
         own = [f"[{address}]" if ":" in address else address, "localhost", "127.0.0.1", "[::1]"]
         api.add_middleware(TrustedHostMiddleware, allowed_hosts=own, www_redirect=False)
-        config = uvicorn.Config(api, server_header=False, timeout_graceful_shutdown=GRACE, lifespan="off")
+        config = uvicorn.Config(api, server_header=False, timeout_graceful_shutdown=GRACE, lifespan="off", log_config=LOGGING)
+        listener.listen()
+        served = ", ".join(p.version.reference for p in predictors.values())
+        _log.info("%s at http://%s:%d, Ctrl-C stops it", served, own[0], listener.getsockname()[1])
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
 
