@@ -68,7 +68,7 @@ class BertParams(BaseModel):
         random layers made in code, for tests.
     trained_layers: how many of the encoder's top layers are fine-tuned; the layers below are frozen and computed once a text.
     unit: what the frozen layers read at a time: each ``phrase`` of the text (an item's name, a gap), which recur from row to row, or
-        the whole ``text`` of a row (BERT proper, some 15 ms a row and core).
+        the whole ``text`` of a row (BERT proper, some 24 ms a row on one busy core).
     max_tokens: length of the text about behaviour, newest first; ``said`` has up to ``said_tokens`` of its own before it.
     items, event_types, times: sequence columns that say what, how and how many seconds before the row's instant. Left out, the columns
         are found by dictionary: any aligned with the items (``item_id`` first), ``event_type``, and a column named ``ages``.
