@@ -248,7 +248,7 @@ def test_an_ensemble_comes_back_from_the_store_bit_for_bit(kind, tmp_path):
     assert loaded.predict(later.batch).tobytes() == ensemble.predict(later.batch).tobytes()
     assert loaded.member_scores(later.batch).tobytes() == ensemble.member_scores(later.batch).tobytes()
     assert (loaded.target, [m.name for m in loaded.members], loaded.final.model) == (data.kind, ["signal", "noise"], "logistic")
-    assert [(m.distribution, m.seconds) for m in loaded.members] == [(m.distribution, m.seconds) for m in ensemble.members]
+    assert [(m.distribution, m.version) for m in loaded.members] == [(m.distribution, m.version) for m in ensemble.members]
 
 
 def test_an_ensemble_answers_a_row_alone_as_in_a_batch():

@@ -122,7 +122,7 @@ def test_a_push_whose_writer_died_after_the_log_is_brought_in_by_the_next(
     class Died(Exception):
         pass
 
-    def die(*args: Any) -> None:
+    def die(*args: Any, **options: Any) -> None:
         raise Died
 
     for first, step in enumerate(("merge", "mark")):  # before anything was written, and before the store could say so
@@ -314,7 +314,9 @@ def test_writers_of_one_entity_never_undo_each_other(repo: Path, online: str) ->
         try:
             store, config = writers[number]._get_provider().online_store, writers[number].config
             for n in range(30):
-                store.merge(config, "log", "user_id", {2: pack(columns([3 * n + number])), 3 + number: pack(columns([n]))})
+                store.merge(
+                    config, "log", "user_id", {2: pack(columns([3 * n + number])), 3 + number: pack(columns([n]))}, whole=False
+                )
         except BaseException as error:
             errors.append(error)
 
@@ -375,8 +377,8 @@ def test_a_damaged_database_is_named_with_the_remedy(repo: Path) -> None:
         features.online("users", {"user_id": [1]})
 
 
-@pytest.mark.parametrize("bad", [b"", b"garbage", b"zoe1\xff\xff\xff\xff\x01\x00\x00\x00", b"zoe1\x02\0\0\0\x01\0\0\0{}"])
-def test_a_damaged_blob_is_refused_with_the_remedy(repo: Path, bad: bytes) -> None:
+@pytest.mark.parametrize("bad", [b"", b"garbage", b"zoe2\xff\xff\xff\xff\x01\x00\x00\x00", b"zoe2\x02\0\0\0\x01\0\0\0{}"])
+def test_a_damaged_blob_is_refused_until_materialize_rebuilds_it(repo: Path, bad: bytes) -> None:
     features = shop.opened(repo)
     features.append(shop.events_table(shop.random_events(np.random.default_rng(0), 40)))
     with sqlite3.connect(repo / "data" / "online.db") as connection:
@@ -384,6 +386,11 @@ def test_a_damaged_blob_is_refused_with_the_remedy(repo: Path, bad: bytes) -> No
     connection.close()
     with pytest.raises(ArtefactError, match="Materialize again"):
         features.online("users", {"user_id": [1]})
+    features.materialize()
+    row = {"user_id": [1], "time": [features.reader.now()]}
+    online, history = features.online("users", {"user_id": [1]}), features.history("users", row)
+    for name in online.names:
+        np.testing.assert_array_equal(online.column(name).values, history.column(name).values)
 
 
 def test_a_push_without_ids_is_refused_unless_it_has_a_key(repo: Path) -> None:

@@ -6,6 +6,7 @@ Members know nothing of each other; every fit is an independent job. What the me
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
@@ -28,7 +29,7 @@ HERE = Serial()
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted model with what feeds and reloads it. inputs: patterns of its columns. seconds: fitting time."""
+    """A fitted model with what feeds and reloads it. inputs: patterns of its columns. seconds: fitting time, NaN once loaded."""
 
     name: str
     model: str
@@ -206,7 +207,8 @@ class Ensemble:
 
     def save(self) -> Artefact:
         def facts(model: Fitted) -> dict[str, Any]:
-            return {k: getattr(model, k) for k in ("name", "model", "inputs", "distribution", "version", "seconds")}
+            # how long fitting took is no part of the model: the same content has to have the same digest
+            return {k: getattr(model, k) for k in ("name", "model", "inputs", "distribution", "version")}
 
         about = {"members": [facts(m) for m in self.members], "final": facts(self.final), "target": asdict(self.target)}
         return Artefact.merged(
@@ -222,7 +224,7 @@ class Ensemble:
 
         def loaded(facts: dict[str, Any], part: str) -> Fitted:
             fitted = plugins.model(facts["model"]).plugin.load(artefact.part(part))
-            return Fitted(**{**facts, "inputs": tuple(facts["inputs"])}, fitted=fitted)
+            return Fitted(**{**facts, "inputs": tuple(facts["inputs"])}, seconds=math.nan, fitted=fitted)
 
         try:
             about = json.loads(artefact.texts["ensemble.json"])

@@ -17,7 +17,7 @@ from zoo.events.index import MISSING, Index
 
 _PREFIX = struct.Struct("<4sIII")
 """Magic, events, bytes of the header, bytes of header and columns before compression."""
-_MAGIC = b"zoe1"
+_MAGIC = b"zoe2"
 _DTYPES = {"<i4", "<i8", "<f8"}
 _REBUILD = "Materialize again to rebuild them from the log"
 # A third of the bytes to write, and faster to unpack than a disk or a network is to bring the rest.
@@ -108,17 +108,23 @@ def _concatenate(parts: Sequence[dict[str, Array]], kinds: Mapping[str, Any] | N
     }
 
 
-def merge(old: bytes | None, new: bytes, limit: int) -> bytes:
+def merge(old: bytes | None, new: bytes, limit: int, *, whole: bool = False) -> bytes:
     """The union of two blobs by seq, sorted by (time, seq), cut to the newest ``limit`` events.
 
     Idempotent and independent of order, so that pushes and a bulk copy from the log may meet in any way; where ``new`` brings
-    nothing, ``old`` itself is returned.
+    nothing, ``old`` itself is returned. whole: ``new`` is all that the log has of the entity, so that an ``old`` that cannot be read is
+    replaced; else it raises ArtefactError.
     """
     if old is None and _count(new) <= limit:
         return new
     if old == new:
         return old
-    columns = unpack(new) if old is None else _concatenate([unpack(old), unpack(new)])
+    try:
+        columns = unpack(new) if old is None else _concatenate([unpack(old), unpack(new)])
+    except ArtefactError:
+        if not whole:
+            raise
+        return merge(None, new, limit)
     _, first = np.unique(columns["seq"], return_index=True)
     order = first[np.lexsort((columns["seq"][first], columns["time"][first]))[-limit:]]
     if old is not None and len(order) == _count(old) > order.max(initial=-1):

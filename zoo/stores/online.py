@@ -55,7 +55,7 @@ class EventOnlineStore:
         """(the blob of each entity code, None where nothing is kept; how many of the log's first events are in the store)."""
         raise FeatureError(f"{type(self).__name__} does not say how to load events")
 
-    def merge(self, config: Any, log: str, entity: str, blobs: Mapping[int, bytes]) -> None:
+    def merge(self, config: Any, log: str, entity: str, blobs: Mapping[int, bytes], *, whole: bool) -> None:
         """Merge blobs into what is kept, each entity atomically."""
         raise FeatureError(f"{type(self).__name__} does not say how to merge events")
 
@@ -178,7 +178,7 @@ class EventOnlineStore:
             own = np.where(codes > 0, own + 2, 0)
             index = Index.build(own, encoded.time, encoded.seq, encoded.others(entity), len(numbers) + 2)
             there = np.flatnonzero(numbers > 0)
-            self._write(config, view, entity, index, numbers[there], there + 2)
+            self._write(config, view, entity, index, numbers[there], there + 2, whole=False)
 
     def copy(self, config: Any, view: LogView, entity: str, codes: Array | None = None, progress: Progress | None = None) -> int:
         """Copy entities' events from the log (all entities without ``codes``); returns how many entities. Safe beside pushes."""
@@ -187,11 +187,20 @@ class EventOnlineStore:
             codes = np.flatnonzero(np.diff(index.offsets)).astype(np.int32)
         low, high = index.bounds(codes)
         codes = codes[(codes > 1) & (high > low)]
-        self._write(config, view, entity, index, codes, codes, progress)
+        self._write(config, view, entity, index, codes, codes, progress, whole=True)
         return len(codes)
 
     def _write(
-        self, config: Any, view: LogView, entity: str, index: Index, codes: Array, own: Array, progress: Progress | None = None
+        self,
+        config: Any,
+        view: LogView,
+        entity: str,
+        index: Index,
+        codes: Array,
+        own: Array,
+        progress: Progress | None = None,
+        *,
+        whole: bool,
     ) -> None:
         """Merge the events of entities ``codes``, which the index knows as ``own``."""
         low, high = index.bounds(own)
@@ -199,6 +208,6 @@ class EventOnlineStore:
         for at in range(0, len(codes), self.chunk):
             part = slice(at, at + self.chunk)
             blobs = pack_slices(index, low[part].tolist(), high[part].tolist())
-            self.merge(config, view.log.id, entity, dict(zip(codes[part].tolist(), blobs)))
+            self.merge(config, view.log.id, entity, dict(zip(codes[part].tolist(), blobs)), whole=whole)
             if progress:
                 progress(min(at + self.chunk, len(codes)) / len(codes), f"events of {len(codes):,} {entity[:-3]}s")

@@ -61,7 +61,7 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
         held, *blobs = self._answer(config, lambda client: client.mget(keys))
         return blobs, int(held or 0)
 
-    def merge(self, config: Any, log: str, entity: str, blobs: Mapping[int, bytes]) -> None:
+    def merge(self, config: Any, log: str, entity: str, blobs: Mapping[int, bytes], *, whole: bool) -> None:
         if not blobs:
             return
         from redis.exceptions import WatchError
@@ -72,7 +72,10 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
             with client.pipeline() as pipe:
                 try:
                     pipe.watch(*keys)
-                    rows = [(key, old, merge(old, new, limit)) for key, old, new in zip(keys, pipe.mget(keys), blobs.values())]
+                    rows = [
+                        (key, old, merge(old, new, limit, whole=whole))
+                        for key, old, new in zip(keys, pipe.mget(keys), blobs.values())
+                    ]
                     changed = {key: blob for key, old, blob in rows if blob is not old}
                     if changed:
                         pipe.multi()

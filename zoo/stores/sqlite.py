@@ -94,7 +94,7 @@ class SqliteEventOnlineStore(EventOnlineStore, SqliteOnlineStore):
             found = self._kept(connection, keys)
             return [found.get(key) for key in keys], held
 
-    def merge(self, config: Any, log: str, entity: str, blobs: Mapping[int, bytes]) -> None:
+    def merge(self, config: Any, log: str, entity: str, blobs: Mapping[int, bytes], *, whole: bool) -> None:
         limit = config.online_store.max_events
         with self._connected(config) as connection, _transaction(connection):
             insert = "INSERT OR IGNORE INTO zoo_logs (project, log, held) VALUES (?, ?, 0)"
@@ -102,7 +102,9 @@ class SqliteEventOnlineStore(EventOnlineStore, SqliteOnlineStore):
             number, _ = self._log(connection, config, log)
             keys = _keys(number, entity, blobs)
             kept = self._kept(connection, keys)
-            rows = ((key, kept.get(key), merge(kept.get(key), blob, limit)) for key, blob in zip(keys, blobs.values()))
+            rows = (
+                (key, kept.get(key), merge(kept.get(key), blob, limit, whole=whole)) for key, blob in zip(keys, blobs.values())
+            )
             changed = ((key, blob) for key, old, blob in rows if blob is not old)
             connection.executemany("INSERT OR REPLACE INTO zoo_events VALUES (?, ?)", changed)
 
