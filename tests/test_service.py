@@ -576,7 +576,9 @@ def test_a_server_answers_callers_of_its_own_address_and_stops_on_ctrl_c(trained
     )
     assert process.stderr is not None
     try:
-        address = next(m[1] for line in process.stderr if (m := re.search(r"churn@1, campaign@1 at (http://127\.0\.0\.1:\d+)", line)))
+        address = next(
+            m[1] for line in process.stderr if (m := re.search(r"churn@1, campaign@1 at (http://127\.0\.0\.1:\d+)", line))
+        )
         with httpx.Client(base_url=address, timeout=60) as client:
             assert client.get("/health/ready").json() == {"status": "ready"}
             assert [card["version"] for card in client.get("/v1/models").json()["models"]] == ["churn@1", "campaign@1"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -149,6 +150,8 @@ def train(
     features = features or Features.open(project.root)
     executor = executor or Serial()
     cache = Cache(project.cache)
+    # text encoders keep the states of their frozen layers there, for all folds and processes
+    os.environ.setdefault("ZOO_CACHE", str(project.cache / "states"))
     view = features.reader.view()
     say(0.0, "examples")
     begin, end = (None if t is None else instant(t) for t in (test_start, test_end))
