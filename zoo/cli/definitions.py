@@ -142,7 +142,7 @@ def _sequences(shape: Shape) -> str:
             *_view(shape, "item_sequence", "item", "item_events", "Who did something with an item last"),
         ]
     doc = "What a user did, in order, and who did something with an item last." if shape.timed else "What a user did, in order."
-    return _module(shape, doc, lines, ["last_n"])
+    return _module(doc, lines, ["last_n"])
 
 
 def _activity(shape: Shape) -> str:
@@ -163,9 +163,7 @@ def _activity(shape: Shape) -> str:
         user += ['*(count(f"user_{name}", where=(kind,)) for name, kind in TYPES.items()),'] if shape.types else []
         lines += _aggregation("user_counts", "user_id", user)
         lines += _view(shape, "user_activity", "user", "user_counts", "How much a user did")
-        return _module(
-            shape, "How much a user did. A log that knows only an order has no windows and no item side.", lines, _used(user)
-        )
+        return _module("How much a user did. A log that knows only an order has no windows and no item side.", lines, _used(user))
     user += [
         '*(count(f"user_events_{w}", w) for w in WINDOWS),',
         '*(count(f"user_visits_{w}", w, step="visit") for w in WINDOWS),',
@@ -209,7 +207,7 @@ def _activity(shape: Shape) -> str:
         ),
     ]
     return _module(
-        shape, "How much, how often and how long ago: windows over the events of users and items.", lines, _used([*user, *item])
+        "How much, how often and how long ago: windows over the events of users and items.", lines, _used([*user, *item])
     )
 
 
@@ -289,7 +287,9 @@ def _toml(shape: Shape, ingest: IngestSettings) -> str:
         [
             *lines,
             "",
-            f"[tasks.churn]  # of the users with a {_text(shape.churn.event_type)} in the last {shape.churn.active}, who has none in the next {shape.churn.horizon}?",
+            f"# Of the users with a {_text(shape.churn.event_type)} in the last {shape.churn.active},",
+            f"# who has none in the next {shape.churn.horizon}?",
+            "[tasks.churn]",
             f"members = [{', '.join(map(_text, shape.members))}]",
             f"event_type = {_text(shape.churn.event_type)}",
             f'active = "{shape.churn.active}"',
@@ -299,7 +299,7 @@ def _toml(shape: Shape, ingest: IngestSettings) -> str:
     )
 
 
-def _module(shape: Shape, doc: str, lines: list[str], specs: Iterable[str]) -> str:
+def _module(doc: str, lines: list[str], specs: Iterable[str]) -> str:
     """A definition module: what it imports, then the lines."""
     text = "\n".join(lines)
     kinds = sorted({kind for kind in ("Int64", "String") if f"={kind}" in text})

@@ -1,4 +1,4 @@
-"""What a new project should hold, decided from what its files hold: windows, event types, columns, and a churn task where one makes sense."""
+"""What a new project should hold, decided from what its files hold: windows, types, columns, a churn task where one makes sense."""
 
 from __future__ import annotations
 
