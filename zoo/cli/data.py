@@ -91,7 +91,7 @@ def ingest(
             "events in the log": log.count(),
             "newest event": "order only" if log.schema.clock == "order" else moment(end),
             "log version": report.version,
-            "seconds": round(report.seconds, 1),
+            "seconds": f"{report.seconds:.1f}",
         }
         console.print(pairs("", {name: value for name, value in facts.items() if value is not None}))
         if report.added:

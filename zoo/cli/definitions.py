@@ -215,7 +215,10 @@ def _profiles(shape: Shape) -> str:
     entities = [name for name, columns in (("item", shape.item_columns), ("user", shape.user_columns)) if columns]
     kinds = sorted({*shape.item_columns.values(), *shape.user_columns.values()})
     lines = [
-        '"""What is known of items and users apart from events."""',
+        '"""What is known of items and users apart from events.',
+        "",
+        "A table is the same at all times: take out columns that were computed from events (a count of sales, an average",
+        'price), or training sees what came later."""',
         "",
         f"from entities import {', '.join(entities)}",
         "from feast import FeatureView, Field",

@@ -128,6 +128,8 @@ def _document(
     inspection = found.inspection
     theirs = {ours: name for name, ours in inspection.mapping.items()}
     left_out = {f"event column {name}": why for name, why in inspection.left_out.items()}
+    if not decided.timed and "event column timestamp" in left_out:
+        left_out["event column timestamp"] = "it holds no times; positions say the order"
     for name, entry in tables.items():
         left_out |= {f"{name}.{column}": why for column, why in entry.left_out.items()}
     return {
@@ -186,7 +188,8 @@ def _report(console: Console, document: Mapping[str, Any], found: Survey, steps:
     rows = types[:LISTED] + ([(f"{len(types) - LISTED} more", sum(n for _, n in types[LISTED:]))] if types[LISTED:] else [])
     console.print(table("Event types", ["type", "rows"], rows))
     if document["bad_rows"]:
-        console.print(table("Bad rows, which ingest keeps apart", ["reason", "rows"], document["bad_rows"].items()))
+        console.print(table("Bad rows", ["reason", "rows"], document["bad_rows"].items()))
+        console.print("Ingest keeps them apart, each with its reason and content; the log does not take them.")
     if document["left_out"]:
         console.print(table("Not used", ["what", "why"], document["left_out"].items()))
     churn = document["churn"]

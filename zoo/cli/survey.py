@@ -141,7 +141,7 @@ def entity_table(path: Path, key: str, schema: LogSchema) -> EntityTable:
         if reason:
             left_out[name] = reason
         else:
-            columns[ours] = _typed(values) if source.text else values
+            columns[ours] = _labels(ours, _typed(values) if source.text else values)
     return EntityTable(pa.table(columns), left_out)
 
 
@@ -224,6 +224,13 @@ def _typed(values: Any) -> Any:
     if floats.null_count() == text.null_count() and not text.str.contains(r"^0\d").any():
         return floats.to_arrow()
     return values
+
+
+def _labels(name: str, values: Any) -> Any:
+    """Whole numbers that are names of something, such as a category_id, as text: as amounts they would mean nothing."""
+    import pyarrow as pa
+
+    return values.cast(pa.string()) if name.endswith("_id") and pa.types.is_integer(values.type) else values
 
 
 def _unfit(ours: str, values: Any, taken: Mapping[str, Any], schema: LogSchema) -> str:
