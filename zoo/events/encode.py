@@ -81,10 +81,10 @@ def encode(log: EventLog, table: pa.Table) -> Encoded:
 
 
 def floats(values: pa.ChunkedArray) -> Array:
-    """float64 with NaN for null."""
+    """float64 with NaN for null; whole numbers beyond 2**53 lose their last digits."""
     import pyarrow as pa
 
-    return np.asarray(values.combine_chunks().cast(pa.float64()).fill_null(np.nan))
+    return np.asarray(values.combine_chunks().cast(pa.float64(), safe=False).fill_null(np.nan))
 
 
 def _sessions(values: pa.ChunkedArray) -> Array:
