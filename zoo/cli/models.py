@@ -206,17 +206,24 @@ def serve(
         list[str] | None, typer.Argument(help="Models to answer for. Default: every task's.", metavar="MODEL...")
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port to listen on.", min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(help="The port to listen on; 0 for any free one.", min=0, max=65535)] = 8000,
+    as_json: Json = False,
 ) -> None:
     """Answer predictions over HTTP.
 
-    POST /v1/predict and POST /v1/events, until Ctrl-C.
+    POST /v1/predict and POST /v1/events, until Ctrl-C. The log on stderr says the address once it listens, --json prints it.
     """
     own = state(ctx)
     project = own.project
+    asked = tuple(models or project.tasks)
+    if not asked:
+        raise UsageError(f"{project.root} has no task, so there is no model to answer; name one, as in: zoo serve churn@3")
     from zoo.service import serve
 
-    serve(project.root, tuple(models or project.tasks), host, port)
+    def ready(url: str, versions: list[str]) -> None:
+        own.answer(True, {"url": url, "models": versions}, lambda console: None)
+
+    serve(project.root, asked, host, port, own.without, ready if as_json else None)
 
 
 def demo(
@@ -230,6 +237,8 @@ def demo(
     A year of them, from the event log to predictions with their versions.
     """
     own = state(ctx)
+    if own.without:
+        raise UsageError("the demo uses the members that its zoo.toml names; --without does not go with it")
     from zoo.cli.demo import run
 
     run(own.root, final=final, json_path=json_path, workers=workers, console=own.console)

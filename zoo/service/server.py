@@ -7,7 +7,7 @@ import copy
 import ipaddress
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -29,12 +29,18 @@ _log = logging.getLogger(__name__)
 
 
 def serve(
-    repo: Path | str, references: Sequence[str], host: str = "127.0.0.1", port: int = 8000, without: Sequence[str] = ()
+    repo: Path | str,
+    references: Sequence[str],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    without: Sequence[str] = (),
+    ready: Callable[[str, list[str]], None] | None = None,
 ) -> None:
     """Answer for these models (``churn``, ``churn@3``) over HTTP until Ctrl-C or SIGTERM; every one is loaded before it listens.
 
     host: a loopback address, since there is no authentication; anything else is a UsageError, as are a port that is taken and two
-    versions of one model. port: 0 for any free one. Errors as in ``Predictor.load``.
+    versions of one model. port: 0 for any free one. ready: told the address, ``http://127.0.0.1:8000``, and the versions once it
+    listens. Errors as in ``Predictor.load``.
     """
     address = _loopback(host)
     project = Project.open(repo)
@@ -50,8 +56,11 @@ def serve(
         api.add_middleware(TrustedHostMiddleware, allowed_hosts=own, www_redirect=False)
         config = uvicorn.Config(api, server_header=False, timeout_graceful_shutdown=GRACE, lifespan="off", log_config=LOGGING)
         listener.listen()
-        served = ", ".join(p.version.reference for p in predictors.values())
-        _log.info("%s at http://%s:%d, Ctrl-C stops it", served, own[0], listener.getsockname()[1])
+        served = [p.version.reference for p in predictors.values()]
+        url = f"http://{own[0]}:{listener.getsockname()[1]}"
+        _log.info("%s at %s, Ctrl-C stops it", ", ".join(served), url)
+        if ready is not None:
+            ready(url, served)
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
 
