@@ -221,7 +221,7 @@ def serve(
     from zoo.service import serve
 
     def ready(url: str, versions: list[str]) -> None:
-        own.answer(True, {"url": url, "models": versions}, lambda console: None)
+        own.document({"url": url, "models": versions})
 
     serve(project.root, asked, host, port, own.without, ready if as_json else None)
 

@@ -76,9 +76,13 @@ class State:
     def answer(self, as_json: bool, document: Mapping[str, Any], human: Callable[[Console], None]) -> None:
         """Print the command's one answer: the document as JSON, or what ``human`` prints."""
         if as_json:
-            print(json.dumps(plain(document), ensure_ascii=False, indent=2), file=self.out, flush=True)
+            self.document(document)
         else:
             human(self.console)
+
+    def document(self, document: Mapping[str, Any]) -> None:
+        """Print the command's answer as JSON."""
+        print(json.dumps(plain(document), ensure_ascii=False, indent=2), file=self.out, flush=True)
 
     def progress(self, title: str) -> AbstractContextManager[Progress]:
         """A progress bar on stderr."""
