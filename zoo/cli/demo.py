@@ -76,6 +76,8 @@ def run(root: Path, *, final: bool, json_path: Path | None, workers: int | None,
     from zoo.project import Project
 
     started = time.perf_counter()
+    if json_path is not None:  # before the work, not after it
+        json_path.parent.mkdir(parents=True, exist_ok=True)
     with _peak() as peak:
         demo = Demo(Project.open(root), plugins(), Processes(workers), console)
         log = event_log(demo)
