@@ -107,17 +107,16 @@ def check(
 
 
 def _models(own: State, name: str) -> list[ModelPlugin]:
-    """The model of that name, or all models of the plugin or distribution of that name."""
-    from zoo.manager import installed
+    """All models of the plugin or distribution of that name, loaded without any other plugin; else the model of that name."""
+    from zoo.manager import installed, plugins
 
-    loaded = own.plugins
-    if name in loaded.models:
-        return [loaded.models[name].plugin]
-    entries = [entry for entry in installed() if entry.name not in own.without]
-    holders = {entry.distribution for entry in entries if name in (entry.name, entry.distribution)}
-    found = [model.plugin for model in loaded.models.values() if model.distribution in holders]
-    if holders and not found:
-        raise PluginError(f"plugin {name!r} adds no model, so there is nothing to check; it may add tasks, folds or commands")
+    entries = installed()
+    chosen = [entry.name for entry in entries if name in (entry.name, entry.distribution) and entry.name not in own.without]
+    if not chosen:
+        if name not in own.plugins.models:
+            raise UsageError(choices("model or plugin", name, {*own.plugins.models, *(entry.name for entry in entries)}))
+        return [own.plugins.models[name].plugin]
+    found = plugins(without=[entry.name for entry in entries if entry.name not in chosen]).models.values()
     if not found:
-        raise UsageError(choices("model or plugin", name, {*loaded.models, *(entry.name for entry in entries)}))
-    return found
+        raise PluginError(f"plugin {name!r} adds no model, so there is nothing to check; it may add tasks, folds or commands")
+    return [model.plugin for model in found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,8 @@ def writer_lock(root: Path, waiting: Callable[[], None] | None = None) -> Iterat
             except BlockingIOError:
                 if waiting is not None:
                     waiting()
+                # polars takes SIGINT over, with system calls resumed after it: Ctrl-C would not end the wait
+                signal.siginterrupt(signal.SIGINT, True)
                 fcntl.flock(handle, fcntl.LOCK_EX)
             if os.fstat(handle).st_size:
                 remove_orphans(root)

@@ -1,0 +1,622 @@
+"""The command line: light to start, one document or text on stdout, everything else on stderr, and exit codes that mean something."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from shop import START, Shop
+from typer.main import get_command
+
+from zoo.cli import render
+from zoo.cli.app import app
+from zoo.cli.models import instant
+from zoo.contract import Artefact
+from zoo.errors import UsageError
+from zoo.events.log import EventLog
+from zoo.events.schema import LogSchema
+from zoo.registry import Registry
+
+HEAVY = ("torch", "feast", "transformers", "pydantic", "numpy", "sqlalchemy", "rich", "pyarrow", "polars", "lightgbm", "pandas")
+DAY = 86_400_000_000
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command left: its exit code and both streams."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Zoo = Callable[..., Answer]
+Distribute = Callable[..., None]
+
+
+@pytest.fixture
+def zoo(capfd: pytest.CaptureFixture[str]) -> Zoo:
+    """Runs a command in this process."""
+
+    def run(*arguments: object) -> Answer:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            app([str(a) for a in arguments], prog_name="zoo")
+        streams = capfd.readouterr()
+        assert "Traceback" not in streams.err
+        return Answer(int(ended.value.code or 0), streams.out, streams.err)
+
+    return run
+
+
+@pytest.fixture
+def distribute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Distribute:
+    """Installs a distribution with one plugin: a module and the metadata that pip would write."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+
+    def make(name: str, source: str) -> None:
+        module = f"zoo_{name}_for_cli"
+        (folder / f"{module}.py").write_text(source, encoding="utf-8")
+        info = folder / f"zoo_{name}-1.2.3.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: zoo-{name}\nVersion: 1.2.3\n", encoding="utf-8")
+        (info / "entry_points.txt").write_text(f"[zoo]\n{name} = {module}\n", encoding="utf-8")
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+    return make
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with a log of string users and nothing in it."""
+    root = tmp_path / "project"
+    root.mkdir()
+    (root / "zoo.toml").write_text('[zoo]\ntimezone = "Europe/Berlin"\n\n[tasks.churn]\nmembers = ["gbdt"]\n')
+    (root / "feature_store.yaml").write_text(
+        "project: p\noffline_store:\n  type: zoo.stores.EventLogOfflineStore\n  log: data/log\n"
+    )
+    EventLog.create(root / "data" / "log", LogSchema())
+    return root
+
+
+def events(path: Path, rows: int = 3) -> Path:
+    """A file of events, one a day."""
+    frame = pl.DataFrame(
+        {"user_id": range(rows), "item_id": range(rows), "event_type": ["view"] * rows, "timestamp": range(rows)}
+    )
+    frame.with_columns(pl.from_epoch(pl.col("timestamp") * 86_400).dt.replace_time_zone("UTC").alias("timestamp")).write_parquet(
+        path
+    )
+    return path
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command with what it is called."""
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        below: Mapping[str, Any] = getattr(command, "commands", {})
+        yield from [(f"{name} {sub}", found) for sub, found in below.items()] or [(name, command)]
+
+
+COMMANDS = dict(commands())
+
+
+# Starting
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from zoo.cli.app import app\n"
+        "try:\n    app(['--help'], prog_name='zoo')\n"
+        f"except SystemExit as end:\n    sys.exit(end.code or ' '.join(m for m in {HEAVY!r} if m in sys.modules) or 0)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "train" in ran.stdout
+
+
+def test_help_takes_at_most_three_tenths_of_a_second_more_than_python_alone() -> None:
+    def seconds(*command: str) -> float:
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, *command], capture_output=True, check=True)
+        return time.perf_counter() - begin
+
+    # the quickest of several, alternately: a busy machine slows both, an import that should not be there slows one
+    pairs = [(seconds("-c", "pass"), seconds("-m", "zoo", "--help")) for _ in range(7)]
+    assert min(ours for _, ours in pairs) - min(python for python, _ in pairs) <= 0.3
+
+
+def test_the_commands_are_those_of_the_documentation() -> None:
+    expected = ["init", "apply", "ingest", "materialize", "train", "models", "promote", "predict", "serve", "plugins", "demo"]
+    assert list(COMMANDS) == [*expected, "plugin check"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_explains_itself_with_an_example_and_offers_json(name: str, zoo: Zoo) -> None:
+    answer = zoo(*name.split(), "--help")
+    assert answer.code == 0
+    assert f"Example: zoo {name}" in " ".join(answer.out.split())
+    assert "--json" in answer.out
+    assert len(COMMANDS[name].get_short_help_str(60)) < 60  # a summary that the list of commands need not cut
+
+
+def test_an_example_in_a_help_is_a_command_that_would_be_understood() -> None:
+    for name, command in COMMANDS.items():
+        words = str(command.epilog).removeprefix("Example: ").split()[1 + len(name.split()) :]
+        command.make_context(name, words)
+
+
+def test_running_the_module_and_asking_for_the_version(zoo: Zoo) -> None:
+    ran = subprocess.run([sys.executable, "-m", "zoo", "--version"], capture_output=True, text=True, check=True)
+    assert ran.stdout == zoo("--version").out
+    assert ran.stdout.startswith("feature-zoo ")
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian", "churn"], "No such command 'trian'. Did you mean 'train'?"),
+        (["train"], "Missing argument 'TASK'"),
+        (["models", "--frist"], "No such option"),
+        (["predict", "churn", "--limit", "0", "--user", "1"], "--limit"),
+        (["--repo", "nowhere", "apply"], "no zoo.toml in"),
+        (["--repo", "nowhere", "ingest", "x.parquet"], "make one with: zoo init DIR --events FILE"),
+        (["--without", "gdbt", "plugins"], "unknown plugin 'gdbt'; choose one of:"),
+        (["plugin", "check", "gruu"], "unknown model or plugin 'gruu'; choose one of:"),
+        (["--without", "bert", "demo"], "--without does not go with it"),
+    ],
+)
+def test_misuse_ends_with_2_and_says_what_is_expected(arguments: list[str], said: str, zoo: Zoo) -> None:
+    answer = zoo(*arguments)
+    assert (answer.code, answer.out) == (2, "")
+    assert said in " ".join(answer.err.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "chrun"], "unknown task 'chrun'; choose one of: churn"),
+        (["train", "churn", "--member", "gru"], "'gru' is no member of [tasks.churn]; its members are: gbdt"),
+        (["train", "churn", "--test-start", "yesterday"], "cannot read the time 'yesterday'"),
+        (["predict", "churn"], "either --user ID, which may be repeated, or --rows FILE"),
+        (["predict", "churn", "--user", "1", "--rows", "x.csv"], "either --user ID"),
+        (["predict", "churn", "--user", "one"], "user 'one' is no whole number; this log's user identifiers are int"),
+        (["predict", "churn", "--rows", "x.csv"], "no file"),
+        (["promote", "churn"], "names no version; expected MODEL@VERSION as in churn@3"),
+        (["ingest", "x.parquet"], "no file 'x.parquet'"),
+        (["ingest", "zoo.toml"], "no file 'zoo.toml'"),
+    ],
+)
+def test_misuse_within_a_project_ends_with_2(arguments: list[str], said: str, project: Path, zoo: Zoo) -> None:
+    answer = zoo("--repo", project, *arguments)
+    assert (answer.code, answer.out) == (2, "")
+    assert said in answer.err
+    assert answer.err.count("\n") == 1  # one paragraph
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["promote", "churn@3"], "unknown model 'churn'"),
+        (["predict", "churn", "--user", "1"], "unknown model 'churn'"),
+        (["materialize"], "no feature service yet"),
+        (["plugin", "check", "folds"], "plugin 'folds' adds no model"),
+    ],
+)
+def test_what_cannot_be_done_ends_with_1(arguments: list[str], said: str, project: Path, zoo: Zoo) -> None:
+    (project / "feature_store.yaml").write_text(
+        "project: p\nprovider: local\nregistry: data/registry_of_feast.db\nentity_key_serialization_version: 3\n"
+        "offline_store:\n  type: zoo.stores.EventLogOfflineStore\n"
+        "online_store:\n  type: zoo.stores.SqliteEventOnlineStore\n  path: data/online.db\n"
+    )
+    answer = zoo("--repo", project, *arguments)
+    assert (answer.code, answer.out) == (1, "")
+    assert said in answer.err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("offline_store: {", "is not YAML"),
+        ("project: p\n", "names no event log"),
+        ("offline_store:\n  type: file\n", "names no event log"),
+        ("offline_store:\n  type: zoo.stores.EventLogOfflineStore\n  log: elsewhere\n", "no event log in"),
+    ],
+)
+def test_a_store_that_names_no_log_is_said(text: str, said: str, project: Path, tmp_path: Path, zoo: Zoo) -> None:
+    (project / "feature_store.yaml").write_text(text)
+    answer = zoo("--repo", project, "ingest", events(tmp_path / "e.parquet"))
+    assert answer.code == 1
+    assert said in answer.err
+
+
+def test_traceback_shows_where_and_keeps_the_exit_code(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        app(["--traceback", "--repo", str(project), "train", "chrun"], prog_name="zoo")
+    said = capfd.readouterr().err
+    assert "Traceback" in said
+    assert "zoo/project.py" in said
+    assert said.rstrip().splitlines()[-1].startswith("zoo: unknown task 'chrun'")
+
+
+def test_an_error_that_nobody_foresaw_says_how_to_find_it(distribute: Distribute, zoo: Zoo) -> None:
+    distribute(
+        "odd", "from zoo.plugin import hookimpl\n@hookimpl\ndef zoo_commands(cli):\n    cli.command('odd')(lambda: 1 / 0)\n"
+    )
+    answer = zoo("odd")
+    assert (answer.code, answer.out) == (1, "")
+    assert "ZeroDivisionError: division by zero" in answer.err
+    assert "--traceback" in answer.err
+
+
+def test_a_reader_that_closes_early_is_no_error(project: Path) -> None:
+    zoo = subprocess.Popen(
+        [sys.executable, "-m", "zoo", "--repo", project, "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert zoo.stdout is not None
+    assert zoo.stderr is not None
+    zoo.stdout.close()
+    with closing(zoo.stderr):
+        assert zoo.wait(60) in (0, 1)
+        assert zoo.stderr.read() == ""
+
+
+# Streams
+
+
+def test_only_the_answer_goes_to_stdout_whoever_else_prints() -> None:
+    code = """
+import os, subprocess, sys
+from typing import Annotated
+import typer
+from zoo.cli.app import app
+from zoo.cli.state import ZooCommand, state
+
+def noisy(ctx: typer.Context) -> None:
+    print("a library")
+    os.write(1, b"C code\\n")
+    subprocess.run([sys.executable, "-c", "print('a child')"])
+    state(ctx).answer(True, {"answer": float("nan")}, lambda console: None)
+
+app.command("noisy", cls=ZooCommand)(noisy)
+app(["noisy"], prog_name="zoo")
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(ran.stdout) == {"answer": None}
+    assert {"a library", "C code", "a child"} <= set(ran.stderr.splitlines())
+
+
+def test_ctrl_c_ends_with_130_and_a_sentence_and_the_next_command_works(project: Path, tmp_path: Path, zoo: Zoo) -> None:
+    file = events(tmp_path / "e.parquet")
+    log = EventLog.open(project / "data" / "log")
+    with log.writing():  # it must wait here, so that it is interrupted in the middle
+        child = subprocess.Popen(
+            [sys.executable, "-m", "zoo", "--repo", project, "ingest", file],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "FORCE_COLOR": "1", "COLUMNS": "200", "TERM": "xterm"},
+        )
+        assert child.stderr is not None
+        said = b""
+        while b"waiting" not in said:
+            byte = child.stderr.read(1)
+            assert byte, said
+            said += byte
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=60)
+    assert (child.returncode, out) == (130, b"")
+    assert b"zoo: interrupted: what was finished before is kept" in err
+    assert b"Traceback" not in said + err
+    assert zoo("--repo", project, "ingest", file, "--json").json["added"] == 3
+
+
+# The project
+
+
+def test_without_repo_the_folder_or_feature_repo_in_it_is_the_project(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zoo: Zoo
+) -> None:
+    file = events(tmp_path / "e.parquet")
+    monkeypatch.chdir(project)
+    assert zoo("ingest", file, "--json").json["events"] == 3
+    project.rename(tmp_path / "feature_repo")
+    monkeypatch.chdir(tmp_path)
+    assert zoo("ingest", file, "--json").json["repeated"] == 3
+
+
+def test_ingest_reports_every_row_and_the_mapping_of_zoo_toml(project: Path, tmp_path: Path, zoo: Zoo) -> None:
+    with (project / "zoo.toml").open("a") as settings:
+        settings.write('[ingest.columns]\nbuyer = "user_id"\nbasket = "session"\n')
+    rows = "buyer,item_id,event_type,timestamp,shelf\n1,2,view,2024-01-01T00:00:00Z,a\n,2,view,2024-01-01T00:00:00Z,b\n"
+    (tmp_path / "e.csv").write_text(rows)
+    answer = zoo("--repo", project, "ingest", tmp_path / "e.csv", "--json").json
+    assert {name: answer[name] for name in ("rows", "added", "repeated", "quarantined", "ignored", "absent")} == {
+        "rows": 2,
+        "added": 1,
+        "repeated": 0,
+        "quarantined": {"user_id_null": 1},
+        "ignored": ["shelf"],
+        "absent": ["basket"],
+    }
+    assert answer["end"] == 1_704_067_200_000_000
+    text = zoo("--repo", project, "ingest", tmp_path / "e.csv").out
+    assert "user_id_null" in text
+    assert "2024-01-01 00:00:00 UTC" in text
+
+
+def test_files_with_different_columns_are_not_taken_together(project: Path, tmp_path: Path, zoo: Zoo) -> None:
+    with (project / "zoo.toml").open("a") as settings:
+        settings.write('[ingest.columns]\nbasket = "session"\n')
+    one, other = events(tmp_path / "one.parquet"), tmp_path / "other.parquet"
+    pl.read_parquet(one).with_columns(basket=pl.lit("b")).write_parquet(other)
+    answer = zoo("--repo", project, "ingest", one, other)
+    assert answer.code == 2
+    assert "ingest them with one command for each kind" in answer.err
+    assert zoo("--repo", project, "ingest", one, "--json").json["events"] == 3
+
+
+def test_a_fixed_clock_says_what_the_future_is(project: Path, tmp_path: Path, zoo: Zoo) -> None:
+    with (project / "feature_store.yaml").open("a") as store:
+        store.write("  clock: 1970-01-02T12:00:00Z\n")
+    answer = zoo("--repo", project, "ingest", events(tmp_path / "e.parquet"), "--json").json
+    assert (answer["added"], answer["quarantined"]) == (2, {"timestamp_after_now": 1})
+
+
+# The registry
+
+
+def test_models_and_promote_tell_of_versions_and_aliases(project: Path, zoo: Zoo) -> None:
+    assert zoo("--repo", project, "models", "--json").json == {"models": []}
+    with Registry.open(f"sqlite:///{project / 'data/registry.db'}", project / "data/artefacts") as registry:
+        for auc in (0.7, 0.8):
+            registry.register("churn", Artefact(texts={"a": "b"}), {"stack": {"auc": auc}}, {"log": {"log": 4}})
+    promoted = zoo("--repo", project, "promote", "churn@2", "--json").json
+    assert promoted == {"model": "churn", "version": 2, "alias": "champion", "before": None}
+    assert "before, it was churn@2" in zoo("--repo", project, "promote", "churn@1").out
+    assert zoo("--repo", project, "promote", "churn@champion", "--alias", "shadow").code == 0
+    listed = zoo("--repo", project, "models", "--json").json["models"]
+    assert [(m["reference"], m["aliases"], m["metrics"]["stack"]["auc"]) for m in listed] == [
+        ("churn@1", ["champion", "shadow"], 0.7),
+        ("churn@2", [], 0.8),
+    ]
+    text = zoo("--repo", project, "models").out
+    assert "0.8000" in text
+    assert "champion, shadow" in text
+
+
+# Predicting
+
+
+def test_predict_answers_for_users_known_and_unknown(trained_shop: Shop, zoo: Zoo) -> None:
+    answer = zoo("--repo", trained_shop.root, "predict", "churn", "--user", 5, "--user", 999_999, "--json")
+    assert answer.code == 0
+    known, unknown = answer.json["rows"]
+    assert list(known) == ["user_id", "score", "gbdt", "gru", "newest_event_age", "known", "version"]
+    assert (known["user_id"], known["known"], known["version"]) == (5, True, "churn@1")
+    assert (unknown["user_id"], unknown["known"], unknown["newest_event_age"]) == (999_999, False, None)
+    text = zoo("--repo", trained_shop.root, "predict", "churn@1", "--user", 5, "--user", 999_999).out
+    assert f"{known['score']:.4f}" in text
+    assert "999999" in text
+    assert "no" in text.split()
+
+
+def test_predict_reads_rows_from_a_file_and_keeps_the_highest(trained_shop: Shop, tmp_path: Path, zoo: Zoo) -> None:
+    (tmp_path / "rows.csv").write_text("user_id,campaign_id\n" + "".join(f"{user},2\n" for user in range(1, 30)))
+    every = zoo("--repo", trained_shop.root, "predict", "campaign", "--rows", tmp_path / "rows.csv", "--json").json["rows"]
+    assert [row["user_id"] for row in every] == list(range(1, 30))
+    highest = zoo("--repo", trained_shop.root, "predict", "campaign", "--rows", tmp_path / "rows.csv", "--limit", 4, "--json")
+    assert [row["score"] for row in highest.json["rows"]] == sorted((row["score"] for row in every), reverse=True)[:4]
+
+
+def test_predict_as_of_a_time_knows_nothing_later(trained_shop: Shop, zoo: Zoo) -> None:
+    before = zoo("--repo", trained_shop.root, "predict", "churn", "--user", 5, "--at", "2024-01-01", "--json").json["rows"]
+    assert before[0]["known"] is False
+    later = zoo("--repo", trained_shop.root, "predict", "churn", "--user", 5, "--at", "2024-03-01T01:00+01:00", "--json").json[
+        "rows"
+    ]
+    ages = pl.Series(trained_shop.log.table(columns=["user_id", "time"]).to_pylist()).struct.unnest()
+    newest = ages.filter((pl.col("user_id") == 5) & (pl.col("time") < START + 60 * DAY))["time"].max()
+    assert later[0]["newest_event_age"] == pytest.approx((START + 60 * DAY - newest) / 1e6)  # type: ignore[operator]
+
+
+def test_a_member_that_is_left_out_is_named_when_it_is_needed(trained_shop: Shop, zoo: Zoo) -> None:
+    answer = zoo("--repo", trained_shop.root, "--without", "recurrent", "predict", "churn", "--user", 5)
+    assert answer.code != 0
+    assert "gru" in answer.err
+
+
+def test_times_without_an_offset_are_the_projects() -> None:
+    assert instant("2024-07-01T00:00Z", "UTC") - instant("2024-07-01", "Europe/Berlin") == 2 * 3600 * 1_000_000
+    assert instant("2024-07-01T00:00:00.000001+00:00", "Europe/Berlin") % 1_000_000 == 1
+    with pytest.raises(UsageError, match="expected an IANA name"):
+        instant("2024-07-01", "Middle/Earth")
+
+
+# Plugins
+
+GREETER = """
+import typer
+from zoo.plugin import hookimpl
+from zoo.cli.state import state
+
+@hookimpl
+def zoo_commands(cli):
+    @cli.command()
+    def greet(ctx: typer.Context, name: str) -> None:
+        typer.echo(f"hello {name}, without {state(ctx).without}")
+"""
+
+
+def test_a_plugin_adds_a_command_that_is_loaded_when_it_is_asked_for(distribute: Distribute, zoo: Zoo) -> None:
+    distribute("greeter", GREETER)
+    assert zoo("--without", "gbdt", "greet", "you").out == "hello you, without ('gbdt',)\n"
+    assert zoo("greet").code == 2
+    found = {entry["name"]: entry for entry in zoo("plugins", "--json").json["plugins"]}
+    assert found["greeter"]["commands"] == ["greet"]
+    assert found["greeter"]["distribution"] == "zoo-greeter"
+    assert "No such command 'greet'" in zoo("--without", "greeter", "greet", "you").err
+
+
+def test_a_command_of_zoo_loads_no_plugin(distribute: Distribute, project: Path, tmp_path: Path, zoo: Zoo) -> None:
+    distribute("broken", "raise SystemError('loaded')")
+    assert zoo("--help").code == 0
+    assert zoo("--repo", project, "ingest", events(tmp_path / "e.parquet")).code == 0
+    answer = zoo("no-such-command")
+    assert answer.code == 1
+    assert "'zoo-broken'" in answer.err
+
+
+def test_a_broken_plugin_is_listed_and_named(distribute: Distribute, zoo: Zoo) -> None:
+    distribute("broken", "raise SystemError('loaded')")
+    answer = zoo("plugins")
+    assert answer.code == 1
+    assert "zoo-broken" in answer.out
+    assert "SystemError: loaded" in answer.err
+    assert "--without broken" in answer.err
+    spared = zoo("--without", "broken", "plugins", "--json")
+    assert spared.code == 0
+    assert {entry["name"] for entry in spared.json["plugins"] if entry["left_out"]} == {"broken"}
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("cli.command('train')(print)", "plugin 'mine' adds a command 'train', which zoo itself has"),
+        ("1 / 0", "plugin 'mine' failed in zoo_commands: ZeroDivisionError"),
+    ],
+)
+def test_a_plugin_with_bad_commands_is_named(body: str, said: str, distribute: Distribute, zoo: Zoo) -> None:
+    distribute("mine", f"from zoo.plugin import hookimpl\n@hookimpl\ndef zoo_commands(cli):\n    {body}\n")
+    for command in ("plugins", "unheard-of"):
+        answer = zoo(command)
+        assert answer.code == 1
+        assert said in answer.err
+        assert "--without mine" in answer.err
+
+
+def test_plugins_tells_of_models_and_tasks(zoo: Zoo) -> None:
+    document = zoo("plugins", "--json").json
+    assert {"gbdt", "gru", "bert", "logistic"} <= {model["name"] for model in document["models"]}
+    churn = next(task for task in document["tasks"] if task["name"] == "churn")
+    assert (churn["entities"], churn["target"]) == (["user_id"], "binary")
+    text = zoo("plugins").out
+    assert all(name in text for name in ("feature-zoo-gbdt", "Models", "Tasks", "campaign"))
+
+
+ECHO = """
+from zoo.plugin import hookimpl
+from zoo.testing import Echo
+
+class Mine(Echo):
+    def tiny(self):
+        return {tiny}
+
+@hookimpl
+def zoo_models():
+    return [Mine("my-echo")]
+"""
+
+
+def test_plugin_check_proves_a_model_that_keeps_the_contract(distribute: Distribute, zoo: Zoo) -> None:
+    distribute("echo", ECHO.format(tiny="super().tiny()"))
+    for name in ("my-echo", "zoo-echo"):
+        answer = zoo("plugin", "check", name, "--json")
+        assert answer.code == 0
+        assert answer.json["ok"] is True
+        assert {check["model"] for check in answer.json["checks"]} == {"my-echo"}
+        assert len(answer.json["checks"]) > 15
+
+
+def test_plugin_check_ends_with_1_and_says_what_is_broken(distribute: Distribute, zoo: Zoo) -> None:
+    distribute("echo", ECHO.format(tiny="'no parameters'"))
+    answer = zoo("plugin", "check", "echo")
+    assert answer.code == 1
+    assert "FAILED" in answer.out
+    assert "tiny" in answer.out
+
+
+# Rendering
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_away_from_a_terminal_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(render.time, "monotonic", lambda: now)
+    out = io.StringIO()
+    with render.progress_bar("read", out) as say:
+        for second in range(14):
+            now = 100.0 + second
+            say(second / 10, f"row {second}")
+    assert out.getvalue() == "read:  20 % row 2\nread:  70 % row 7\nread: 100 % row 12\n"
+
+
+def test_progress_on_a_terminal_is_a_bar_that_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    out = Terminal()
+    with render.progress_bar("read", out) as say:
+        say(0.0, "opening")
+        say(0.5, "half of [it]")
+    assert "read" in out.getvalue()
+    assert not out.getvalue().endswith("\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "-"),
+        (float("nan"), "-"),
+        (True, "yes"),
+        (1234567, "1,234,567"),
+        (0.51239, "0.5124"),
+        (["a", "b"], "a, b"),
+        ("x", "x"),
+    ],
+)
+def test_cells_show_values_as_people_write_them(value: Any, shown: str) -> None:
+    assert render.cell(value) == shown
+
+
+def test_times_are_shown_in_their_units() -> None:
+    assert render.moment(1_514_690_409_000_000) == "2017-12-31 03:20:09 UTC"
+    assert render.moment(1_514_690_409_000_001) == "2017-12-31 03:20:09.000001 UTC"
+    assert render.moment(None) == "-"
+    assert [render.duration(s) for s in (3.0, 90, 5400, 4 * 86_400, None)] == [
+        "3.0 seconds",
+        "1.5 minutes",
+        "1.5 hours",
+        "4.0 days",
+        "-",
+    ]
+
+
+def test_a_table_shows_markup_as_it_is() -> None:
+    out = io.StringIO()
+    render.console(out).print(render.table("[red]", ["a[b]", "n"], [("[bold]x", 1000), ("y", 2)]))
+    assert "[red]" in out.getvalue()
+    assert "a[b]" in out.getvalue()
+    assert "[bold]x" in out.getvalue()
