@@ -150,8 +150,8 @@ def _activity(shape: Shape) -> str:
     if shape.timed:
         lines.append(f"WINDOWS = {_tuple(shape.windows)}")
     if shape.types:
-        listed = ", ".join(f"{_text(name)}: {_text(kind)}" for name, kind in shape.types.items())
-        lines.append(f"TYPES = {{{listed}}}  # name in a feature: event type in the log")
+        listed = [f"    {_text(name)}: {_text(kind)}," for name, kind in shape.types.items()]
+        lines += ["TYPES = {  # name in a feature: event type in the log", *listed, "}"]
     if shape.bought:
         lines.append(f"BOUGHT = ({_text(shape.bought)},)")
     if shape.churn:

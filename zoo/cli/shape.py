@@ -27,8 +27,10 @@ TYPES = 8
 """Event types with counts of their own, at most."""
 SEQUENCES = {"value": "values", "price": "prices", "quantity": "quantities"}
 """Amounts of an event, and the sequences of them."""
-TAKEN = {"items", "event_types", "categories", "gaps", "waits", "ages", *SEQUENCES.values()}
-"""Names of sequences, which a column of an entity table may not have."""
+VISITS = ("gaps", "waits", "ages", "events", "items", "types", "hours", "weekdays", *SEQUENCES.values())
+"""What is said of a user's visits."""
+COUNTED = ("events", "visits", "visits_half", "days", "items", "categories", *SEQUENCES)
+"""What is counted of a user's events, beside the event types."""
 
 
 @dataclass(frozen=True)
@@ -87,19 +89,21 @@ def shape(found: Survey, items: pa.Table | None, users: pa.Table | None, plugins
         left_out[f"event column {name}"] = "kept in the log; no feature reads it until you declare one"
     bought = next((kind for name in PURCHASES for kind in kinds if kind.lower() == name), None)
     members = tuple(name for name, model in plugins.models.items() if _is_member(model.plugin.spec))
+    windows = tuple(w for w, seconds in LADDER.items() if seconds <= length / 2)[-5:] or ("1d",)
+    taken = _feature_names(types, windows)
     churn, no_churn = _churn(schema, length, bought or kinds[0], members)
     return Shape(
         schema=schema,
         filled=found.filled,
         types=types,
         bought=bought,
-        windows=tuple(w for w, seconds in LADDER.items() if seconds <= length / 2)[-5:] or ("1d",),
+        windows=windows,
         churn=churn,
         no_churn=no_churn,
         money=tuple(name for name in SEQUENCES if name in found.filled),
         category=_category(items),
-        item_columns=_columns("items", items, left_out),
-        user_columns=_columns("users", users, left_out),
+        item_columns=_columns("items", items, taken, left_out),
+        user_columns=_columns("users", users, taken, left_out),
         members=members,
         left_out=left_out,
     )
@@ -129,11 +133,22 @@ def _named(kinds: Sequence[str]) -> dict[str, str]:
     """A plain, unique name for each event type."""
     out: dict[str, str] = {}
     for kind in kinds:
-        name = re.sub(r"[^a-z0-9]+", "_", kind.lower()).strip("_") or "type"
-        if name in out or name in ("events", "visits", "items", "days", "categories", *SEQUENCES):
-            name = f"{name}_{len(out) + 1}"
-        out[name] = kind
+        plain = re.sub(r"[^a-z0-9]+", "_", kind.lower()).strip("_") or "type"
+        names = (plain, *(f"{plain}_{number}" for number in range(2, len(kinds) + 2)))
+        out[next(name for name in names if name not in out and name not in COUNTED)] = kind
     return out
+
+
+def _feature_names(types: Mapping[str, str], windows: Sequence[str]) -> set[str]:
+    """Names that features of users and items may have, which a column of an entity table then may not."""
+    user = [f"{name}{end}" for name in (*COUNTED, *types) for end in ("", "_recency", *(f"_{w}" for w in windows))]
+    item = [f"{name}_{w}" for name in ("events", "users", "bought") for w in windows]
+    return {
+        *("items", "event_types", "categories", "gaps", "waits", "ages", *SEQUENCES.values()),
+        *(f"user_{name}" for name in (*user, "quiet", "survival", "recency", "tenure")),
+        *(f"visit_{name}" for name in VISITS),
+        *(f"item_{name}" for name in (*item, "users", "event_types", "ages", "recency")),
+    }
 
 
 def _category(items: pa.Table | None) -> str | None:
@@ -155,7 +170,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind))
 
 
-def _columns(name: str, table: pa.Table | None, left_out: dict[str, str]) -> dict[str, str]:
+def _columns(name: str, table: pa.Table | None, taken: set[str], left_out: dict[str, str]) -> dict[str, str]:
     """Column -> Feast type of what a profile can hold."""
     import pyarrow as pa
 
@@ -163,7 +178,7 @@ def _columns(name: str, table: pa.Table | None, left_out: dict[str, str]) -> dic
     for field in [] if table is None else list(table.schema)[1:]:
         if field.name == "title" and name == "items":
             continue
-        if field.name in TAKEN or re.match(r"(user|item|visit)_", field.name):
+        if field.name in taken:
             left_out[f"{name}.{field.name}"] = "kept in the table; its name is that of a feature, so rename it to use it"
         elif _is_text(field.type):
             out[field.name] = "String"

@@ -218,7 +218,7 @@ def _typed(values: Any) -> Any:
 
     text = pl.Series(values)
     whole = text.cast(pl.Int64, strict=False)
-    if (whole.cast(pl.String) == text).all():
+    if whole.cast(pl.String).eq_missing(text).all():
         return whole.to_arrow()
     floats = text.cast(pl.Float64, strict=False)
     if floats.null_count() == text.null_count() and not text.str.contains(r"^0\d").any():
