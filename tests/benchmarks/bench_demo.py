@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,15 @@ def ceiling() -> dict[str, tuple[float, float]]:
 
 
 def main() -> int:
-    command = [sys.executable, "-m", "zoo", "--repo", str(ROOT / "feature_repo"), "demo", "--json", str(KEPT)]
-    subprocess.run(command if QUICK else [*command, "--final"], check=True)
-    run = json.loads(KEPT.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.json"
+        command = [sys.executable, "-m", "zoo", "--repo", str(ROOT / "feature_repo"), "demo", "--json", str(path)]
+        subprocess.run(command if QUICK else [*command, "--final"], check=True)
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if not QUICK and not any(
+            what.startswith("out-of-fold") for what in run["reused"]
+        ):  # only a run that did all the work says what it costs
+            KEPT.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
     churn, campaign = run["tasks"]["churn"], run["tasks"]["campaign"]
     bound = ceiling()
     why = (
@@ -135,15 +142,29 @@ def main() -> int:
         asked("churn", f"churn, {name} against recency alone", row["auc"], recency, "auc", True, row, "see the leaderboard")
         for name, row in churn["members"].items()
     ]
+    whole = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else run
+    fits = whole["peak_mb"] <= 6000
     figures.append(
         Figure(
             id="demo",
-            what="demo, peak memory",
-            ours=run["peak_mb"],
+            what="zoo demo --final from nothing, peak memory of all processes",
+            ours=whole["peak_mb"],
             unit="MB",
             must="at most 6000",
-            reached=run["peak_mb"] <= 6000,
-            why="" if run["peak_mb"] <= 6000 else "see the run",
+            reached=fits,
+            why="" if fits else "see demo_run.json",
+        )
+    )
+    in_time = whole["seconds"] <= 3600
+    figures.append(
+        Figure(
+            id="demo",
+            what="zoo demo --final from nothing",
+            ours=whole["seconds"] / 60,
+            unit="minutes",
+            must="at most 60",
+            reached=in_time,
+            why="" if in_time else "see demo_run.json",
         )
     )
     report("demo", figures)

@@ -6,9 +6,12 @@ import contextlib
 import importlib
 import io
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from zoo.errors import FeatureError, ZooError
 
 
 def register(config: Any, path: Path) -> None:
@@ -16,7 +19,19 @@ def register(config: Any, path: Path) -> None:
     from feast.repo_operations import apply_total
 
     with _own_modules(path), contextlib.chdir(path), contextlib.redirect_stdout(io.StringIO()):
-        apply_total(config, path, skip_source_validation=True)
+        try:
+            apply_total(config, path, skip_source_validation=True)
+        except ZooError:
+            raise
+        except Exception as error:
+            raise FeatureError(_broken(path, error)) from error
+
+
+def _broken(path: Path, error: Exception) -> str:
+    """What a person's own definitions raised, and where: they are Python, and may raise anything."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if path in Path(f.filename).parents]
+    where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else f"the files in {path}"
+    return f"the feature definitions cannot be applied: {where}: {type(error).__name__}: {error}. Mend them and apply again"
 
 
 @contextlib.contextmanager
