@@ -17,7 +17,6 @@ PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
 PACKAGES = {plugin.name: next(path.parent.name for path in plugin.glob("zoo_*/__init__.py")) for plugin in PLUGINS}
 CONTRACT = {"zoo", "numpy", "pydantic"}
 """What the contract itself is written in: a plugin that requires feature-zoo has it."""
-
 by_plugin = pytest.mark.parametrize("plugin", PLUGINS, ids=lambda path: path.name)
 
 
@@ -83,24 +82,39 @@ def test_the_feature_repository_knows_the_stores_and_the_specs_only() -> None:
     assert beyond(imports(ROOT / "feature_repo"), r"zoo\.(stores(\..+)?|events\.specs)") == {}
 
 
-@pytest.mark.parametrize("project", [ROOT, *PLUGINS], ids=lambda path: path.name)
+@pytest.mark.parametrize("project", [ROOT, *PLUGINS], ids=lambda path: "zoo" if path == ROOT else path.name)
 def test_every_package_that_is_imported_is_declared(project: Path) -> None:
     package = project / ("zoo" if project == ROOT else PACKAGES[project.name])
-    declared = tomllib.loads((project / "pyproject.toml").read_text())["project"]
-    required = [
-        *declared["dependencies"],
-        *(one for extra in declared.get("optional-dependencies", {}).values() for one in extra),
-    ]
-    names = {_plain(re.match(r"[\w.-]+", one)[0]) for one in required}
+    given = {"zoo"} if project == ROOT else CONTRACT
+    assert undeclared(imports(package), declared(project), given | {package.name}) == {}
+
+
+def test_every_package_that_tests_import_is_declared() -> None:
+    made = {"heavy_plugin_for_kit"}  # by a test, for itself
+    ours = made | {"zoo", *PACKAGES.values(), *(path.stem for path in ROOT.glob("tests/**/*.py"))}
+    ours |= {path.stem for path in ROOT.glob("feature_repo/*.py")}
+    found = {**imports(ROOT / "tests"), **{m: f for plugin in PLUGINS for m, f in imports(plugin / "tests").items()}}
+    names = declared(ROOT).union(*map(declared, PLUGINS))
+    assert undeclared(found, names, ours) == {}
+
+
+def declared(project: Path) -> set[str]:
+    """Distributions that a project requires, those of its extras included."""
+    table = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    extras = table.get("optional-dependencies", {}).values()
+    return {_plain(re.match(r"[\w.-]+", one)[0]) for one in (*table["dependencies"], *(one for extra in extras for one in extra))}
+
+
+def undeclared(found: dict[str, set[str]], distributions: set[str], given: set[str]) -> dict[str, set[str]]:
+    """Imported packages beyond Python's own and the given ones that none of the distributions holds."""
     providers = packages_distributions()
-    own = {package.name} if project == ROOT else {package.name, *CONTRACT}
-    undeclared = {
-        top: files
-        for module, files in imports(package).items()
-        if (top := module.partition(".")[0]) not in sys.stdlib_module_names | own | {""}
-        and not names & {_plain(name) for name in providers.get(top, [top])}
+    tops = {module: module.partition(".")[0] for module in found}
+    return {
+        top: found[module]
+        for module, top in tops.items()
+        if top not in sys.stdlib_module_names | given | {""}
+        and not distributions & {_plain(name) for name in providers.get(top, [top])}
     }
-    assert undeclared == {}
 
 
 def _plain(name: str) -> str:
