@@ -233,6 +233,7 @@ def test_a_member_that_gives_no_number_is_named(churn: Predictor) -> None:
         ([{"user_id": 1}, {"user": 2}], UsageError, "row 1 of 2 has no user_id"),
         ([{"user_id": 1}, {"user_id": None}], UsageError, "row 1 of 2 has no user_id"),
         ([{"user_id": 1}, 2], UsageError, "a row is a int; expected mappings"),
+        ([{}, {}], UsageError, "2 rows hold nothing"),
         ([{"user_id": 1}, {"user_id": "2"}], UsageError, "column 'user_id' cannot be read: .*expected values of one type"),
         ([{"user_id": 2**70}], UsageError, "column 'user_id' cannot be read"),
         ([{"user_id": "1"}], UnknownIdError, "user_id '1' is string; this log's are of type int"),

@@ -43,6 +43,10 @@ def table_of(rows: Any) -> pa.Table:
         for row in rows:
             if not isinstance(row, Mapping):
                 raise UsageError(f"a row is a {type(row).__name__}; expected mappings of column names to values")
+        if rows and not any(rows):
+            raise UsageError(
+                f"{len(rows)} rows hold nothing; expected mappings of column names to values"
+            )  # Arrow would forget them
         # every row's names, not the first one's only as in Table.from_pylist
         return pa.table({n: _column(n, [row.get(n) for row in rows]) for n in dict.fromkeys(n for row in rows for n in row)})
     if hasattr(rows, "to_arrow"):

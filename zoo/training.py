@@ -251,7 +251,7 @@ def _commit(root: Path) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return found.stdout.strip() if found.returncode == 0 else None  # a repository without commits answers "HEAD"
 
 
 __all__ = ["Split", "Trained", "members_of", "split", "train", "training_data"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -33,15 +33,16 @@ MISTAKES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def app(predictors: Mapping[str, Predictor], features: Features) -> FastAPI:
+def app(predictors: Mapping[str, Predictor], features: Features, *, hosts: Collection[str] | None = None) -> FastAPI:
     """The application that answers for these predictors, by model name, and takes events for the log behind ``features``.
 
     Routes run in a pool of threads, so predictors must be thread-safe (they are). There is no authentication: see ``serve``.
+    hosts: names that requests may call the server by, without port; None for any.
     """
     # no pages that load scripts from elsewhere: they would run in the origin that pushes events
     api = FastAPI(title="feature-zoo", version="1", docs_url=None, redoc_url=None)
     handle(api)
-    api.add_middleware(Guard, limit=MAX_BODY)
+    api.add_middleware(Guard, limit=MAX_BODY, hosts=hosts)
 
     @api.get("/health/live", response_model=Status, tags=["health"])
     def live() -> Json:

@@ -1,8 +1,10 @@
-"""The outermost layer of the application: no body beyond the limit reaches a parser, no exception reaches the server."""
+"""The outermost layer of the application: what must not be looked at is refused there, and no exception reaches the server."""
 
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -11,25 +13,37 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zoo.service.problems import problem, too_large
 
+PORT = re.compile(r":\d*$")
+
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class Guard:
-    """ASGI middleware. limit: bytes of a body, stated or not.
+    """ASGI middleware. limit: bytes of a body, stated or not. hosts: names that a request may call this server by; None for any.
 
+    A page elsewhere may point a name of its own at a loopback address (DNS rebinding); its requests then carry that name.
     An exception that passed every handler is logged and answered with 500 here, because a server that sees it closes the
     connection, which fails the next request of a client that keeps it open.
     """
 
     app: ASGIApp
     limit: int
+    hosts: Collection[str] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if int(Headers(scope=scope).get("content-length", "0")) > self.limit:
+        headers = Headers(scope=scope)
+        host = PORT.sub("", headers.get("host", "")).lower()
+        if self.hosts is not None and host not in self.hosts:
+            refused = problem(
+                421, "wrong_host", f"the request is for host {host!r}; this server answers to {', '.join(self.hosts)}"
+            )
+            await refused(scope, receive, send)
+            return
+        if int(headers.get("content-length", "0")) > self.limit:
             await too_large(self.limit)(scope, receive, send)
             return
         size, started = 0, False

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import uvicorn
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from zoo.errors import UsageError
 from zoo.features import Features
@@ -50,14 +49,12 @@ def serve(
         predictors = {m: Predictor.load(r, project.root, without, features=features) for m, r in named.items()}
         for predictor in predictors.values():
             predictor.warm()
-        api = app(predictors, features)
-        # a page elsewhere may point its own name at this address (DNS rebinding); its requests then carry that name
-        own = [f"[{address}]" if ":" in address else address, "localhost", "127.0.0.1", "[::1]"]
-        api.add_middleware(TrustedHostMiddleware, allowed_hosts=own, www_redirect=False)
+        own = f"[{address}]" if ":" in address else address
+        api = app(predictors, features, hosts=(own, *({"localhost", "127.0.0.1", "[::1]"} - {own})))
         config = uvicorn.Config(api, server_header=False, timeout_graceful_shutdown=GRACE, lifespan="off", log_config=LOGGING)
         listener.listen()
         served = [p.version.reference for p in predictors.values()]
-        url = f"http://{own[0]}:{listener.getsockname()[1]}"
+        url = f"http://{own}:{listener.getsockname()[1]}"
         _log.info("%s at %s, Ctrl-C stops it", ", ".join(served), url)
         if ready is not None:
             ready(url, served)
