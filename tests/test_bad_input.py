@@ -356,6 +356,15 @@ CASES = [
         after="with the old definitions: the same answers as before",
     ),
     Case(
+        "a feature of a column that the log does not have",
+        "zoo train churn",
+        lambda root: [*_applied(root, lambda t: t.replace('"value"', '"valeu"')), "train", "churn"],
+        1,
+        "no event column .valeu.",
+        mend=definitions_back,
+        after="with the old definitions: the same answers as before",
+    ),
+    Case(
         "features changed since training",
         "zoo predict churn --user 1",
         lambda root: [
@@ -447,10 +456,16 @@ CASES = [
         "zoo ingest again.parquet",
         lambda root: _twice(root),
         0,
-        "1",
+        r"known already\s+1",
         "it adds nothing; the same answers as before",
     ),
 ]
+
+
+def _applied(root: Path, change: Callable[[str], str]) -> list[str]:
+    """Change the definitions and apply them; no arguments of the command that follows."""
+    assert zoo(root, *definitions(change, ["apply"])(root)).code == 0
+    return []
 
 
 def _twice(root: Path) -> list[str]:
@@ -471,15 +486,25 @@ def project(source: Path) -> Iterator[tuple[Path, str]]:
         yield root, good.out
 
 
+def events(root: Path) -> int:
+    """How many the log holds, as whoever opens it sees."""
+    from zoo.events.log import EventLog
+
+    return EventLog.open(root / "data" / "log").count()
+
+
 def tried(case: Case, root: Path, good: str) -> Seen:
     """Try a case; fails where the answer is another than stated, or where something was lost by it."""
-    seen = zoo(root, *case.prepare(root))
+    command = case.prepare(root)
+    held = events(root)
+    seen = zoo(root, *command)
     try:
         assert seen.code == case.code, seen
         assert re.search(case.says, seen.out + seen.err, re.DOTALL), seen
         assert "Traceback" not in seen.out + seen.err
     finally:
         case.mend(root)
+    assert events(root) == held, "the log has other events than before"
     assert zoo(root, *GOOD).out == good
     return seen
 
@@ -592,9 +617,9 @@ ROUGH: list[tuple[str, str, Callable[[Path], Seen], int, str]] = [
         "zoo ingest big.csv",
         lambda root: interrupted(root, "ingest", str(big_file(root, 3_000_000)), when=_reads),
         130,
-        "",
+        "interrupted",
     ),
-    ("Ctrl-C in the middle of training", "zoo train churn", lambda root: _training_interrupted(root), 130, ""),
+    ("Ctrl-C in the middle of training", "zoo train churn", lambda root: _training_interrupted(root), 130, "interrupted"),
 ]
 
 
@@ -611,8 +636,10 @@ def _training_interrupted(root: Path) -> Seen:
 def test_what_is_cut_off_loses_nothing(rough: tuple[str, str, Callable[[Path], Seen], int, str], ready: tuple[Path, str]) -> None:
     _, _, do, code, says = rough
     root, good = ready
+    held = events(root)
     seen = do(root)
     assert seen.code == code, seen
+    assert events(root) == held, "half a file is in the log"
     assert re.search(says, seen.err), seen
     assert "Traceback" not in seen.err
     assert zoo(root, *GOOD).out == good

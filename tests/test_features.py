@@ -247,7 +247,7 @@ def test_apply_registers_the_definitions_and_leaves_other_modules_alone(tmp_path
     (tmp_path / "definitions.py").write_text("raise ImportError('not of this repository')")
     mine = sys.modules["definitions"] = type(sys)("definitions")  # a module of that name from somewhere else
     try:
-        with pytest.raises(ImportError, match="not of this repository"):
+        with pytest.raises(FeatureError, match=r"definitions.py, line 1: ImportError: not of this repository"):
             zoo.features.apply(tmp_path)
         (tmp_path / "definitions.py").write_text(shop.DEFINITIONS.split("user_sequence =")[0])
         assert zoo.features.apply(tmp_path) == ()
