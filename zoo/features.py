@@ -43,10 +43,8 @@ def table_of(rows: Any) -> pa.Table:
         for row in rows:
             if not isinstance(row, Mapping):
                 raise UsageError(f"a row is a {type(row).__name__}; expected mappings of column names to values")
-        if rows and not any(rows):
-            raise UsageError(
-                f"{len(rows)} rows hold nothing; expected mappings of column names to values"
-            )  # Arrow would forget them
+        if rows and not any(rows):  # Arrow would forget how many
+            raise UsageError(f"{len(rows)} rows hold nothing; expected mappings of column names to values")
         # every row's names, not the first one's only as in Table.from_pylist
         return pa.table({n: _column(n, [row.get(n) for row in rows]) for n in dict.fromkeys(n for row in rows for n in row)})
     if hasattr(rows, "to_arrow"):
@@ -225,9 +223,10 @@ class Features:
             )
             return found
         newest = None
-        if isinstance(source, EventSource):
-            entity = source.aggregation.entity[0]  # type: ignore[union-attr]
-            newest = view.index(entity).newest(keys[entity], times)
+        aggregation = source.aggregation if isinstance(source, EventSource) else None
+        if aggregation is not None:
+            entity = aggregation.entity[0]
+            newest = view.index(entity).newest(keys[entity], times + 1 if aggregation.include_equal else times)
         return features_of(view, source, keys, times), newest
 
     @property
