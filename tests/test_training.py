@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import shop
-from shop import Shop
+from shop import DAY, START, Shop
 
-from zoo.contract import TrainingData
+from zoo.contract import Examples, FeatureBatch, Task
 from zoo.errors import UsageError, ZooError
 from zoo.evaluation import evaluate
-from zoo.features import Features
+from zoo.events.view import LogView
+from zoo.features import Features, apply
 from zoo.manager import Plugins, plugins
+from zoo.plugin import hookimpl
 from zoo.project import Project
 from zoo.registry import Registry
 from zoo.tasks import churn
 from zoo.training import split, train, training_data
 
-DAY = shop.DAY
+CUT = START + 120 * DAY
 
 
 @pytest.fixture(scope="module")
@@ -38,94 +44,280 @@ def project(trained_shop: Shop) -> Project:
     return Project.open(trained_shop.root)
 
 
+# Labels
+
+
 def test_labels_of_training_rows_close_one_label_window_before_the_test(project: Project, features: Features) -> None:
-    start = shop.START + 120 * DAY
-    rows = split(churn.TASK, project.task("churn"), features.reader.view(), start, None)
-    assert (rows.train.known_at + 14 * DAY <= start).all()
-    assert rows.train.known_at.max() + 14 * DAY > start - 7 * DAY  # and no later cut is left out
-    assert (rows.test.time == start).all()
+    rows = split(churn.TASK, project.task("churn"), features.reader.view(), CUT, None)
+    assert (rows.train.known_at + 14 * DAY <= CUT).all()
+    assert rows.train.known_at.max() + 14 * DAY > CUT - 7 * DAY  # and no later cut is left out
+    assert (rows.test.time == CUT).all()
 
 
-def test_no_rows_to_test_is_said_with_what_to_do(project: Project, features: Features) -> None:
+def test_without_a_test_start_the_newest_rows_whose_labels_are_all_known_are_the_test(
+    project: Project, features: Features
+) -> None:
+    view = features.reader.view()
+    rows = split(churn.TASK, project.task("churn"), view, None, None)
+    end = view.log.end()
+    assert end is not None
+    assert (rows.test.known_at <= end + 1).all()
+    assert rows.test.time.min() == rows.test.time.max() > end - (14 + 7) * DAY
+
+
+def test_no_rows_to_train_on_is_said_with_what_to_do(project: Project, features: Features) -> None:
     with pytest.raises(UsageError, match=r"no training rows around 2024-01-0.*--test-from"):
-        split(churn.TASK, project.task("churn"), features.reader.view(), shop.START + 5 * DAY, None)
+        split(churn.TASK, project.task("churn"), features.reader.view(), START + 5 * DAY, None)
 
 
-def test_events_from_the_future_reach_no_batch(tmp_path: Path) -> None:
-    # the canary: at its cut, every user who will churn gets an event that says so, and another a moment later
-    columns = shop.events(seed=1, users=120, days=120)
-    root = shop.make_project(tmp_path / "shop")
-    cut = shop.START + 90 * DAY
-    bought = columns["event_type"] == "purchase"
-    stays = np.unique(columns["user_id"][bought & (columns["time"] >= cut) & (columns["time"] < cut + 14 * DAY)])
-    leavers = np.setdiff1d(np.arange(1, 121), stays)
-    planted = {
-        "user_id": np.repeat(leavers, 2),
-        "item_id": np.full(2 * len(leavers), 7),
-        "event_type": np.full(2 * len(leavers), "purchase", object),
-        "time": np.tile([cut, cut + 1], len(leavers)),
-        "value": np.full(2 * len(leavers), 1e6),
-        "campaign_id": np.full(2 * len(leavers), -1),
-    }
-    with_canary = {name: np.concatenate([columns[name], planted[name]]) for name in columns}
-    rows = {"user_id": np.arange(1, 121), "time": np.full(120, cut)}
-    batches = []
-    for name, each in (("clean", columns), ("canary", with_canary)):
-        project = tmp_path / name
-        shop.make_project(project)
-        shop.make_log(project / "data" / "log", each)
-        from zoo.features import apply
+# The future
 
-        apply(project)
-        batches.append(Features.open(project).history("churn", rows))
-    clean, canary = batches
-    assert len(leavers) > 20
-    assert root.exists()
-    assert (canary.newest < cut).all()
-    for name in clean.names:
-        np.testing.assert_array_equal(clean.column(name).values, canary.column(name).values, err_msg=name)
-        assert not (clean.column(name).is_numeric and (clean.column(name).values == 1e6).any())
-    later = Features.open(tmp_path / "canary").history("churn", {**rows, "time": np.full(120, cut + 2)})
-    assert any(not np.array_equal(later.column(n).values, canary.column(n).values) for n in later.names), (
-        "the canary sings nowhere"
+CANARY = "canary"
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A log in which every churn row's user is told the answer: by an event at the row's own instant, and another just after."""
+
+    root: Path
+    planted: Mapping[tuple[int, int], float]
+
+
+@pytest.fixture(scope="module")
+def canary(tmp_path_factory: pytest.TempPathFactory) -> Canary:
+    """The events are notes (of a type that labels do not look at) with the label in ``value``, and a service ``churn`` reads them."""
+    root = shop.make_project(
+        tmp_path_factory.mktemp("canary") / "shop",
+        definitions=shop.DEFINITIONS.replace(
+            'activity = Aggregation(\n    ("user_id",),\n    (',
+            'activity = Aggregation(\n    ("user_id",),\n    (\n        last("told", "value", where=("note",)),'
+            '\n        last_n("notes", "time", 5, where=("note",)),',
+        ).replace("import Aggregation, count", "import Aggregation, last, count"),
+        settings=shop.SETTINGS.replace('every = "7d"', 'every = "7d"\nstart = "2024-02-01"'),
     )
+    log = shop.make_log(root / "data" / "log", shop.events(seed=1, users=120, days=120))
+    features = apply_and_open(root)
+    settings = Project.open(root).task("churn").own
+    rows = churn.examples(features.reader.view(), settings, churn.first(settings, features.reader.view()), START + 120 * DAY)
+    notes = {
+        "user_id": np.repeat(rows.keys["user_id"], 2),
+        "item_id": np.zeros(2 * len(rows), np.int64),
+        "event_type": np.full(2 * len(rows), "note", object),
+        "time": np.repeat(rows.time, 2) + np.tile([0, 1], len(rows)),
+        "value": np.repeat(rows.target, 2),
+        "campaign_id": np.full(2 * len(rows), -1),
+    }
+    log.append(shop.table_of(notes), idempotency_key=CANARY)
+    planted = {(int(u), int(t)): float(y) for u, t, y in zip(rows.keys["user_id"], rows.time, rows.target)}
+    return Canary(root, planted)
 
 
-def test_shuffled_labels_score_a_half_within_the_interval(project: Project, features: Features, found: Plugins) -> None:
-    settings = project.task("churn")
-    rows = split(churn.TASK, settings, features.reader.view(), shop.START + 120 * DAY, None)
-    data, test = (training_data(features, churn.TASK, part) for part in (rows.train, rows.test))
-    plugin = found.model("gbdt").plugin
-    params = plugin.spec.params()(**settings.params["gbdt"])
-
-    def auc(trained_on: TrainingData) -> float:
-        fitted = plugin.fit(trained_on, params=params, seed=0, progress=lambda _done, _text: None)
-        return evaluate(test.target, fitted.predict(test.batch), metrics=["auc"], resamples=2)["auc"].value
-
-    rng = np.random.default_rng(0)
-    shuffled = [auc(replace(data, target=rng.permutation(data.target))) for _ in range(10)]
-    reach = 4.78 * np.std(shuffled, ddof=1) / np.sqrt(10)  # Student's t, 9 degrees of freedom, 99.9 %
-    assert abs(np.mean(shuffled) - 0.5) <= reach
-    assert auc(data) > np.mean(shuffled) + reach
+def apply_and_open(root: Path) -> Features:
+    apply(root)
+    return Features.open(root)
 
 
-def test_a_second_run_reuses_everything_and_registers_nothing(trained_shop: Shop, found: Plugins, tmp_path: Path) -> None:
+def newest_note(batch: FeatureBatch) -> np.ndarray:
+    """Time of the newest note that each row saw, 0 for none."""
+    return batch.column("notes").padded(1)[:, 0].astype(np.int64)
+
+
+def test_events_from_the_future_reach_no_training_or_test_row(canary: Canary) -> None:
+    features = Features.open(canary.root)
+    rows = split(churn.TASK, Project.open(canary.root).task("churn"), features.reader.view(), START + 94 * DAY, None)
+    for part in (rows.train, rows.test):
+        batch = training_data(features, churn.TASK, part).batch
+        assert all((int(u), int(t)) in canary.planted for u, t in zip(part.keys["user_id"], part.time))
+        assert (newest_note(batch) < part.time).all()
+        assert (newest_note(batch) > 0).any() or part is rows.train
+        # what a row was told is the label of its user's row before
+        before = {
+            key: canary.planted.get((key[0], key[1] - 7 * DAY)) for key in zip(part.keys["user_id"].tolist(), part.time.tolist())
+        }
+        told = batch.column("told").values
+        for seen, expected in zip(told, before.values()):
+            assert expected is None or seen == expected
+
+
+def test_the_canary_is_heard_by_those_who_look_one_moment_later(canary: Canary) -> None:
+    features = Features.open(canary.root)
+    rows = split(churn.TASK, Project.open(canary.root).task("churn"), features.reader.view(), START + 94 * DAY, None).test
+    later = features.history("churn", {**rows.keys, "time": rows.time + 1})
+    assert (later.column("told").values == rows.target).all()
+    assert (newest_note(later) == rows.time).all()
+
+
+def test_events_at_the_instant_of_a_prediction_reach_no_online_batch(canary: Canary) -> None:
+    features = Features.open(canary.root)
+    features.materialize()
+    at = max(time for _, time in canary.planted)
+    users = [user for user, time in canary.planted if time == at]
+    assert (newest_note(features.online("churn", {"user_id": users}, at=at)) < at).all()
+    assert (newest_note(features.online("churn", {"user_id": users}, at=at + 1)) == at).all()
+
+
+def test_training_on_a_view_that_sees_its_own_instant_is_refused_where_an_event_is_there(canary: Canary, tmp_path: Path) -> None:
+    copy = Shop(canary.root).copy(tmp_path / "shop")
+    path = copy.root / "definitions.py"
+    text = path.read_text()
+    path.write_text(
+        text.replace(
+            '        tenure("user_tenure"),\n    ),\n)', '        tenure("user_tenure"),\n    ),\n    include_equal=True,\n)'
+        )
+    )
+    assert path.read_text() != text
+    features = apply_and_open(copy.root)
+    rows = split(churn.TASK, Project.open(copy.root).task("churn"), features.reader.view(), START + 94 * DAY, None).test
+    leaked = features.history("churn", {**rows.keys, "time": rows.time})
+    assert (leaked.column("told").values == rows.target).all()
+    with pytest.raises(UsageError, match=r"at or after their own time, .* without include_equal"):
+        training_data(features, churn.TASK, rows)
+
+
+# Shuffled labels
+
+
+def shuffled(view: LogView, settings: Mapping[str, Any], start: int, end: int) -> Examples:
+    """Churn's rows with labels of other rows of the same cut."""
+    rows = churn.examples(view, settings, start, end)
+    target = rows.target.copy()
+    for cut in np.unique(rows.time):
+        here = np.flatnonzero(rows.time == cut)
+        target[here] = target[np.random.default_rng(int(cut) // DAY).permutation(here)]
+    return replace(rows, target=target)
+
+
+first = churn.first
+"""Training looks for it beside ``examples``."""
+
+
+class Shuffling:
+    @hookimpl
+    def zoo_tasks(self) -> list[Task]:
+        return [replace(churn.TASK, name="shuffled", feature_service="churn", examples=shuffled)]
+
+
+def test_shuffled_labels_score_a_half_within_the_interval(trained_shop: Shop, tmp_path: Path) -> None:
     copy = trained_shop.copy(tmp_path / "shop")
-    project = Project.open(copy.root)
-    first = train(project, "churn", plugins=found)
-    again = train(project, "churn", plugins=found)
+    path = copy.root / "zoo.toml"
+    tables = path.read_text()
+    own = tables[tables.index("[tasks.churn]") : tables.index("[tasks.campaign]")]
+    path.write_text(tables + own.replace("tasks.churn", "tasks.shuffled"))
+    project, with_shuffled = Project.open(copy.root), plugins(extra=[Shuffling()])
+    cuts: dict[str, Any] = {
+        "test_start": START + 92 * DAY,
+        "test_end": START + 130 * DAY,
+        "plugins": with_shuffled,
+        "register": False,
+    }
+    chance = train(project, "shuffled", **cuts)
+    honest = train(project, "churn", **cuts)
+    groups = chance.groups
+    for name, scores in chance.scores.items():
+        auc = evaluate(chance.test.target, scores, groups=groups, metrics=["auc"])["auc"]
+        reach = (auc.high - auc.low) / 2 * 3.29 / 1.96  # from 95 % to 99.9 %
+        assert abs(auc.value - 0.5) < reach < 0.12, name
+        assert honest.record["stack"]["auc"] > 0.5 + reach
+    assert 0.2 < chance.record["base_rate"] < 0.8
+
+
+# Repeating
+
+
+def test_a_second_run_reuses_every_fit_and_registers_nothing(trained_shop: Shop, found: Plugins, tmp_path: Path) -> None:
+    own = Project.open(trained_shop.copy(tmp_path / "shop").root)
+    again = train(own, "churn", plugins=found)
     assert again.record["reused"] == ["gbdt", "gru"]
-    assert first.version is not None
     assert again.version is not None
-    assert again.version.number == first.version.number
-    with Registry.open(project.registry_url, project.artefacts) as registry:
-        assert registry.versions("churn")[-1].number == first.version.number
-        lineage = registry.get(first.version.reference).lineage
-    assert lineage["log"]["log"] == first.version.lineage["log"]["log"] >= 1
-    assert len(lineage["service_hash"]) == 64
-    assert lineage["plugins"]["gbdt"]["distribution"] == "feature-zoo-gbdt"
-    assert lineage["seed"] == 0
-    assert "git" in lineage
+    assert again.version.reference == "churn@1"
+    with Registry.open(own.registry_url, own.artefacts) as registry:
+        assert [v.reference for v in registry.versions("churn")] == ["churn@1"]
+
+
+def test_a_further_member_costs_its_own_fits_only(trained_shop: Shop, found: Plugins, tmp_path: Path) -> None:
+    copy = trained_shop.copy(tmp_path / "shop")
+    path = copy.root / "zoo.toml"
+    path.write_text(
+        path.read_text().replace('["gbdt", "gru"]', '["gbdt", "gru", "rnn"]').replace("[tasks.churn.params.gru]", RNN)
+    )
+    grown = train(Project.open(copy.root), "churn", plugins=found)
+    assert grown.record["reused"] == ["gbdt", "gru"]
+    assert grown.version is not None
+    assert grown.version.reference == "churn@2"
+    assert list(grown.version.lineage["plugins"]) == ["gbdt", "gru", "rnn"]
+
+
+RNN = """[tasks.churn.params.rnn]
+hidden = 4
+epochs = 1
+max_length = 5
+
+[tasks.churn.params.gru]"""
+
+
+def test_chosen_members_are_trained_without_registering(project: Project, found: Plugins) -> None:
+    trained = train(project, "churn", plugins=found, members=["gbdt"], register=False)
+    assert trained.version is None
+    assert list(trained.record["members"]) == ["gbdt"]
+    assert set(trained.scores) == {"gbdt", "mean", "stack"}
+
+
+# Lineage
+
+
+@dataclass(frozen=True)
+class Listener:
+    records: list[Mapping[str, Any]] = field(default_factory=list)
+
+    @hookimpl
+    def zoo_trained(self, record: Mapping[str, Any]) -> None:
+        self.records.append(record)
+
+
+def test_a_version_says_what_it_was_made_from(trained_shop: Shop, tmp_path: Path) -> None:
+    copy = trained_shop.copy(tmp_path / "shop")
+    path = copy.root / "zoo.toml"
+    path.write_text(path.read_text().replace("folds = 2", "folds = 2\nseed = 7", 1))
+    commit = committed(copy.root)
+    listener = Listener()
+    trained = train(Project.open(copy.root), "churn", plugins=plugins(extra=[listener]))
+    assert trained.version is not None
+    lineage = trained.version.lineage
+    assert lineage["git"] == commit
+    assert lineage["seed"] == 7
+    assert lineage["log"] == copy.log.lineage()
+    assert lineage["service_hash"] == Features.open(copy.root).schema_hash("churn")
+    assert lineage["task"] == {"name": "churn", "kind": "churn", "entities": ["user_id"], "service": "churn"}
+    assert lineage["settings"] == {"event_type": "purchase", "active": "28d", "horizon": "14d", "every": "7d"}
+    assert lineage["params"]["gru"] == {"hidden": 8, "epochs": 2, "max_length": 20}
+    for name, distribution in (("gbdt", "feature-zoo-gbdt"), ("gru", "feature-zoo-recurrent")):
+        expected = {"model": name, "distribution": distribution, "version": installed_version(distribution)}
+        assert lineage["plugins"][name] == expected
+    assert listener.records == [trained.record]
+    assert trained.version.metrics["stack"]["auc"] == trained.record["stack"]["auc"]
+
+
+def git(root: Path, *words: str) -> str:
+    who = ("-c", "user.name=tester", "-c", "user.email=tester@example.org", "-c", "commit.gpgsign=false")
+    return subprocess.run(["git", "-C", str(root), *who, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def committed(root: Path) -> str:
+    git(root, "init", "-q")
+    git(root, "add", "zoo.toml")
+    git(root, "commit", "-q", "-m", "settings")
+    return git(root, "rev-parse", "HEAD")
+
+
+def test_a_project_without_commits_has_no_commit_in_its_lineage(trained_shop: Shop, found: Plugins, tmp_path: Path) -> None:
+    copy = trained_shop.copy(tmp_path / "shop")
+    git(copy.root, "init", "-q")
+    trained = train(Project.open(copy.root), "churn", plugins=found, members=["gbdt"])
+    assert trained.version is not None
+    assert trained.version.lineage["git"] is None
+
+
+# Misuse
 
 
 @pytest.mark.parametrize(
