@@ -104,3 +104,83 @@ def test_instants_are_read_and_others_named() -> None:
     assert instant("2017-09-01") == instant("2017-09-01T00:00:00Z") == 1_504_224_000_000_000
     with pytest.raises(UsageError, match="cannot read the date 'soon'"):
         instant("soon")
+
+
+def log_of(root: Path, *events: tuple[int, str, float, int]) -> LogView:
+    """A view of a log of (user, event type, day, campaign) events; 0 for no campaign."""
+    users, types, days, numbers = zip(*sorted(events, key=lambda event: event[2]))
+    columns = {
+        "user_id": np.array(users),
+        "item_id": np.ones(len(users), np.int64),
+        "event_type": np.array(types, object),
+        "time": np.array([shop.START + round(day * DAY) for day in days]),
+        "campaign_id": np.array([number or -1 for number in numbers]),
+    }
+    shop.make_log(root / "log", columns)
+    return LogView.open(root / "log")
+
+
+def test_the_instants_of_churns_windows_belong_to_the_later_side(tmp_path: Path) -> None:
+    begins, ends = 30 - 28, 30 + 14
+    view = log_of(
+        tmp_path,
+        *((user, "purchase", 20, 0) for user in (1, 2, 3, 4)),
+        (1, "purchase", 30, 0),  # at the cut itself: in the label, not in the past
+        (2, "purchase", ends - 1e-9, 0),
+        (3, "purchase", ends, 0),  # when the label window is over
+        (4, "view", 31, 0),  # of another type
+        (5, "purchase", begins, 0),
+        (6, "purchase", begins - 1e-9, 0),  # active too long ago
+        (7, "purchase", 30, 0),  # not active before the cut
+        (8, "view", 29, 0),
+    )
+    cut = shop.START + 30 * DAY
+    rows = churn.examples(view, CHURN, cut, cut + 1)
+    assert dict(zip(rows.keys["user_id"].tolist(), rows.target.tolist())) == {1: 0.0, 2: 0.0, 3: 1.0, 4: 1.0, 5: 1.0}
+    assert len(churn.examples(view, CHURN, cut, cut)) == 0
+
+
+def test_a_response_counts_after_the_sending_and_before_the_end_and_for_its_own_campaign(tmp_path: Path) -> None:
+    view = log_of(
+        tmp_path,
+        *((user, "campaign_sent", 10, 7) for user in range(1, 8)),
+        (1, "coupon_redeemed", 10, 7),  # at the instant of the sending
+        (2, "coupon_redeemed", 10 + 1e-9, 7),
+        (3, "coupon_redeemed", 13 - 1e-9, 7),
+        (4, "coupon_redeemed", 13, 7),  # at the end
+        (5, "coupon_redeemed", 11, 8),  # of another campaign
+        (6, "coupon_redeemed", 9, 7),  # before it was sent
+        (7, "coupon_redeemed", 11, 0),  # of no campaign
+        (8, "coupon_redeemed", 11, 7),  # who was not asked
+        (9, "campaign_sent", 11, 0),  # of no campaign
+        (3, "campaign_sent", 20, 7),  # a second time, unanswered
+    )
+    rows = campaign.examples(view, {"within": "3d"}, shop.START, shop.START + 40 * DAY)
+    found = list(zip(rows.keys["user_id"].tolist(), rows.keys["campaign_id"].tolist(), rows.target.tolist()))
+    answered = {2, 3}
+    assert sorted(found[:7]) == [(user, 7, float(user in answered)) for user in range(1, 8)]
+    assert found[7:] == [(3, 7, 0.0)]
+    np.testing.assert_array_equal(rows.known_at, rows.time + 3 * DAY)
+
+
+def test_settings_of_campaign_that_cannot_be_meant_are_named(view: LogView) -> None:
+    with pytest.raises(
+        UsageError, match=r"unknown setting in \[tasks\.campaign\] 'withn'; choose one of: response, sent, start, within"
+    ):
+        campaign.examples(view, {"withn": "3d"}, shop.START, shop.START + 40 * DAY)
+
+
+def test_campaign_needs_the_column_that_says_which(tmp_path: Path) -> None:
+    from zoo.events.log import EventLog
+    from zoo.events.schema import LogSchema
+
+    log = EventLog.create(tmp_path / "log", LogSchema())
+    sent = {
+        "user_id": [1, 1],
+        "item_id": [1, 1],
+        "event_type": ["campaign_sent", "coupon_redeemed"],
+        "timestamp": ["2024-01-01T00:00:00Z"] * 2,
+    }
+    log.append(pl.DataFrame(sent), idempotency_key="sent")
+    with pytest.raises(UsageError, match="no event column campaign_id"):
+        campaign.examples(LogView.open(tmp_path / "log"), {}, shop.START - DAY, shop.START + DAY)
