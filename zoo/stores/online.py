@@ -89,7 +89,8 @@ class EventOnlineStore:
             kept[entity] = unique, Evaluator(self.events(config, view, entity, unique), view.event_types())
         evaluator: Evaluator = kept[entity][1]
         own = {**keys, entity: (inverse + 2).astype(np.int32)}
-        return features_of(view, source, own, times, evaluator), evaluator.index.newest(own[entity], times)
+        seen = times + 1 if source.aggregation.include_equal else times  # type: ignore[union-attr]
+        return features_of(view, source, own, times, evaluator), evaluator.index.newest(own[entity], seen)
 
     def online_read(
         self, config: Any, table: Any, entity_keys: list[Any], requested_features: list[str] | None = None
