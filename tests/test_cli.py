@@ -139,9 +139,12 @@ def test_help_takes_at_most_three_tenths_of_a_second_more_than_python_alone() ->
         subprocess.run([sys.executable, *command], capture_output=True, check=True)
         return time.perf_counter() - begin
 
-    # the quickest of several, alternately: a busy machine slows both, an import that should not be there slows one
-    pairs = [(seconds("-c", "pass"), seconds("-m", "zoo", "--help")) for _ in range(7)]
-    assert min(ours for _, ours in pairs) - min(python for python, _ in pairs) <= 0.3
+    # the quickest of many, alternately: a busy machine slows some of both, an import that should not be there slows all of one
+    ours, python = [], []
+    while len(ours) < 7 or (min(ours) - min(python) > 0.3 and len(ours) < 40):
+        python.append(seconds("-c", "pass"))
+        ours.append(seconds("-m", "zoo", "--help"))
+    assert min(ours) - min(python) <= 0.3
 
 
 def test_the_commands_are_those_of_the_documentation() -> None:
