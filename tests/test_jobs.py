@@ -15,7 +15,7 @@ import pytest
 from zoo.errors import FeatureError, UsageError
 from zoo.jobs import Job, JobError, Processes, RemoteTraceback, Serial, cores
 from zoo.plugin import Catalogue, Column, FeatureBatch, Target, TrainingData
-from zoo.shared_data import load_training_data, save_training_data
+from zoo.shared_data import load_training_data, save_training_data, scratch_folder
 
 EXECUTORS = {"serial": Serial(), "one process": Processes(1), "two processes": Processes(2)}
 
@@ -151,6 +151,35 @@ def test_ctrl_c_in_a_terminal_ends_everything_with_one_traceback(tmp_path):
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=30)  # returns once every process that could write has ended
     assert errors.count("Traceback") == errors.count("KeyboardInterrupt") == 1
+
+
+def test_a_parent_that_is_killed_takes_its_children_along_and_the_next_run_removes_its_data(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from zoo.jobs import Job, Processes\n"
+        "from zoo.shared_data import scratch_folder\n"
+        "if __name__ == '__main__':\n"
+        "    with scratch_folder(Path(sys.argv[1])) as folder:\n"
+        "        (folder / 'data').write_text('much')\n"
+        "        for job, _ in Processes(2).map(time.sleep, [Job('nap', 0), Job('sleep', 600)]):\n"
+        "            print(job.name, flush=True)\n"
+    )
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with subprocess.Popen(
+        [sys.executable, script, scratch], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout.readline() == "nap\n"
+        process.kill()
+        process.communicate(timeout=30)  # returns once every process that could write has ended
+    (left,) = scratch.iterdir()
+    with scratch_folder(scratch) as one, scratch_folder(scratch) as other:
+        assert not left.exists()
+        assert one.exists()
+        assert other.exists()
+    assert not list(scratch.iterdir())
 
 
 def test_leaving_early_ends_the_children():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -23,7 +23,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from zoo.errors import UsageError, ZooError
 from zoo.plugin import TrainingData
-from zoo.shared_data import load_training_data, save_training_data
+from zoo.shared_data import load_training_data, save_training_data, scratch_folder
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -126,9 +126,9 @@ class Processes:
 
     @contextmanager
     def share(self, data: TrainingData) -> Iterator[Shared]:
-        with tempfile.TemporaryDirectory(prefix="zoo-jobs-", dir=self.scratch) as directory:
-            save_training_data(Path(directory), data)
-            yield Spilled(Path(directory))
+        with scratch_folder(self.scratch) as directory:
+            save_training_data(directory, data)
+            yield Spilled(directory)
 
     def map(self, function: Callable[[A], R], jobs: Sequence[Job[A]]) -> Iterator[tuple[Job[A], R]]:
         # Our own pool, because ProcessPoolExecutor says neither which job a dead process was at, nor how it died.
@@ -193,7 +193,8 @@ def _send(connection: Connection, running: dict[Connection, Job[A]], job: Job[A]
 
 
 def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
-    """A child's life: a job in, (done, result or failure) out, until the parent closes the pipe or ends it."""
+    """A child's life: a job in, (done, result or failure) out, until the parent closes the pipe, ends it or is killed."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError):
         while True:
             argument = connection.recv()
@@ -205,6 +206,14 @@ def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
                 connection.send(answer)
             except UNSENDABLE as e:
                 connection.send((False, (f"its result cannot be sent: {e}", traceback.format_exc())))
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot end its children, and a fit may take hours."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _death(process: BaseProcess) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Callable, Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,25 @@ from zoo.errors import FeatureError
 from zoo.plugin import Array, Catalogue, Column, FeatureBatch, Target, TrainingData
 
 MANIFEST = "training_data.json"
+FOLDER = "zoo-jobs-"
+"""How the names of folders with shared data begin."""
+OWNED = "owned"
+"""A file in such a folder that its process holds locked: the kernel frees the lock of one that is killed."""
+
+
+@contextmanager
+def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
+    """A folder for shared data (default: under the system's temporary one), gone afterwards; those of killed processes go first."""
+    for found in Path(parent or tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        with suppress(OSError), (found / OWNED).open("r+") as lock:  # none there yet, another user's, or a living process's
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(found, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=FOLDER, dir=parent) as name:
+        folder = Path(name)
+        with (folder / f".{OWNED}").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            (folder / f".{OWNED}").rename(folder / OWNED)  # never to be seen without its lock
+            yield folder
 
 
 def describe(data: TrainingData, put: Callable[[Array], Any]) -> dict[str, Any]:
