@@ -347,3 +347,16 @@ def test_a_feature_service_that_is_gone_is_named(shop: Shop) -> None:
         match="feature service 'churn', which churn@1 was trained on, is not in the repository; it has: attrition, campaign",
     ):
         Predictor.load("churn", shop.root)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"users": [1], "at": "2024-05-01"}, "at is '2024-05-01'; expected a datetime"),
+        ({"users": [1], "at": True}, "at is True; expected a datetime"),
+        ({"users": "u0042"}, "users is the text 'u0042'; expected a list"),
+    ],
+)
+def test_users_and_instants_of_the_wrong_kind_are_refused(churn: Predictor, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        churn.predict(**arguments)

@@ -66,7 +66,7 @@ def test_without_a_test_start_the_newest_rows_whose_labels_are_all_known_are_the
 
 
 def test_no_rows_to_train_on_is_said_with_what_to_do(project: Project, features: Features) -> None:
-    with pytest.raises(UsageError, match=r"no training rows around 2024-01-0.*--test-from"):
+    with pytest.raises(UsageError, match=r"no training rows around 2024-01-0.*--test-start"):
         split(churn.TASK, project.task("churn"), features.reader.view(), START + 5 * DAY, None)
 
 
@@ -333,3 +333,46 @@ def test_settings_that_cannot_be_meant_are_named_before_anything_is_fitted(
     path.write_text(text)
     with pytest.raises(ZooError, match=message):
         train(Project.open(copy.root), "churn", plugins=found)
+
+
+def test_training_again_after_features_changed_registers_a_version_that_answers(
+    trained_shop: Shop, found: Plugins, tmp_path: Path
+) -> None:
+    # a member that reads one column gives the same content whatever else the service holds
+    from zoo.features import apply
+    from zoo.predictor import Predictor
+
+    copy = trained_shop.copy(tmp_path / "shop")
+    toml = copy.root / "zoo.toml"
+    settings = toml.read_text()
+    assert 'drop = ["items"]' in settings
+    toml.write_text(settings.replace('drop = ["items"]', 'drop = ["items", "user_brand_new"]', 1))
+    first = train(Project.open(copy.root), "churn", plugins=found, members=["gbdt"])
+    text = (copy.root / "definitions.py").read_text()
+    whole = 'total("user_spend_28d", "value", "28d", where=BOUGHT),'
+    assert whole in text
+    changed = text.replace(whole, whole + ' total("user_brand_new", "value", "3d", where=BOUGHT),')
+    (copy.root / "definitions.py").write_text(changed)
+    apply(copy.root)
+    again = train(Project.open(copy.root), "churn", plugins=found, members=["gbdt"])
+    assert first.version is not None
+    assert again.version is not None
+    assert again.version.number == first.version.number + 1
+    assert len(Predictor.load(again.version.reference, copy.root).predict(users=[1])) == 1
+
+
+def test_events_that_arrive_meanwhile_are_neither_read_nor_named(trained_shop: Shop, found: Plugins, tmp_path: Path) -> None:
+    copy = trained_shop.copy(tmp_path / "shop")
+    before = copy.log.version()
+    pushed = []
+
+    def push(_done: float, text: str) -> None:
+        if text in ("examples", "features"):
+            event = {"event_id": f"late-{len(pushed)}", "user_id": 1, "item_id": 1, "event_type": "purchase"}
+            pushed.append(copy.log.append([{**event, "timestamp": "2024-05-29T00:00:00Z"}]))
+
+    trained = train(Project.open(copy.root), "churn", plugins=found, members=["gbdt"], progress=push)
+    assert len(pushed) == 2
+    assert copy.log.version() > before
+    assert trained.version is not None
+    assert trained.version.lineage["log"]["log"] == before

@@ -198,3 +198,15 @@ def test_a_log_without_events_answers_that_everyone_is_cold(log: EventLog) -> No
     view = LogView.open(log.root)
     assert counts(view, [1, 2]) == [0, 0]
     assert view.index("item_id").newest(np.array([2]), np.array([shop.END])).tolist() == [-1]
+
+
+def test_an_old_view_keeps_the_index_that_it_builds_late(tmp_path: Path) -> None:
+    import shop
+
+    log = shop.make_log(tmp_path / "log")
+    old = LogView.open(tmp_path / "log")
+    for number in range(3):
+        event = {"event_id": f"e{number}", "user_id": 1, "item_id": 1, "event_type": "view", "timestamp": "2024-05-29T00:00:00Z"}
+        log.append([event])
+        LogView.open(tmp_path / "log").index("user_id")
+    assert len(old.index("user_id")) == len(LogView.open(tmp_path / "log").index("user_id")) - 3

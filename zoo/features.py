@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,6 +109,10 @@ class Features:
     store: FeatureStore
     reader: LogReader
     _views: dict[str, list[_View]] = field(default_factory=dict, repr=False)
+
+    def pinned(self) -> Features:
+        """The same services, with history from the log's version of now, whatever is committed later."""
+        return replace(self, reader=self.reader.pinned())
 
     @classmethod
     def open(cls, repo: Path | str = ".") -> Features:

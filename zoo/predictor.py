@@ -114,6 +114,10 @@ class Predictor:
         """
         if (rows is None) == (users is None):
             raise UsageError("predict takes either rows or users, one of them")
+        if isinstance(users, str):
+            raise UsageError(f"users is the text {users!r}; expected a list of identifiers, as in users=[{users!r}]")
+        if at is not None and (isinstance(at, bool) or not isinstance(at, int | datetime)):
+            raise UsageError(f"at is {at!r}; expected a datetime with a timezone or int64 microseconds UTC")
         if isinstance(at, datetime) and at.tzinfo is None:
             raise UsageError(f"at is {at.isoformat()}, which has no timezone; expected an instant such as 2017-12-01T00:00:00Z")
         table = self._keyed(table_of({"user_id": list(users)} if users is not None else rows))

@@ -79,7 +79,7 @@ def split(
     own = {k: v for k, v in settings.own.items() if k != "gap"}
     module = import_module(task.examples.__module__)
     begin = module.first(own, view) if hasattr(module, "first") else 0
-    end = view.log.end() or 0
+    end = view.log.end(view.version) or 0
     if test_start is None:
         rows = task.examples(view, own, begin, end + 1)
         known = rows.time[rows.known_at <= end + 1]
@@ -97,7 +97,7 @@ def split(
     for name, part in (("training", train), ("test", test)):
         if not len(part):
             at = datetime.fromtimestamp(test_start / 1e6, UTC).isoformat()
-            raise UsageError(f"{settings.name} has no {name} rows around {at}; name another --test-from, or more history")
+            raise UsageError(f"{settings.name} has no {name} rows around {at}; name another --test-start, or more history")
     return Split(train, test)
 
 
@@ -150,7 +150,7 @@ def train(
     say = progress or silent
     settings = project.task(task_name)
     task = plugins.task(settings.task)
-    features = features or Features.open(project.root)
+    features = (features or Features.open(project.root)).pinned()  # one version for labels, features and lineage
     executor = executor or Serial()
     cache = Cache(project.cache)
     # text encoders keep the states of their frozen layers there, for all folds and processes
@@ -228,7 +228,7 @@ def _register(
     lineage = {
         "task": {"name": settings.name, "kind": settings.task, "entities": list(task.entities), "service": task.service},
         "settings": json.loads(json.dumps(dict(settings.own), default=str)),
-        "log": view.log.lineage(),
+        "log": view.lineage(),
         "service_hash": features.schema_hash(task.service),
         "plugins": {m.name: {"model": m.model, "distribution": m.distribution, "version": m.version} for m in ensemble.members},
         "final": settings.final,
@@ -241,8 +241,10 @@ def _register(
     with Registry.open(project.registry_url, project.artefacts) as registry:
         artefact = ensemble.save()
         newest = registry.versions(settings.name)[-1:] if settings.name in registry.models() else []
-        # the same content again is the same version: a rerun that reused everything adds nothing
-        if newest and newest[0].digest == registry.artefacts.write(artefact) and newest[0].lineage["log"] == lineage["log"]:
+        # the same content from the same everything is the same version: a rerun that reused everything adds nothing
+        plain = json.loads(json.dumps(lineage))
+        same = newest and all(newest[0].lineage.get(name) == plain[name] for name in plain if name != "git")
+        if same and newest[0].digest == registry.artefacts.write(artefact):
             return newest[0]
         return registry.register(settings.name, artefact, record, lineage)
 

@@ -68,6 +68,10 @@ class LogView:
                     self._kept[key] = make()
         return cast(T, self._kept[key])
 
+    def lineage(self) -> dict[str, Any]:
+        """Versions that this view reads; dictionaries only grow, so theirs is the newest."""
+        return {"log": self.version, "dictionaries": self.log.dictionaries.version(), "tables": dict(self._tables)}
+
     def tables(self) -> Mapping[str, int]:
         """Version by name of the tables beside the log."""
         return self._tables
@@ -132,7 +136,8 @@ class LogView:
                 self._index_folder(entity, "x").parent.glob(f"{entity}-[0-9]*"), key=lambda p: int(p.name.split("-")[1])
             )
             for folder in found[:-KEPT_INDEXES]:
-                shutil.rmtree(folder, ignore_errors=True)
+                if folder != self._index_folder(entity, self.version):  # an old view has just built it
+                    shutil.rmtree(folder, ignore_errors=True)
         for folder in self._index_folder("x", "x").parent.glob(".index-*"):
             if time.time() - folder.stat().st_mtime > _ABANDONED:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -202,7 +207,7 @@ class LogView:
 
         def make() -> Array:
             for name in self.tables():
-                table = self.log.read_table(name)
+                table = self.log.read_table(name, self._tables[name])
                 if table.column_names[0] == entity and len(table[entity].unique()) == len(table):
                     values = table[entity].to_pylist()
                     return np.array(sorted(values), dtype=object if values and isinstance(values[0], str) else np.int64)
@@ -229,7 +234,7 @@ class LogView:
 
         if name not in self.tables():
             raise FeatureError(choices("entity table", name, self.tables()))
-        table = self.log.read_table(name)
+        table = self.log.read_table(name, self._tables[name])
         key = table.column_names[0]
         codes = self.codes(key, table[key])
         size = self.log.dictionary(key).size if key in ENTITIES else len(table) + FIRST
@@ -256,7 +261,7 @@ class LogView:
         """The sets of a set table, its items mapped to ``via``, as ``member_sets`` gives them."""
 
         def make() -> Array:
-            table = self.log.read_table(name)
+            table = self.log.read_table(name, self._tables[name])
             partners = self.codes(key, table[key])
             items = self.codes("item_id", table["item_id"])
             if via != "item_id":

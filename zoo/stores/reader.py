@@ -40,6 +40,7 @@ class LogReader:
     root: Path
     clock: str
     _view: LogView | None = None
+    _pinned: bool = False
     _lock: Lock = field(default_factory=Lock)
 
     @classmethod
@@ -65,8 +66,14 @@ class LogReader:
     def view(self) -> LogView:
         """The newest version of the log and of its tables."""
         with self._lock:
+            if self._pinned and self._view is not None:
+                return self._view
             self._view = LogView.open(self.root) if self._view is None else self._view.newest()
             return self._view
+
+    def pinned(self) -> LogReader:
+        """A reader that stays at the version that is the newest now, whatever is committed later."""
+        return LogReader(self.root, self.clock, self.view(), _pinned=True)
 
     @property
     def log(self) -> EventLog:
