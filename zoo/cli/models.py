@@ -132,7 +132,7 @@ def promote(
 ) -> None:
     """Point an alias at a version of a model.
 
-    The champion is the version that `zoo predict` and `zoo serve` use.
+    The champion is the version that `zoo predict` uses, and `zoo serve` from its next start on.
     """
     from zoo.registry import parse
 
