@@ -377,6 +377,29 @@ def test_a_damaged_database_is_named_with_the_remedy(repo: Path) -> None:
         features.online("users", {"user_id": [1]})
 
 
+def test_a_full_disk_is_named_and_the_store_goes_on_where_it_was(repo: Path) -> None:
+    features = shop.opened(repo)
+    features.append(shop.events_table(shop.random_events(np.random.default_rng(0), 40)))
+    before = features.online("users", {"user_id": [1]})
+    connection = features._online_store._connection(str(repo / "data" / "online.db"))
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    # SQLite's own quota on pages gives the refusal of a disk without room
+    connection.execute(f"PRAGMA max_page_count={pages}")
+    more = shop.events_table(shop.random_events(np.random.default_rng(1), 2_000))
+    with pytest.raises(FeatureError, match=r"online\.db cannot be used: database or disk is full\. Free some space"):
+        features.append(more, idempotency_key="more")
+    connection.execute("PRAGMA max_page_count=1000000")
+    features.append(more, idempotency_key="more")  # it was durable before the online store was asked
+    assert features.reader.log.count() == 2_000  # 40 of them were there
+    after, history = (
+        features.online("users", {"user_id": [1]}),
+        features.history("users", {"user_id": [1], "time": [features.reader.now()]}),
+    )
+    assert after.newest[0] >= before.newest[0]
+    for name in after.names:
+        np.testing.assert_array_equal(after.column(name).values, history.column(name).values)
+
+
 @pytest.mark.parametrize("bad", [b"", b"garbage", b"zoe2\xff\xff\xff\xff\x01\x00\x00\x00", b"zoe2\x02\0\0\0\x01\0\0\0{}"])
 def test_a_damaged_blob_is_refused_until_materialize_rebuilds_it(repo: Path, bad: bytes) -> None:
     features = shop.opened(repo)

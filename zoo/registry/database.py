@@ -169,6 +169,7 @@ def _words(url: URL, error: BaseException) -> str:
             "SQLITE_NOTADB": _DAMAGED,
             "SQLITE_BUSY": f"was being written to by another process for {BUSY_SECONDS} s: end that one, or try again",
             "SQLITE_FULL": "has no room left on its disk: free some space and try again; nothing of this was written",
+            "SQLITE_IOERR": "cannot be read or written: check its disk, and whether it has room, and try again",
             "SQLITE_READONLY": "may not be written to: check the permissions of the file and its directory",
             "SQLITE_CANTOPEN": "cannot be opened: check the path, and the permissions of the file and its directory",
         }

@@ -23,15 +23,19 @@ def register(config: Any, path: Path) -> None:
             apply_total(config, path, skip_source_validation=True)
         except ZooError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise FeatureError(_broken(path, error)) from error
 
 
-def _broken(path: Path, error: Exception) -> str:
+def _broken(path: Path, error: BaseException) -> str:
     """What a person's own definitions raised, and where: they are Python, and may raise anything."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if path in Path(f.filename).parents]
-    where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else f"the files in {path}"
-    return f"the feature definitions cannot be applied: {where}: {type(error).__name__}: {error}. Mend them and apply again"
+    said = f"{type(error).__name__}: {error}"
+    if frames:
+        said = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: {said}"
+    elif not isinstance(error, SyntaxError):  # Feast could not write what they say
+        return f"the feature definitions cannot be registered: {said}. Check the stores that feature_store.yaml names and their disks"
+    return f"the feature definitions cannot be applied: {said}. Mend them and apply again"
 
 
 @contextlib.contextmanager

@@ -24,6 +24,12 @@ CREATE TABLE IF NOT EXISTS zoo_logs (
 );
 CREATE TABLE IF NOT EXISTS zoo_events (key INTEGER PRIMARY KEY, events BLOB NOT NULL);
 """
+_REMEDIES = {
+    **dict.fromkeys(("SQLITE_CORRUPT", "SQLITE_NOTADB"), "The log holds every event: remove it and materialize again"),
+    **dict.fromkeys(("SQLITE_FULL", "SQLITE_IOERR"), "Free some space on its disk and try again; the log holds every event"),
+    **dict.fromkeys(("SQLITE_CANTOPEN", "SQLITE_READONLY"), "Check the path, and the permissions of the file and its directory"),
+    "SQLITE_BUSY": "Another process has been writing to it for long: end that one, or try again",
+}
 _VARIABLES = 500
 """Values in one statement; older builds of SQLite take 999."""
 
@@ -56,9 +62,9 @@ class SqliteEventOnlineStore(EventOnlineStore, SqliteOnlineStore):
         try:
             yield self._connection(path)
         except sqlite3.DatabaseError as error:
-            raise FeatureError(
-                f"the online store {path} cannot be used: {error}. Where it is damaged, remove it and materialize again"
-            ) from error
+            name = getattr(error, "sqlite_errorname", None) or ""
+            remedy = next((words for code, words in _REMEDIES.items() if name.startswith(code)), "Check the file and its disk")
+            raise FeatureError(f"the online store {path} cannot be used: {error}. {remedy}") from error
 
     def _connection(self, path: str) -> sqlite3.Connection:
         # one connection a thread: sqlite3 connections may not be shared, and WAL lets readers and a writer work at once
@@ -137,5 +143,6 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         yield
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # a full disk has rolled it back already
+            connection.execute("ROLLBACK")
         raise
