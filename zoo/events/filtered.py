@@ -30,6 +30,10 @@ class FilteredEvents:
         """How many events pass before each position of the index."""
         return positions if self.positions is None else np.searchsorted(self.positions, positions)
 
+    def position(self, ranks: Array) -> Array:
+        """Positions in the index of the events with these ranks."""
+        return ranks if self.positions is None else self.positions[ranks]
+
     def keep(self, key: Any, make: Callable[[], Array]) -> Array:
         if key not in self._kept:
             self._kept[key] = make()

@@ -1,0 +1,124 @@
+"""How far back an aggregation looks, and at which columns: what a store of recent events has to keep so that answers stay exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import reduce
+
+import numpy as np
+
+from zoo.contract import Array
+from zoo.events.evaluate import Evaluator
+from zoo.events.slices import MICROSECONDS
+from zoo.events.specs import Aggregation, Feature
+
+Where = tuple[str, ...]
+_DERIVED = ("", "time", "day", "weekday", "hour", "gap", "wait", "age")
+_NEWEST = ("last_n", "last", "recency")
+"""Kinds that look at the newest few steps; the others look at a window, or at everything."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Which of an entity's events decide its features at t. All of these together:
+
+    window: seconds; every event with time >= t - window. 0: no window. None: all events, and nothing below matters.
+    newest: filter -> n; the newest n events that pass it.
+    visits: filter -> n; the newest n visits that hold an event that passes it, from their first event (of any type) on.
+    before: filters of which one event (visit) more is needed, older than the window: a gap reaches back to it.
+    session_gap: seconds; where some feature looks at visits, what is kept must begin where a visit begins. None: no visits.
+    columns: the log's columns that are looked at, besides time and seq.
+
+    ``|`` joins what two aggregations reach. As t grows the events that are needed move forward only.
+    """
+
+    columns: frozenset[str] = frozenset()
+    newest: Mapping[Where, int] = field(default_factory=dict)
+    visits: Mapping[Where, int] = field(default_factory=dict)
+    before: frozenset[Where] = frozenset()
+    window: int | None = 0
+    session_gap: int | None = None
+
+    def __or__(self, other: Reach) -> Reach:
+        gaps = [gap for gap in (self.session_gap, other.session_gap) if gap is not None]
+        return Reach(
+            self.columns | other.columns,
+            _most(self.newest, other.newest),
+            _most(self.visits, other.visits),
+            self.before | other.before,
+            None if self.window is None or other.window is None else max(self.window, other.window),
+            max(gaps, default=None),  # what begins a visit by a longer pause begins one by a shorter pause, too
+        )
+
+
+def _most(first: Mapping[Where, int], second: Mapping[Where, int]) -> dict[Where, int]:
+    return {where: max(first.get(where, 0), second.get(where, 0)) for where in {**first, **second}}
+
+
+def reach(aggregation: Aggregation) -> Reach:
+    """What an aggregation looks at."""
+    return reach_of([aggregation])
+
+
+def reach_of(aggregations: Iterable[Aggregation]) -> Reach:
+    """What several aggregations look at together."""
+    return reduce(Reach.__or__, (_one(a, f) for a in aggregations for f in a.features), Reach())
+
+
+def _one(aggregation: Aggregation, f: Feature) -> Reach:
+    pair = len(aggregation.entity) == 2
+    columns = {f.column, f.via, "event_type" if f.where else ""}
+    if pair:
+        columns.add("item_id" if aggregation.members else aggregation.entity[1])
+    columns = {"item_id" if name.startswith("items.") else name for name in columns} - set(_DERIVED)
+    gap = None
+    if f.step == "visit":
+        columns.add("session")
+        gap = aggregation.session_gap
+    common = Reach(frozenset(columns), session_gap=gap)
+    if f.kind in _NEWEST and not pair:  # a pair's newest events may lie anywhere among the entity's
+        number = max(f.n, 1) + (f.column == "gap")
+        return replace(common, **{"visits" if f.step == "visit" else "newest": {f.where: number}})  # type: ignore[arg-type]
+    window = None if f.kind in ("decay", "tenure", "survival") else f.window
+    return replace(common, window=window)
+
+
+def oldest(evaluator: Evaluator, reach: Reach, low: Array, stop: Array, times: Array) -> Array:
+    """int64 (n,): first position of each row's events [low, stop) such that it and what follows suffice at t, and ever after.
+
+    What lies before may be dropped, as long as no event older than those kept arrives later.
+    """
+    if reach.window is None:
+        return low
+    begin = evaluator.index.search(low, stop, times - reach.window * MICROSECONDS) if reach.window else stop
+    out = begin
+    for where, number in reach.newest.items():
+        out = np.minimum(out, _newest(evaluator, where, number, low, stop))
+    for where in reach.before:
+        out = np.minimum(out, _newest(evaluator, where, 1, low, begin))
+    if reach.session_gap is None:
+        return out
+    wanted = [*((where, number, stop) for where, number in reach.visits.items()), *((w, 1, begin) for w in reach.before)]
+    for where, number, until in wanted:
+        events = evaluator.events(where)
+        starts = events.visit_starts(reach.session_gap)
+        first, last = (np.searchsorted(starts, events.rank(at)) for at in (low, until))
+        at = np.maximum(last - number, first)
+        some = at < last
+        out = out.copy()
+        out[some] = np.minimum(out[some], events.position(starts[at[some]]))
+    starts, some = evaluator.events(()).visit_starts(reach.session_gap), out < stop
+    out = out.copy()
+    out[some] = starts[np.searchsorted(starts, out[some], side="right") - 1]
+    return out
+
+
+def _newest(evaluator: Evaluator, where: Where, number: int, low: Array, stop: Array) -> Array:
+    """Position of the number-th newest event that passes, or of the oldest that does; ``stop`` where none does."""
+    events = evaluator.events(where)
+    first, last = events.rank(low), events.rank(stop)
+    at, out = np.maximum(last - number, first), stop.copy()
+    some = at < last
+    out[some] = events.position(at[some])
+    return out
