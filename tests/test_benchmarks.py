@@ -6,6 +6,11 @@ import json
 from importlib import import_module
 from pathlib import Path
 
+import generate
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from figures import Figure, report
 
@@ -48,3 +53,17 @@ def test_quick_figures_say_so_and_are_not_kept(tmp_path: Path, capsys: pytest.Ca
     report("toy", [FIGURE], tmp_path, quick=True)
     assert "quick" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_generated_log_has_its_size_is_repeatable_and_has_a_tail(tmp_path: Path) -> None:
+    files = generate.write(tmp_path, 30_000, seed=3)
+    table = pa.concat_tables([pq.read_table(path) for path in files])
+    assert table.equals(pa.concat_tables(list(generate.chunks(30_000, 3))))
+    assert table.num_rows == 30_000
+    assert not table.equals(pa.concat_tables(list(generate.chunks(30_000, 4))))
+    shares = {row["values"]: row["counts"] / 30_000 for row in table["event_type"].value_counts().to_pylist()}
+    assert shares["view"] == pytest.approx(0.9, abs=0.02)
+    assert shares["purchase"] == pytest.approx(0.03, abs=0.01)
+    counts = np.sort(np.bincount(np.asarray(table["item_id"]))[1:])
+    assert counts[-1] > 20 * np.median(counts)
+    assert pc.count_distinct(table["timestamp"]).as_py() < 30_000
