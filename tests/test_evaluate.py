@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo.errors import FeatureError
+from zoo.events.attributes import Attribute
 from zoo.events.evaluate import Evaluator
 from zoo.events.index import MISSING, Index, fixed_point
 from zoo.events.pairs import evaluate_pairs, member_sets
@@ -80,7 +81,7 @@ def build(events: list[Event], entity: str = "user", sessions: bool = True) -> I
         columns,
         size=8,
         dictionaries={"user_id": "user_id", "item_id": "item_id", "event_type": "event_type"},
-        attributes={"items.category": (CATEGORY, "items.category")},
+        attributes={"items.category": Attribute(CATEGORY, "items.category")},
     )
 
 

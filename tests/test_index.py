@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo.errors import FeatureError
-from zoo.events.index import MISSING, NO_SESSION, Index, fixed_point, from_fixed, looked_up
+from zoo.events.attributes import Attribute, Validity, looked_up
+from zoo.events.index import MISSING, NO_SESSION, Index, fixed_point, from_fixed
 
 EVENTS = st.lists(st.tuples(st.integers(0, 4), st.integers(-3, 12)), max_size=30)
 
@@ -74,7 +75,7 @@ def test_a_code_younger_than_the_item_table_has_no_attributes() -> None:
     assert looked_up(np.array([0, 1, 7, 8]), np.array([3, 4, 0, 99])).tolist() == [8, 0, 0, 0]
     assert np.isnan(looked_up(np.array([np.nan, np.nan, 2.0]), np.array([5]))).all()
     index = build([(2, 1), (2, 2)], item_id=np.array([2, 9], np.int32))
-    index.attributes = {"items.brand": (np.array([0, 1, 5], np.int32), "items.brand")}
+    index.attributes = {"items.brand": Attribute(np.array([0, 1, 5], np.int32), "items.brand")}
     assert index.column("items.brand").tolist() == [5, 0]
     assert index.dictionary("items.brand") == "items.brand"
 
@@ -112,6 +113,14 @@ def test_a_part_of_the_index_has_the_same_events_under_new_codes() -> None:
     assert (part.time.tolist(), part.seq.tolist(), part.columns["weight"].tolist()) == ([2, 1], [1, 0], [1.0, 0.0])
 
 
+def test_the_row_that_holds_is_the_newest_begun_by_then() -> None:
+    validity, order = Validity.of(np.array([3, 2, 3, 3]), np.array([50, 10, 40, 40]), size=4)
+    assert order.tolist() == [1, 2, 3, 0]
+    codes, times = np.array([2, 2, 3, 3, 3, 3, 0, 1, 99]), np.array([9, 10, 39, 40, 49, 50, 99, 99, 99])
+    assert validity.rows(codes, times).tolist() == [-1, 0, -1, 2, 2, 3, -1, -1, -1]
+    assert validity.rows(np.array([0, 1, 2, 3])).tolist() == [-1, -1, 0, 3]
+
+
 def test_a_saved_index_opens_the_same_whoever_else_saves_it(tmp_path: Path) -> None:
     index = build([(2 + n % 3, n) for n in range(9)], weight=np.arange(9.0))
     threads = [threading.Thread(target=index.save, args=(tmp_path / "index",)) for _ in range(4)]
@@ -120,7 +129,7 @@ def test_a_saved_index_opens_the_same_whoever_else_saves_it(tmp_path: Path) -> N
     for thread in threads:
         thread.join()
     assert [p.name for p in tmp_path.iterdir()] == ["index"]
-    attributes = {"items.brand": (np.array([0, 1]), "items.brand")}
+    attributes = {"items.brand": Attribute(np.array([0, 1]), "items.brand")}
     opened = Index.open(tmp_path / "index", attributes)
     for name in ("offsets", "time", "seq"):
         np.testing.assert_array_equal(getattr(opened, name), getattr(index, name))

@@ -13,10 +13,12 @@ import pyarrow as pa
 import pytest
 import tiny_shop as shop
 
-from zoo.errors import FeatureError, UnknownIdError
+from zoo.errors import FeatureError, SchemaError, UnknownIdError
 from zoo.events.log import EventLog
 from zoo.events.specs import Aggregation, count, last_n, total
 from zoo.events.view import LogView
+from zoo.stores.columns import features_of
+from zoo.stores.source import TableSource
 
 USER = Aggregation(("user_id",), (count("n"), last_n("items", "item_id", 3), last_n("brands", "items.category", 3)))
 
@@ -73,6 +75,34 @@ def test_a_table_replaced_or_added_makes_a_new_view(log: EventLog) -> None:
     np.testing.assert_array_equal(
         third.block("shops")["size"].values[third.codes("shop_id", [9, 5, 6, None])], [2, 1, np.nan, np.nan]
     )
+
+
+def test_an_item_table_with_times_gives_each_event_the_attributes_of_then(log: EventLog) -> None:
+    since = pa.array([None, shop.START + 1, shop.START + 2], pa.timestamp("us", "UTC"))
+    rows = {"item_id": ["i0", "i0", "i1"], "valid_from": since, "category": ["tea", "mate", "jam"], "price": [1.0, 2.5, 4.0]}
+    log.put_table("items", pa.table(rows))
+    push(log, [1, 1, 1, 1], ["i0", "i0", "i1", "none"])  # a microsecond apart
+    push(log, [2], ["i1"], time=[shop.START])
+    view = LogView.open(log.root)
+    assert names(view, 1, "brands", "items.category") == ["mate", "jam", ""]
+    assert names(view, 2, "brands", "items.category") == [""]  # bought before its first row holds
+    prices = Aggregation(("user_id",), (last_n("prices", "items.price", 9), total("sum", "items.price")))
+    found = view.evaluate(prices, {"user_id": view.codes("user_id", [1])}, np.array([shop.END]))
+    np.testing.assert_array_equal(found["prices"].values, [1.0, 2.5, 4.0, np.nan])
+    assert found["sum"].values == [7.5]
+    codes = view.codes("item_id", ["i0", "i0", "i0", "i1"])
+    times = np.array([shop.START, shop.START + 1, shop.START + 99, shop.START + 1])
+    source = TableSource(name="items", table="items", columns=("price",))
+    np.testing.assert_array_equal(features_of(view, source, {"item_id": codes}, times)["price"].values, [1.0, 2.5, 2.5, np.nan])
+    assert view.block("items")["price"].values[codes].tolist() == [2.5, 2.5, 2.5, 4.0]
+
+
+def test_rows_that_hold_from_no_time_or_twice_from_one_are_refused(log: EventLog) -> None:
+    same = pa.array([5, 5], pa.timestamp("us", "UTC"))
+    with pytest.raises(SchemaError, match="1 keys in more than one row, for instance"):
+        log.put_table("items", pa.table({"item_id": ["a", "a"], "valid_from": same}))
+    with pytest.raises(SchemaError, match="'valid_from' is string; expected the time from when a row holds"):
+        log.put_table("items", pa.table({"item_id": ["a"], "valid_from": ["2020-01-01"]}))
 
 
 def test_what_was_read_of_tables_goes_on_in_the_next_view(log: EventLog) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from zoo.contract import Array, gather
 from zoo.errors import FeatureError
+from zoo.events.attributes import Attribute, looked_up
 
 SCALE = 10_000
 """Money and quantities are kept as int64 multiples of 1/10,000, so that sums are exact and order does not matter."""
@@ -43,12 +44,6 @@ def from_fixed(values: Array) -> Array:
     return np.where(values == MISSING, np.nan, values / SCALE)
 
 
-def looked_up(values: Array, codes: Array) -> Array:
-    """``values`` by code; a code given after they were made counts as 0, the row of nothing."""
-    found: Array = values[np.where(codes < len(values), codes, 0)]
-    return found
-
-
 @dataclass
 class Index:
     """Events sorted by (entity, time, seq).
@@ -57,7 +52,7 @@ class Index:
     time: int64 (m,) microseconds UTC. seq: int64 (m,).
     columns: name -> (m,): int32 codes, int64 fixed-point (price, quantity, value), int64 ``session`` numbers, or float64 extras.
     dictionaries: name of a code column -> its dictionary.
-    attributes: ``items.COLUMN`` -> (values by item code, dictionary or None).
+    attributes: ``items.COLUMN`` -> ``Attribute``.
     timezone: for day, weekday and hour. ordered_only: the log has positions instead of times.
     """
 
@@ -66,7 +61,7 @@ class Index:
     seq: Array
     columns: Mapping[str, Array]
     dictionaries: Mapping[str, str] = field(default_factory=dict)
-    attributes: Mapping[str, tuple[Array, str | None]] = field(default_factory=dict)
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
     timezone: str = "UTC"
     ordered_only: bool = False
     _derived: dict[Any, Array] = field(default_factory=dict, repr=False)
@@ -130,16 +125,23 @@ class Index:
         if name in FIXED:  # a column that no event has filled is not stored
             return self.keep(name, lambda: np.full(len(self), MISSING, np.int64))
         if name in self.attributes:
-            return self.keep(name, lambda: looked_up(self.attributes[name][0], self.columns["item_id"]))
+            return self.keep(name, lambda: self._attribute(self.attributes[name]))
         if name in ("day", "weekday", "hour"):
             return self.keep(name, lambda: self._calendar(name))
         known = sorted({*self.columns, *FIXED, *self.attributes, "time", "day", "weekday", "hour", "gap", "age"})
         raise FeatureError(f"the log has no event column {name!r}; it has: {', '.join(known)}")
 
+    def _attribute(self, attribute: Attribute) -> Array:
+        """(m,): of the item of each event, as it was then."""
+        codes, validity = self.columns["item_id"], attribute.validity
+        if validity is None:
+            return looked_up(attribute.values, codes)
+        return attribute.values[self.keep(("valid rows", id(validity)), lambda: validity.rows(codes, self.time))]
+
     def dictionary(self, name: str) -> str | None:
         """The dictionary that a column's codes belong to, None for numbers."""
         if name in self.attributes:
-            return self.attributes[name][1]
+            return self.attributes[name].dictionary
         return self.dictionaries.get(name)
 
     def is_fixed(self, name: str) -> bool:
@@ -224,7 +226,7 @@ class Index:
             shutil.rmtree(temporary, ignore_errors=True)
 
     @classmethod
-    def open(cls, folder: Path, attributes: Mapping[str, tuple[Array, str | None]] | None = None) -> Index:
+    def open(cls, folder: Path, attributes: Mapping[str, Attribute] | None = None) -> Index:
         """Map a saved index into memory; nothing is read until it is used. attributes: they belong to the item table, not to it."""
         facts = json.loads((folder / "index.json").read_text(encoding="utf-8"))
 

@@ -183,7 +183,9 @@ class EventLog:
         return self._tables.read(name, version)
 
     def put_table(self, name: str, frame: Any, key: str = "item_id") -> int:
-        """Replace an entity table whole (one row a key) and return its version; the same content again changes nothing.
+        """Replace an entity table whole and return its version; the same content again changes nothing.
+
+        One row a key; with a column ``valid_from`` (times) one row a key and time, which holds from then until the key's next.
 
         Raises SchemaError for a missing, empty or repeated key, an identifier of the wrong type or a column that cannot be kept.
         """

@@ -13,6 +13,7 @@ from deltalake import write_deltalake
 
 from zoo.errors import FeatureError, SchemaError, UnknownIdError, UsageError, choices
 from zoo.events import delta
+from zoo.events.attributes import VALID_FROM
 from zoo.events.dictionary import as_ids
 from zoo.events.schema import NAME, LogSchema
 from zoo.events.times import naive_to_utc
@@ -132,12 +133,15 @@ class Tables:
         return [f"{name}.{f.name}" for f in schema if pa.types.is_string(f.type) and f.name not in ENTITIES]
 
     def prepare(self, name: str, frame: Any, keys: Sequence[str], unique: bool) -> pa.Table:
-        """Check and normalise. ``unique``: a repeated key is an error; else repeated rows are dropped."""
+        """Check and normalise. ``unique``: a repeated key (and ``valid_from``) is an error; else repeated rows are dropped."""
         if not NAME.match(name):
             raise UsageError(f"table name {name!r} is not letters, digits and underscores; choose another")
         if name == "events":
             raise UsageError("'events' is the log itself; ingest it, or choose another table name")
         table = normalised(frame, keys, self.schema, name)
+        if unique and VALID_FROM in table.column_names:
+            self._check_dated(name, table)
+            keys = [*keys, VALID_FROM]
         counts = table.group_by(list(keys)).aggregate([([], "count_all")])
         if unique and len(counts) < len(table):
             repeated = counts.filter(pc.greater(counts["count_all"], 1))
@@ -146,6 +150,15 @@ class Tables:
                 f"table {name!r} has {len(repeated)} keys in more than one row, for instance {example}; expected one row for each {keys[0]}"
             )
         return table if unique else table.select(list(keys)).group_by(list(keys), use_threads=False).aggregate([])
+
+    def _check_dated(self, name: str, table: pa.Table) -> None:
+        found = table[VALID_FROM].type
+        if found != UTC_TIME:
+            raise SchemaError(f"table {name!r}, column {VALID_FROM!r} is {found}; expected the time from when a row holds")
+        if self.schema.clock == "order":
+            raise SchemaError(
+                f"table {name!r} says from when its rows hold, but this log's events have positions, not times; leave {VALID_FROM!r} out"
+            )
 
     def feeds(self, name: str, table: pa.Table) -> Mapping[str, Any]:
         """Identifiers by dictionary that this table brings."""

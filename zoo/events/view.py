@@ -14,10 +14,11 @@ import numpy as np
 
 from zoo.contract import PADDING, UNKNOWN, Array, Block, Catalogue, Column
 from zoo.errors import FeatureError, choices
+from zoo.events.attributes import ALWAYS, VALID_FROM, Attribute, EntityTable, Validity, looked_up
 from zoo.events.dictionary import FIRST, as_ids
 from zoo.events.encode import Encoded, columns_of, encode, floats, kinds_of
 from zoo.events.evaluate import Evaluator
-from zoo.events.index import Index, looked_up
+from zoo.events.index import Index
 from zoo.events.log import EventLog
 from zoo.events.pairs import evaluate_pairs, member_sets
 from zoo.events.specs import Aggregation
@@ -208,9 +209,10 @@ class LogView:
         def make() -> Array:
             for name in self.tables():
                 table = self.log.read_table(name, self._tables[name])
-                if table.column_names[0] == entity and len(table[entity].unique()) == len(table):
-                    values = table[entity].to_pylist()
-                    return np.array(sorted(values), dtype=object if values and isinstance(values[0], str) else np.int64)
+                values = set(table[entity].to_pylist()) if table.column_names[0] == entity else {}
+                if len(values) == len(table) or (values and VALID_FROM in table.column_names):
+                    text = any(isinstance(value, str) for value in values)
+                    return np.array(sorted(values), dtype=object if text else np.int64)
             raise FeatureError(
                 f"no entity table has the key {entity!r}; tables: {', '.join(sorted(self.tables())) or '(none)'}. "
                 f"Write one whose first column is {entity!r}"
@@ -221,15 +223,20 @@ class LogView:
     def block(self, name: str) -> Block:
         """An entity table's columns by code (row 0 padding, 1 unknown): text as codes, numbers as float64 with NaN for null.
 
-        A code given after the table was read is beyond its rows and counts as row 0 (``looked_up``).
+        A code given after the table was read is beyond its rows and counts as row 0 (``looked_up``). Of a table that says from
+        when its rows hold (``valid_from``), each key's newest.
         """
-        return self._keep(("block", name), lambda: self._entity_table(name))[1]
+        return self.entity_table(name).block
 
     def key_of(self, name: str) -> str:
         """The key column of an entity table."""
-        return self._keep(("block", name), lambda: self._entity_table(name))[0]
+        return self.entity_table(name).key
 
-    def _entity_table(self, name: str) -> tuple[str, Block]:
+    def entity_table(self, name: str) -> EntityTable:
+        """A table beside the log with a key of its own; FeatureError where there is none of that name."""
+        return self._keep(("block", name), lambda: self._entity_table(name))
+
+    def _entity_table(self, name: str) -> EntityTable:
         import pyarrow as pa
 
         if name not in self.tables():
@@ -238,24 +245,33 @@ class LogView:
         key = table.column_names[0]
         codes = self.codes(key, table[key])
         size = self.log.dictionary(key).size if key in ENTITIES else len(table) + FIRST
-        out: dict[str, Column] = {}
+        validity = None
+        if VALID_FROM in table.column_names:
+            since = np.asarray(table[VALID_FROM].cast(pa.int64()).fill_null(ALWAYS))
+            validity, order = Validity.of(codes, since, size)
+        out: dict[str, Attribute] = {}
         for column in table.column_names[1:]:
             values = table[column]
+            dictionary = None
             if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-                stored = np.zeros(size, np.int32)
-                stored[1] = UNKNOWN
-                stored[codes] = self.log.dictionary(f"{name}.{column}").encode(values)
-                out[column] = Column(stored, dictionary=f"{name}.{column}")
+                dictionary = f"{name}.{column}"
+                read, nothing = self.log.dictionary(dictionary).encode(values), np.zeros(size, np.int32)
+                nothing[1] = UNKNOWN
             elif pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type):
-                numbers = np.full(size, np.nan)
-                numbers[codes] = floats(values)
-                out[column] = Column(numbers)
-        return key, out
+                read, nothing = floats(values), np.full(size, np.nan)
+            else:
+                continue
+            if validity is None:
+                nothing[codes] = read
+                out[column] = Attribute(nothing, dictionary)
+            else:
+                out[column] = Attribute(np.append(read[order], nothing[0]), dictionary, validity)
+        return EntityTable(key, out, {column: attribute.newest() for column, attribute in out.items()})
 
-    def attributes(self) -> dict[str, tuple[Array, str | None]]:
-        """``items.COLUMN`` -> (values by item code, dictionary)."""
-        items = self.block("items") if "items" in self.tables() else {}
-        return {f"items.{name}": (c.values, c.dictionary) for name, c in items.items()}
+    def attributes(self) -> dict[str, Attribute]:
+        """``items.COLUMN`` -> attribute by item code."""
+        items = self.entity_table("items").attributes if "items" in self.tables() else {}
+        return {f"items.{name}": attribute for name, attribute in items.items()}
 
     def members(self, name: str, key: str, via: str) -> Array:
         """The sets of a set table, its items mapped to ``via``, as ``member_sets`` gives them."""
@@ -265,7 +281,7 @@ class LogView:
             partners = self.codes(key, table[key])
             items = self.codes("item_id", table["item_id"])
             if via != "item_id":
-                items = looked_up(self.attributes()[via][0], items)
+                items = looked_up(self.attributes()[via].newest().values, items)
             return member_sets(partners, items)
 
         return self._keep(("members", name, key, via), make)

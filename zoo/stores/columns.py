@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from zoo.contract import Array, Column
 from zoo.errors import FeatureError, choices
-from zoo.events.index import looked_up
 from zoo.events.view import LogView
 from zoo.stores.source import EventSource, TableSource
 
@@ -62,14 +61,14 @@ def to_arrow(view: LogView, column: Column) -> pa.Array:
 def features_of(view: LogView, source: Any, keys: dict[str, Array], times: Array, evaluator: Any = None) -> dict[str, Column]:
     """A source's features for n rows given codes by join key: aggregated from events, or looked up in an entity table."""
     if isinstance(source, TableSource):
-        block, key = view.block(source.table), view.key_of(source.table)
-        names = source.columns or tuple(block)
+        key, attributes, _ = view.entity_table(source.table)
+        names = source.columns or tuple(attributes)
         for name in names:
-            if name not in block:
-                raise FeatureError(choices(f"feature column of table {source.table!r}", name, block))
+            if name not in attributes:
+                raise FeatureError(choices(f"feature column of table {source.table!r}", name, attributes))
         if key not in keys:
             raise FeatureError(
                 f"table {source.table!r} has the key {key!r}; expected an entity with that join key, not {', '.join(keys)}"
             )
-        return {n: Column(looked_up(block[n].values, keys[key]), dictionary=block[n].dictionary) for n in names}
+        return {n: attributes[n].at(keys[key], times) for n in names}
     return view.evaluate(source.aggregation, keys, times, evaluator)

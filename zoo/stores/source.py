@@ -92,7 +92,10 @@ class EventSource(_LogSource):
 
 
 class TableSource(_LogSource):
-    """Columns of an entity table kept beside the log (``items``, ``users``, ``campaigns``), the same at all times."""
+    """Columns of an entity table kept beside the log (``items``, ``users``, ``campaigns``).
+
+    The same at all times, or, where the table has a column ``valid_from``, the row that holds at t (``valid_from`` <= t).
+    """
 
     def __init__(self, *, name: str, table: str, columns: tuple[str, ...] = (), description: str = "", **kwargs: Any) -> None:
         """columns: of the table; all of them where none is named; a feature has its column's name."""
