@@ -17,11 +17,12 @@ from pydantic import BaseModel, ConfigDict
 from zoo.errors import UsageError
 from zoo.manager import plugins
 from zoo.plugin import Artefact, FeatureBatch, FittedModel, ModelSpec, TrainingData
-from zoo.testing import CheckFailed, Echo, checks, contract, run_check, run_checks, toy
+from zoo.testing import CheckFailed, Echo, Follower, checks, contract, run_check, run_checks, toy
 from zoo.testing.case import fingerprint, with_long_row, without_history
 from zoo.testing.echo import EchoParams
 
 test_echo = contract(Echo())
+test_follower = contract(Follower())
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,63 @@ def test_an_unbent_plugin_fails_nothing_that_the_bent_ones_do() -> None:
     assert broken == []
 
 
+@dataclass(frozen=True)
+class Skewed(Follower):
+    """A follower whose fitted model is replaced."""
+
+    fitted: Any = None
+
+    def fit(self, data: TrainingData, *, params: BaseModel, seed: int, progress: Any) -> Any:
+        return self.fitted(super().fit(data, params=params, seed=seed, progress=progress))
+
+
+class Unranking:
+    def __init__(self, follower: Any) -> None:
+        self.predict, self.save = follower.predict, follower.save
+
+
+class OfSome(Unranking):
+    """An item's score depends on which others are asked for."""
+
+    def __init__(self, follower: Any) -> None:
+        super().__init__(follower)
+        self.score_items = lambda batch, items=None: (
+            follower.score_items(batch, items) / np.float32(1 if items is None else max(1, len(items)))
+        )
+
+
+class Wide(Unranking):
+    """Every code, whatever is asked for."""
+
+    def __init__(self, follower: Any) -> None:
+        super().__init__(follower)
+        self.score_items = lambda batch, items=None: follower.score_items(batch)
+
+
+class Popular(Unranking):
+    """The most popular first, backwards."""
+
+    def __init__(self, follower: Any) -> None:
+        super().__init__(follower)
+        self.predict = lambda batch: -follower.predict(batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "fitted", "message"),
+    [
+        ("items_apart[ranking]", Unranking, "gave a Unranking without score_items; expected a ScoresItems"),
+        ("items_apart[ranking]", OfSome, "scores of 9 items apart: 200 of 200 rows differ"),
+        ("items_apart[ranking]", Wide, r"float32 \(200, 32\) for 200 rows and 9 items; expected float32 \(200, 9\)"),
+        ("beats_base_rate[ranking]", Popular, "share of the catalogue ahead of the next item on 200 held-out rows is"),
+    ],
+)
+def test_a_broken_ranking_fails_the_check_that_names_the_fault(name: str, fitted: Any, message: str) -> None:
+    plugin = Skewed(fitted=fitted)
+    result = run_check(name, dict(checks(plugin))[name])
+    assert not result.ok
+    assert re.search(message, result.message), result.message
+
+
 HEAVY_PLUGIN = """
 import sqlalchemy
 from zoo.testing import Echo
@@ -276,7 +334,7 @@ def test_results_say_how_long_each_check_took_and_nothing_where_all_is_well() ->
     results = run_checks(Echo())
     assert len({r.name for r in results}) == len(results)
     assert all(r.seconds >= 0 and r.message == "" for r in results if r.ok)
-    assert {"spec_valid", "same_seed[binary]", "same_seed[multiclass]", "same_seed[value]", "same_seed[ranking]"} <= {
+    assert {"spec_valid", "same_seed[binary]", "same_seed[multiclass]", "same_seed[value]", "same_seed[relevance]"} <= {
         r.name for r in results
     }
 
@@ -347,7 +405,7 @@ def test_toy_rows_are_the_same_for_the_same_seed_and_others_for_another() -> Non
     assert fingerprint(toy(50, 3))["target"] != fingerprint(toy(50, 4))["target"]
 
 
-@pytest.mark.parametrize("kind", ["binary", "multiclass", "value", "ranking"])
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "value", "ranking", "relevance"])
 def test_toy_rows_hold_what_real_rows_hold(kind: Any) -> None:
     data = toy(300, 1, kind)
     batch = data.batch
@@ -386,7 +444,9 @@ def test_toy_sums_agree_between_lines_visits_and_windows() -> None:
 
 
 def test_toy_rows_of_an_unknown_kind_are_refused_with_the_choices() -> None:
-    with pytest.raises(UsageError, match="no toy data of kind 'uplift'; choose one of: binary, multiclass, ranking, value"):
+    with pytest.raises(
+        UsageError, match="no toy data of kind 'uplift'; choose one of: binary, multiclass, ranking, relevance, value"
+    ):
         toy(10, 0, "uplift")
 
 

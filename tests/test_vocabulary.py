@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo.errors import ArtefactError, FeatureError
-from zoo.plugin import Artefact, Catalogue, Column, FeatureBatch
+from zoo.plugin import UNKNOWN, Artefact, Catalogue, Column, FeatureBatch
+from zoo.testing import toy
 from zoo.vocabulary import Vocabulary
 
 CATALOGUE = Catalogue(
@@ -132,3 +135,20 @@ def test_codes_that_cannot_be_codes_are_refused(values):
 def test_a_broken_artefact_is_named():
     with pytest.raises(ArtefactError, match="not a vocabulary"):
         Vocabulary.load(Artefact(texts={"dictionaries.json": '["a"]'}))
+
+
+def test_the_items_that_ranking_rows_lead_to_are_kept_and_mapped_with_them() -> None:
+    data = toy(60, 3, "ranking")
+    only_last = replace(data, target=np.where(np.arange(60) == 0, 99.0, data.target))  # an item that no sequence holds
+    names = {**data.batch.catalogue.names, "item_id": np.array([str(n) for n in range(100)], object)}
+    catalogue = replace(data.batch.catalogue, names=names, items={})
+    only_last = replace(only_last, batch=replace(data.batch, catalogue=catalogue))
+    vocabulary = Vocabulary.of(only_last)
+    assert 99 in vocabulary.kept["item_id"]
+    target = vocabulary.target(only_last)
+    np.testing.assert_array_equal(vocabulary.log_codes("item_id", target.astype(int)), only_last.target)
+    later = replace(only_last, target=np.full(60, 98.0))
+    np.testing.assert_array_equal(vocabulary.target(later), np.full(60, float(UNKNOWN)))
+    clicks = toy(60, 3)
+    assert vocabulary.target(clicks) is clicks.target
+    assert Vocabulary.of(clicks).kept.keys() == Vocabulary.fit(clicks.batch).kept.keys()

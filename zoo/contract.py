@@ -24,7 +24,8 @@ UNKNOWN = 1
 """Code of an identifier that the training window did not hold."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
-TargetKind = Literal["binary", "multiclass", "ranking", "uplift", "value"]
+TargetKind = Literal["binary", "multiclass", "ranking", "relevance", "uplift", "value"]
+"""``ranking``: which item of the catalogue comes next. ``relevance``: how good each candidate of a group is."""
 Progress = Callable[[float, str], None]
 """Called with the fraction done (0 to 1) and a short text."""
 
@@ -233,7 +234,11 @@ class Target:
 class TrainingData:
     """Rows to fit on, in no particular order.
 
-    target: float64 (n,): 0/1 for binary, class numbers for multiclass, amounts for value.
+    target: float64 (n,): 0/1 for binary, class numbers for multiclass, amounts for value, grades for relevance; for ranking the
+        code of the row's next item, in the batch's codes (UNKNOWN where training did not see that item).
+        A ranking row is one user at one instant, with the history before it as aligned sequence columns: ``items``,
+        ``event_types`` and, where the log has times, ``gaps`` and ``ages``. A sequence model may learn from every position of
+        them: each item is the next one of those before it.
     weight: float64 (n,). time: int64 (n,), microseconds UTC, the instant a row was drawn at (equals ``batch.as_of``).
     """
 
@@ -293,11 +298,27 @@ class FittedModel(Protocol):
     """A model that can only exist fitted."""
 
     def predict(self, batch: FeatureBatch) -> Array:
-        """float32 (n, k): probabilities for binary (k = 1) and multiclass (k = classes, rows sum to 1), else scores."""
+        """float32 (n, k): probabilities for binary (k = 1) and multiclass (k = classes, rows sum to 1), else scores.
+
+        For ranking what ``ScoresItems.score_items(batch)`` gives: a score for every code of the catalogue.
+        """
         ...
 
     def save(self) -> Artefact:
         """Everything that ``ModelPlugin.load`` needs to answer the same, bit for bit."""
+        ...
+
+
+@runtime_checkable
+class ScoresItems(FittedModel, Protocol):
+    """A fitted model that ranks the catalogue: what fitting a ``ranking`` target returns."""
+
+    def score_items(self, batch: FeatureBatch, items: Array | None = None) -> Array:
+        """float32 (n, m), finite, on any scale: the larger, the sooner that item is this row's next one.
+
+        items: int32 (m,) item codes; default every code, so m is ``batch.catalogue.size("item_id")`` and column c is of code c. What
+        stands for PADDING and UNKNOWN means nothing. An item's score does not depend on which others are asked for.
+        """
         ...
 
 
@@ -341,7 +362,7 @@ class Examples:
     """Labelled rows of a task.
 
     keys: entity and context columns by name, (n,) each, raw identifiers.
-    time: int64 (n,), when the row is predicted. target: float64 (n,).
+    time: int64 (n,), when the row is predicted. target: float64 (n,), for ranking the log's code of the next item.
     known_at: int64 (n,), when its label became certain; training may use a row only at or after that.
     """
 
@@ -360,6 +381,15 @@ class Examples:
 
 
 @dataclass(frozen=True)
+class Split:
+    """A task's rows on both sides of its test. validation: the rows that choices are made on; None where folds of ``train`` are."""
+
+    train: Examples
+    test: Examples
+    validation: Examples | None = None
+
+
+@dataclass(frozen=True)
 class Task:
     """A question about the log: which rows, which label, which features.
 
@@ -367,12 +397,15 @@ class Task:
     context: further request columns with their numpy dtype.
     examples: ``(log, settings, start, end) -> Examples`` drawn at ``start <= time < end``; settings are the task's table in
         zoo.toml.
+    split: ``(log, settings, test_start, test_end) -> Split`` where a task's rows are not parted by one instant (leave-one-out), or
+        want rows of another kind on either side; instants in microseconds UTC or None.
     """
 
     name: str
     entities: tuple[str, ...]
     target: Target
     examples: Callable[..., Examples]
+    split: Callable[..., Split] | None = None
     context: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     feature_service: str = ""
     summary: str = ""

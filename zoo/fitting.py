@@ -142,8 +142,8 @@ def do(request: _Request) -> tuple[Artefact, float]:
     fit, data = request.fit, request.shared.load()
     model, params = fit.member.resolve(request.source.load(), data.kind)
     train = data.take(fit.train)
-    vocabulary = Vocabulary.fit(train.batch)
-    train = replace(train, batch=seen(train.batch, vocabulary, model.plugin.spec.inputs))
+    vocabulary = Vocabulary.of(train)
+    train = replace(train, batch=seen(train.batch, vocabulary, model.plugin.spec.inputs), target=vocabulary.target(train))
     started = perf_counter()
     fitted = model.plugin.fit(train, params=params, seed=fit.member.seed, progress=silent)
     if fit.scored is None:

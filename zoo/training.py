@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.cache import Cache
-from zoo.contract import Array, Examples, FeatureBatch, Progress, Task, TrainingData
+from zoo.contract import Array, Examples, FeatureBatch, Progress, Split, Task, TrainingData
 from zoo.errors import UsageError
 from zoo.evaluation import leaderboard
 from zoo.features import Features
@@ -58,22 +58,17 @@ class Trained:
         return np.unique(next(iter(self.rows.keys.values())), return_inverse=True)[1]
 
 
-@dataclass(frozen=True)
-class Split:
-    """Training and test examples. Training rows' labels were known ``gap`` before the first test row."""
-
-    train: Examples
-    test: Examples
-
-
 def split(
     task: Task, settings: TaskSettings, view: LogView, test_start: int | None, test_end: int | None, open_labels: bool = False
 ) -> Split:
     """Draw a task's rows on both sides of ``test_start`` (default: the newest instant whose labels are all known).
 
     open_labels: keep test rows whose label is not yet certain when the log ends, with the label seen so far.
-    The gap is one label window (``horizon``), or the setting ``gap`` of tasks whose labels take as long as each needs.
+    The gap between the last label of training and the first test row is one label window (``horizon``), or the setting ``gap`` of
+    tasks whose labels take as long as each needs. A task that has a ``split`` of its own answers by that.
     """
+    if task.split is not None:
+        return task.split(view, settings.own, test_start, test_end)
     from importlib import import_module
 
     own = {k: v for k, v in settings.own.items() if k != "gap"}
@@ -168,7 +163,7 @@ def train(
     )
     final = stack(oof, data, settings.final, seed=settings.seed, source=source)
     fitted = fit_members(chosen, data, source=source, executor=executor, cache=cache, progress=_part(say, "folds", "members"))
-    ensemble = Ensemble(tuple(fitted), final, Vocabulary.fit(data.batch), task.target)
+    ensemble = Ensemble(tuple(fitted), final, Vocabulary.of(data), task.target)
     scores = _scores(ensemble, test.batch)
     done = Trained(None, ensemble, {}, data, test, rows.test, scores)
     lines = leaderboard(

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from zoo.errors import ArtefactError, FeatureError
-from zoo.plugin import PADDING, UNKNOWN, Array, Artefact, Block, Catalogue, Column, FeatureBatch
+from zoo.plugin import PADDING, UNKNOWN, Array, Artefact, Block, Catalogue, Column, FeatureBatch, TrainingData
 
 FIRST = 2
 """The first code of a real identifier; 0 and 1 are padding and unknown in the log and in every vocabulary."""
@@ -28,12 +28,19 @@ class Vocabulary:
     kept: Mapping[str, Array]
 
     @staticmethod
-    def fit(batch: FeatureBatch, min_count: int = 1) -> Vocabulary:
+    def of(data: TrainingData) -> Vocabulary:
+        """The codes that training rows hold; for a ranking target the items that they lead to are among them."""
+        return Vocabulary.fit(data.batch, items=data.target.astype(np.int64) if data.kind.kind == "ranking" else None)
+
+    @staticmethod
+    def fit(batch: FeatureBatch, min_count: int = 1, items: Array | None = None) -> Vocabulary:
         """Keep the codes that rows of this batch hold at least ``min_count`` times, each stored row counted once.
 
-        The attributes of kept items (code columns of ``catalogue.items``) count once an item.
+        The attributes of kept items (code columns of ``catalogue.items``) count once an item. items: further item codes that count.
         """
         counts: dict[str, Array] = {}
+        if items is not None:
+            _count(counts, ITEMS, items)
         for entity, block in batch.blocks.items():
             used = np.unique(batch.row_of[entity])
             for column in block.values():
@@ -56,6 +63,21 @@ class Vocabulary:
         """The batch with every code column and its catalogue in this vocabulary's codes."""
         blocks = {entity: self._block(block) for entity, block in batch.blocks.items()}
         return replace(batch, blocks=blocks, catalogue=self._catalogue(batch.catalogue))
+
+    def target(self, data: TrainingData) -> Array:
+        """The rows' target as a model is given it: items in this vocabulary's codes, anything else as it is."""
+        if data.kind.kind != "ranking":
+            return data.target
+        return self.codes(ITEMS, data.target.astype(np.int64)).astype(np.float64)
+
+    def codes(self, dictionary: str, log_codes: Array) -> Array:
+        """int32, same shape: this vocabulary's codes of the log's."""
+        return self._column(Column(log_codes, dictionary=dictionary)).values
+
+    def log_codes(self, dictionary: str, codes: Array) -> Array:
+        """int32, same shape: the inverse of ``codes`` for those below ``size``; 0 and 1 stay."""
+        table: Array = np.concatenate([np.arange(FIRST, dtype=np.int32), self.kept.get(dictionary, np.zeros(0, np.int32))])
+        return table[codes]
 
     def save(self) -> Artefact:
         names = sorted(self.kept)

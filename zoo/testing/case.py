@@ -65,7 +65,7 @@ class Case:
     def predict(self, model: FittedModel, batch: FeatureBatch) -> Array:
         """Scores whose shape, dtype and range are as the kind of target demands."""
         scores = model.predict(batch)
-        width = toy(1, 0, self.kind).kind.width
+        width = batch.catalogue.size("item_id") if self.kind == "ranking" else toy(1, 0, self.kind).kind.width
         expect(isinstance(scores, np.ndarray), f"predict returned a {type(scores).__name__}; expected a numpy array")
         expect(
             scores.dtype == np.float32 and scores.shape == (len(batch), width),

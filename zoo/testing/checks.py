@@ -24,6 +24,7 @@ from zoo.contract import (
     FeatureBatch,
     ModelPlugin,
     ModelSpec,
+    ScoresItems,
     TargetKind,
 )
 from zoo.errors import ArtefactError
@@ -32,6 +33,7 @@ from zoo.testing import case as given
 from zoo.testing.case import SMALL, Case, CheckFailed, expect, expect_close, expect_same
 from zoo.testing.child import in_child
 from zoo.testing.loss import losses
+from zoo.testing.toy import KINDS
 
 HEAVY = ("torch", "transformers", "lightgbm", "feast", "pandas", "sqlalchemy")
 BETTER_THAN_BASE = 0.9
@@ -135,7 +137,8 @@ def same_seed(case: Case) -> None:
 
 def one_class(case: Case) -> None:
     """A window whose rows all have one label is no error."""
-    for label in {"binary": (0.0, 1.0), "multiclass": (2.0,), "value": (0.0, 7.5)}.get(case.kind, (0.0,)):
+    labels = {"binary": (0.0, 1.0), "multiclass": (2.0,), "value": (0.0, 7.5), "ranking": (2.0, float(UNKNOWN))}
+    for label in labels.get(case.kind, (0.0,)):
         data = case.training(SMALL)
         case.predict(case.fit(replace(data, target=np.full(len(data), label))), case.held_out(SMALL).batch)
 
@@ -216,6 +219,24 @@ def beats_base_rate(case: Case) -> None:
     )
 
 
+def items_apart(case: Case) -> None:
+    """A model that ranks the catalogue scores any items, in any order, none at all included, as it scores them among all others."""
+    model, batch = case.fitted, case.held_out().batch
+    if not isinstance(model, ScoresItems):
+        raise CheckFailed(f"fitting a ranking target gave a {type(model).__name__} without score_items; expected a ScoresItems")
+    expect_same(model.score_items(batch), case.scores, "score_items without items, beside predict")
+    codes = np.random.default_rng(0).integers(0, case.scores.shape[1], 9).astype(np.int32)
+    for items in (codes, codes[:1], codes[:0]):
+        scores = model.score_items(batch, items)
+        expect(
+            scores.dtype == np.float32 and scores.shape == (len(batch), len(items)),
+            f"score_items returned {scores.dtype} {scores.shape} for {len(batch)} rows and {len(items)} items; "
+            f"expected float32 {(len(batch), len(items))}",
+        )
+        if len(items):
+            expect_close(scores, case.scores[:, items], f"scores of {len(items)} items apart")
+
+
 def progress_told(case: Case) -> None:
     """fit tells how far it is: numbers from 0 to 1 that never fall, each with a text."""
     _ = case.fitted
@@ -250,12 +271,12 @@ FOR_EACH_KIND: Mapping[str, Callable[[Case], str | None]] = {
         progress_told,
     )
 }
+FOR_ONE_KIND: Mapping[TargetKind, Mapping[str, Callable[[Case], str | None]]] = {"ranking": {"items_apart": items_apart}}
 
 
 def kinds_of(plugin: ModelPlugin) -> tuple[TargetKind, ...]:
     """The kinds of target that it takes and that there is toy data for."""
-    kinds: tuple[TargetKind, ...] = ("binary", "multiclass", "value", "ranking")
-    return tuple(kind for kind in kinds if kind in plugin.spec.targets)
+    return tuple(kind for kind in KINDS if kind in plugin.spec.targets)
 
 
 def _with_strangers(batch: FeatureBatch) -> FeatureBatch:

@@ -45,7 +45,7 @@ class Echo:
             self.name,
             lambda: EchoParams,
             self.inputs,
-            frozenset({"binary", "multiclass", "value", "ranking"}),
+            frozenset({"binary", "multiclass", "value", "relevance"}),
             "smoothed averages over ranges of one numeric column",
         )
 

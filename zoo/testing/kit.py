@@ -13,7 +13,7 @@ from pathlib import Path
 from zoo.contract import ModelPlugin
 from zoo.errors import UsageError, choices
 from zoo.testing.case import Case, CheckFailed
-from zoo.testing.checks import FOR_EACH_KIND, GENERAL, kinds_of
+from zoo.testing.checks import FOR_EACH_KIND, FOR_ONE_KIND, GENERAL, kinds_of
 
 Check = Callable[[], str | None]
 """Returns None when the contract is kept, or the reason why the check does not apply; raises when it is broken."""
@@ -39,7 +39,7 @@ def checks(plugin: ModelPlugin) -> Iterator[tuple[str, Check]]:
         yield name, partial(general, plugin)
     for kind in kinds_of(plugin):
         case = Case(plugin, kind)
-        for name, check in FOR_EACH_KIND.items():
+        for name, check in {**FOR_EACH_KIND, **FOR_ONE_KIND.get(kind, {})}.items():
             yield f"{name}[{kind}]", partial(check, case)
     for unserved in sorted(plugin.spec.targets - set(kinds_of(plugin))):
         yield (

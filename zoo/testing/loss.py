@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from zoo.contract import Array, TrainingData
+from zoo.contract import UNKNOWN, Array, TrainingData
 
 
 def losses(scores: Array, data: TrainingData, held_out: TrainingData) -> tuple[str, float, float]:
@@ -13,6 +13,12 @@ def losses(scores: Array, data: TrainingData, held_out: TrainingData) -> tuple[s
     if held_out.kind.kind == "value":
         return "mean squared error", _mean((scores[:, 0] - target) ** 2), _mean((data.target.mean() - target) ** 2)
     if held_out.kind.kind == "ranking":
+        rows = np.flatnonzero(target > UNKNOWN)
+        catalogue = scores[rows, UNKNOWN + 1 :]
+        own = scores[rows, target[rows].astype(np.int64)][:, None]
+        ahead = (catalogue > own).sum(axis=1) + 0.5 * ((catalogue == own).sum(axis=1) - 1)
+        return "share of the catalogue ahead of the next item", _mean(ahead / max(1, catalogue.shape[1] - 1)), 0.5
+    if held_out.kind.kind == "relevance":
         assert held_out.batch.group is not None
         group = np.repeat(np.arange(len(held_out.batch.group) - 1), np.diff(held_out.batch.group))
         better, worse = np.nonzero((group[:, None] == group) & (target[:, None] > target))

@@ -11,6 +11,8 @@ from zoo.errors import UsageError
 
 DAY = 86_400.0
 CLASSES = ("lapses", "buys once", "buys often")
+KINDS: tuple[TargetKind, ...] = ("binary", "multiclass", "value", "ranking", "relevance")
+"""Kinds of target that there are toy rows of."""
 EVENT_TYPES = ("", "?", "view", "cart", "purchase")
 CATEGORIES = ("", "?", "bakery", "dairy", "fruit", "garden", "paper", "toys")
 NAMES = {
@@ -22,6 +24,11 @@ NAMES = {
     "toys": "wooden train, card game, rag doll, kite, jigsaw puzzle",
 }
 GROUP_SIZE = 5
+ITEMS = sum(text.count(",") + 1 for text in NAMES.values())
+FOLLOWS = 0.6
+"""How often, in rows of kind ``ranking``, an item is the successor of the one before it."""
+SUCCESSOR = np.concatenate([[PADDING, UNKNOWN], (np.arange(ITEMS) * 7 + 3) % ITEMS + 2]).astype(np.int32)
+"""int32, by item code: the item that tends to follow."""
 PURCHASE = EVENT_TYPES.index("purchase")
 START = 1_700_000_000_000_000
 
@@ -33,19 +40,22 @@ def toy(n: int = 400, seed: int = 0, kind: TargetKind = "binary") -> TrainingDat
     visit-level ``visit_gaps``, ``visit_values``, ``visit_items``, ``visit_ages`` (another), windows, recency (NaN where there is
     no event) and profile codes; about seven stored rows for ten rows, and one in twelve without any event. item: a candidate,
     shared by many rows. pair and context: a value a row, text among them. Gaps and ages in seconds, ``as_of`` in microseconds.
-    kind: for ``ranking`` every ``GROUP_SIZE`` rows share a shopper and ``n`` is rounded up to whole groups.
+    kind: for ``relevance`` every ``GROUP_SIZE`` rows share a shopper and ``n`` is rounded up to whole groups; for ``ranking`` an item
+    often follows from the one before it, and some items are popular.
     """
-    if kind not in ("binary", "multiclass", "value", "ranking"):
-        raise UsageError(f"no toy data of kind {kind!r}; choose one of: binary, multiclass, ranking, value")
+    if kind not in KINDS:
+        raise UsageError(f"no toy data of kind {kind!r}; choose one of: {', '.join(sorted(KINDS))}")
     rng = np.random.default_rng([seed, 4])
-    if kind == "ranking":
+    if kind == "relevance":
         n = -(-n // GROUP_SIZE) * GROUP_SIZE
-    stored = max(1, n // GROUP_SIZE if kind == "ranking" else round(0.7 * n))
+    stored = max(1, n // GROUP_SIZE if kind == "relevance" else round(0.7 * n))
     catalogue = _catalogue()
     user, liking = _users(stored, rng, catalogue)
+    if kind == "ranking":
+        user = _chained(user, np.random.default_rng([seed, 5]), catalogue)
     as_of = START + rng.integers(0, round(60 * DAY), stored) * 1_000_000
     newest = np.where(np.isnan(user["user_recency"].values), -1, as_of - np.nan_to_num(user["user_recency"].values * 1e6))
-    shoppers = np.repeat(np.arange(stored), GROUP_SIZE) if kind == "ranking" else _shared(n, stored, rng)
+    shoppers = np.repeat(np.arange(stored), GROUP_SIZE) if kind == "relevance" else _shared(n, stored, rng)
     candidates = rng.integers(2, catalogue.size("item_id"), n)
     batch = FeatureBatch(
         {"user": user, "item": _candidates(catalogue), "pair": _pairs(n, rng), "context": _context(n, rng)},
@@ -58,10 +68,12 @@ def toy(n: int = 400, seed: int = 0, kind: TargetKind = "binary") -> TrainingDat
         as_of[shoppers],
         newest.astype(np.int64)[shoppers],
         catalogue,
-        np.arange(0, n + 1, GROUP_SIZE) if kind == "ranking" else None,
+        np.arange(0, n + 1, GROUP_SIZE) if kind == "relevance" else None,
     )
     noise = rng.logistic(size=n)
     if kind == "ranking":
+        target = _next_items(user, np.random.default_rng([seed, 6]))[shoppers].astype(np.float64)
+    elif kind == "relevance":
         liked = _newest_category(user)[shoppers] == catalogue.items["category"].values[candidates]
         popular = batch.column("item_popularity").values
         target = (3.0 * liked + 4.0 * (popular - 0.5) - 1.0 + noise > 0).astype(np.float64)
@@ -176,6 +188,35 @@ def _users(stored: int, rng: np.random.Generator, catalogue: Catalogue) -> tuple
         2.2 * (share - 0.5) + 0.6 * (ends_in_purchase - 0.5) + 0.25 * (2.0 - np.log1p(np.nan_to_num(recency, nan=60 * DAY) / DAY))
     )
     return block, liking / 0.9
+
+
+def _chained(user: Block, rng: np.random.Generator, catalogue: Catalogue) -> Block:
+    """The block with items of which each is likely the successor of the one before it."""
+    column = user["items"]
+    assert column.offsets is not None
+    items = column.values.copy()
+    known = items >= 2
+    items[known] = _popular(int(known.sum()), rng)
+    follows = rng.random(len(items)) < FOLLOWS
+    first = set(column.offsets[:-1].tolist())
+    for at in range(1, len(items)):
+        if follows[at] and known[at] and known[at - 1] and at not in first:
+            items[at] = SUCCESSOR[items[at - 1]]
+    categories = catalogue.items["category"].values[items]
+    return {**user, "items": replace(column, values=items), "categories": replace(user["categories"], values=categories)}
+
+
+def _next_items(user: Block, rng: np.random.Generator) -> Array:
+    """int32 (stored,): the item after the newest one."""
+    newest = user["items"].padded(1)[:, 0]
+    follows = (rng.random(len(newest)) < FOLLOWS) & (newest >= 2)
+    return np.where(follows, SUCCESSOR[newest], _popular(len(newest), rng)).astype(np.int32)
+
+
+def _popular(n: int, rng: np.random.Generator) -> Array:
+    """int32 (n,): item codes drawn in proportion to 1, 1/2, 1/3, ..."""
+    share = 1 / np.arange(1, ITEMS + 1)
+    return rng.choice(np.arange(2, ITEMS + 2, dtype=np.int32), n, p=share / share.sum())
 
 
 def _candidates(catalogue: Catalogue) -> Block:
