@@ -270,15 +270,15 @@ CASES = [
         "a model that is not registered",
         "zoo predict behaviour --user 1",
         lambda root: ["predict", "behaviour", "--user", "1"],
-        1,
+        2,
         "behaviour",
     ),
-    Case("a version that is not registered", "zoo promote churn@99", lambda root: ["promote", "churn@99"], 1, "99"),
+    Case("a version that is not registered", "zoo promote churn@99", lambda root: ["promote", "churn@99"], 2, "99"),
     Case(
         "an alias that is not there",
         "zoo predict churn@best --user 1",
         lambda root: ["predict", "churn@best", "--user", "1"],
-        1,
+        2,
         "best",
     ),
     Case(
@@ -402,6 +402,13 @@ CASES = [
         1,
         "gbdt.*zoo-bad",
         **MEND_PLUGIN,
+    ),
+    Case(
+        "a model whose plugin is not there",
+        "zoo --without gbdt predict churn --user 1",
+        lambda root: ["--without", "gbdt", *PREDICT],
+        1,
+        "pip install feature-zoo-gbdt==",
     ),
     Case(
         "one flipped byte in an artefact",

@@ -221,8 +221,9 @@ def test_misuse_within_a_project_ends_with_2(arguments: list[str], said: str, pr
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["promote", "churn@3"], "unknown model 'churn'"),
-        (["predict", "churn", "--user", "1"], "unknown model 'churn'"),
+        (["promote", "churn@3"], "no model is registered yet"),
+        (["predict", "churn", "--user", "1"], "no model is registered yet"),
+        (["serve"], "no model is registered yet"),
         (["materialize"], "no feature service yet"),
         (["plugin", "check", "folds"], "plugin 'folds' adds no model"),
     ],
@@ -236,6 +237,27 @@ def test_what_cannot_be_done_ends_with_1(arguments: list[str], said: str, projec
     answer = zoo("--repo", project, *arguments)
     assert (answer.code, answer.out) == (1, "")
     assert said in answer.err
+
+
+@pytest.mark.parametrize("arguments", [["models"], ["promote", "churn@1"], ["predict", "churn", "--user", "1"]])
+def test_a_command_that_only_reads_creates_nothing(arguments: list[str], project: Path, zoo: Zoo) -> None:
+    before = sorted(project.rglob("*"))
+    answer = zoo("--repo", project, *arguments)
+    assert answer.code == (0 if arguments == ["models"] else 1)
+    assert "no model is registered yet" in answer.out + answer.err
+    assert sorted(project.rglob("*")) == before
+
+
+def test_a_model_version_or_alias_that_the_registry_does_not_have_is_misuse(trained_shop: Shop, zoo: Zoo) -> None:
+    for arguments, said in (
+        (["predict", "chrun", "--user", "1"], "unknown model 'chrun'; choose one of: campaign, churn"),
+        (["predict", "churn@best", "--user", "1"], "no alias 'best'"),
+        (["promote", "churn@99"], "no version 99"),
+        (["serve", "chrun"], "unknown model 'chrun'"),
+    ):
+        answer = zoo("--repo", trained_shop.root, *arguments)
+        assert (answer.code, answer.out) == (2, "")
+        assert said in answer.err
 
 
 @pytest.mark.parametrize(
@@ -332,6 +354,24 @@ def test_ctrl_c_ends_with_130_and_a_sentence_and_the_next_command_works(project:
     assert b"zoo: interrupted: what was finished before is kept" in err
     assert b"Traceback" not in said + err
     assert zoo("--repo", project, "ingest", file, "--json").json["added"] == 3
+
+
+def test_ctrl_c_before_a_command_begins_ends_with_130_too() -> None:
+    code = """
+import os, signal, sys
+import zoo.cli
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "typer":  # what zoo imports first
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+zoo.cli.main()
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (ran.returncode, ran.stdout) == (130, "")
+    assert ran.stderr == "zoo: interrupted before it began; nothing was done\n"
 
 
 # The project

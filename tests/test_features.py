@@ -156,7 +156,7 @@ def test_times_that_are_no_instants_are_refused(features: Features, times: list[
 
 
 def test_a_naive_instant_is_refused_online(features: Features) -> None:
-    with pytest.raises(FeatureError, match="has no timezone"):
+    with pytest.raises(UsageError, match="has no timezone"):
         features.online("users", {"user_id": [1]}, at=datetime(2020, 1, 1))
 
 

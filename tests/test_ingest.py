@@ -446,7 +446,10 @@ def test_every_row_is_in_the_log_or_repeated_or_in_quarantine(tmp_path_factory, 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda t: without(t, "user_id"), "no column 'user_id'; found: item_id, event_type, timestamp"),
+        (
+            lambda t: without(t, "user_id"),
+            r"no column 'user_id'; found: item_id, event_type, timestamp.*THEIRS = \"user_id\" under \[ingest.columns\] in zoo.toml",
+        ),
         (lambda t: without(t, "item_id"), "no column 'item_id'.*add an empty one"),
         (lambda t: without(t, "timestamp"), "no column 'timestamp'"),
         (lambda t: t.set_column(0, "user_id", pa.array(["1", "2", "3"])), "'user_id' is string; expected whole numbers"),

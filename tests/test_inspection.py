@@ -154,8 +154,14 @@ def test_free_text_empty_columns_and_reserved_names_are_left_out_and_said(write)
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
-        ({"item_id": [1], "event_type": ["v"], "timestamp": [1]}, "no column looks like 'user_id'; found: item_id"),
-        ({"user_id": [1], "item_id": [1], "event_type": ["v"]}, "no column holds times"),
+        (
+            {"item_id": [1], "event_type": ["v"], "timestamp": [1]},
+            r"no column looks like 'user_id'; found: item_id.*--column user_id=THEIRS, in Python mapping=\{'THEIRS': 'user_id'\}",
+        ),
+        (
+            {"user_id": [1], "item_id": [1], "event_type": ["v"]},
+            "no column holds times.*--column timestamp=THEIRS, in Python mapping=",
+        ),
         ({"user_id": pa.array([], pa.int64())}, "holds no rows"),
     ],
 )

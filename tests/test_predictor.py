@@ -317,7 +317,9 @@ def test_a_corrupt_artefact_is_refused_when_it_is_loaded(shop: Shop) -> None:
 
 
 def test_a_missing_plugin_is_named(trained_shop: Shop) -> None:
-    with pytest.raises(UsageError, match="'gru'"):
+    with pytest.raises(
+        PluginError, match=r"gru is a model 'gru' of distribution feature-zoo-recurrent .*pip install feature-zoo-rec.*=="
+    ):
         Predictor.load("churn", trained_shop.root, without=["recurrent"])
 
 
@@ -354,9 +356,14 @@ def test_a_feature_service_that_is_gone_is_named(shop: Shop) -> None:
     [
         ({"users": [1], "at": "2024-05-01"}, "at is '2024-05-01'; expected a datetime"),
         ({"users": [1], "at": True}, "at is True; expected a datetime"),
+        ({"users": [1], "at": 1.5}, "at is 1.5; expected a datetime"),
+        ({"users": [1], "at": datetime(2024, 5, 1)}, "at is 2024-05-01T00:00:00, which has no timezone"),
         ({"users": "u0042"}, "users is the text 'u0042'; expected a list"),
     ],
 )
 def test_users_and_instants_of_the_wrong_kind_are_refused(churn: Predictor, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         churn.predict(**arguments)
+    if "at" in arguments:
+        with pytest.raises(UsageError, match=message):
+            churn.features.online("churn", {"user_id": [1]}, arguments["at"])

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import make_url
 
 from zoo.contract import Artefact
-from zoo.errors import ArtefactError, RegistryError
+from zoo.errors import ArtefactError, RegistryError, UnknownReferenceError
 from zoo.registry import Reference, Registry, parse
 from zoo.registry.database import VERSION_TABLE, _words
 
@@ -82,7 +82,7 @@ def test_numbers_count_from_one_for_each_model(registry):
 def test_an_empty_registry_lists_nothing(registry):
     assert registry.models() == []
     assert registry.versions() == []
-    with pytest.raises(RegistryError, match=r"unknown model 'churn'; choose one of: \(none\)"):
+    with pytest.raises(RegistryError, match=r"no model is registered yet, so there is no 'churn'; train one with: zoo train"):
         registry.get("churn")
 
 
@@ -161,15 +161,15 @@ def test_aliases_of_one_model_are_not_those_of_another(registry):
     fill(registry, "churn", 2)
     fill(registry, "campaign", 1)
     registry.promote("churn", 2)
-    with pytest.raises(RegistryError, match=r"'campaign' has no alias 'champion'.*aliases: \(none\)"):
+    with pytest.raises(UnknownReferenceError, match=r"'campaign' has no alias 'champion'.*aliases: \(none\)"):
         registry.get("campaign@champion")
 
 
 def test_a_missing_version_cannot_be_promoted(registry):
     fill(registry, count=2)
-    with pytest.raises(RegistryError, match=r"'churn' has no version 3; it has versions 1 to 2; aliases: \(none\)"):
+    with pytest.raises(UnknownReferenceError, match=r"'churn' has no version 3; it has versions 1 to 2; aliases: \(none\)"):
         registry.promote("churn", 3)
-    with pytest.raises(RegistryError, match=r"unknown model 'chrun'; choose one of: churn"):
+    with pytest.raises(UnknownReferenceError, match=r"unknown model 'chrun'; choose one of: churn"):
         registry.promote("chrun", 1)
     assert registry.get("churn").aliases == ()
 
@@ -367,7 +367,7 @@ def test_references_are_read(text, expected):
     ["", "@", "@3", "churn@", "churn@@3", "churn@0", "churn@03", "churn@-1", "churn@1.5", "3", "a b", "churn@3 ", "churn\n"],
 )
 def test_what_is_no_reference_is_refused_with_the_forms(text):
-    with pytest.raises(RegistryError, match=r"expected NAME, NAME@NUMBER or NAME@ALIAS"):
+    with pytest.raises(UnknownReferenceError, match=r"expected NAME, NAME@NUMBER or NAME@ALIAS"):
         parse(text)
 
 
@@ -546,3 +546,9 @@ def test_opening_a_current_registry_imports_no_alembic(tmp_path):
     code = "import sys; from zoo.registry import Registry; Registry.open(sys.argv[1], sys.argv[2]).close(); print('alembic' in sys.modules)"
     arguments = [sys.executable, "-c", code, tmp_path / "registry.db", tmp_path]
     assert subprocess.run(arguments, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_who_only_reads_makes_no_registry(tmp_path):
+    with pytest.raises(RegistryError, match=r"no model is registered yet \(there is no .*; train one with: zoo train TASK"):
+        Registry.open(f"sqlite:///{tmp_path}/data/registry.db", tmp_path / "data/artefacts", create=False)
+    assert list(tmp_path.iterdir()) == []

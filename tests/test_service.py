@@ -232,7 +232,20 @@ JSON = {"Content-Type": "application/json"}
 BODIES: dict[str, tuple[str, Any, int, str, str]] = {
     "unknown model": ("predict", {"model": "chrun", "users": [1]}, 404, "unknown_model", "choose one of: campaign, churn"),
     "model left out": ("predict", {"users": [1]}, 422, "invalid_request", "model: Field required"),
-    "no object": ("predict", [1], 422, "invalid_request", "the body"),
+    "no object": (
+        "predict",
+        [1],
+        422,
+        "invalid_request",
+        "the body: it is a JSON list; expected one object with its fields, as in ",
+    ),
+    "a bare list of events": (
+        "events",
+        [{"event_id": "e", "user_id": 1}],
+        422,
+        "invalid_request",
+        'it is a JSON list; expected one object with its fields, as in {"events": [{"event_id": ',
+    ),
     "unknown field": (
         "predict",
         {"model": "churn", "user": [1]},

@@ -31,6 +31,10 @@ class RegistryError(ZooError):
     """The registry cannot answer: unknown model, version or alias, or an unusable database."""
 
 
+class UnknownReferenceError(RegistryError, UsageError):
+    """The caller names a model, version or alias that the registry does not have, or that no registry could have."""
+
+
 class FeatureError(ZooError):
     """Features cannot be computed as declared (unknown view, order-only log, missing table)."""
 

@@ -82,6 +82,19 @@ def instants(values: pa.ChunkedArray) -> Array:
     return np.asarray(values.cast(pa.int64()).combine_chunks())
 
 
+def moment(at: Any) -> int:
+    """Microseconds UTC of an ``at``: an aware datetime, or a whole number, which is microseconds already. UsageError for anything else."""
+    if isinstance(at, datetime):
+        from zoo.stores.reader import microseconds
+
+        if at.tzinfo is None:
+            raise UsageError(f"at is {at.isoformat()}, which has no timezone; expected an instant such as 2017-12-01T00:00:00Z")
+        return microseconds(at)
+    if not isinstance(at, (bool, np.bool_)) and isinstance(at, (int, np.integer)):
+        return int(at)
+    raise UsageError(f"at is {at!r}; expected a datetime with a timezone or int64 microseconds UTC")
+
+
 @dataclass(frozen=True)
 class _View:
     """What is asked of a feature view on every read, taken from it once.
@@ -177,11 +190,12 @@ class Features:
     def online(
         self, service: str, rows: Any, at: int | datetime | None = None, context: Mapping[str, str] | None = None
     ) -> FeatureBatch:
-        """Features of n rows as of ``at`` (default: the repository's clock), from the online store."""
-        from zoo.stores.reader import microseconds
+        """Features of n rows as of ``at`` (microseconds UTC or an aware datetime; default: the repository's clock), from the online store.
 
+        Raises UsageError for rows or an ``at`` that cannot be meant.
+        """
+        now = self.reader.now() if at is None else moment(at)
         table = table_of(rows)
-        now = self.reader.now() if at is None else at if isinstance(at, int) else microseconds(at)
         return self._batch(service, table, np.full(len(table), now, np.int64), context or {}, online=True)
 
     def _batch(self, service: str, table: pa.Table, times: Array, context: Mapping[str, str], *, online: bool) -> FeatureBatch:

@@ -11,7 +11,7 @@ import numpy as np
 
 from zoo.contract import Array, FeatureBatch
 from zoo.errors import FeatureError, RegistryError, UsageError
-from zoo.features import Features, table_of
+from zoo.features import Features, moment, table_of
 from zoo.manager import Plugins, plugins
 from zoo.project import Project
 from zoo.registry import Registry, Version
@@ -39,12 +39,13 @@ class Predictor:
         """The ensemble behind ``churn@champion``, ``churn@3`` or ``churn`` (its champion).
 
         features: the repository's, where the caller has opened them already (several predictors then share one store).
-        Raises UsageError where the project is missing, RegistryError for an unknown model, version or alias, ArtefactError where
-        its files are not what was registered, FeatureError where the feature service is no longer the one it was trained on.
+        Raises UsageError where the project is missing, UnknownReferenceError for an unknown model, version or alias, ArtefactError
+        where its files are not what was registered, PluginError where the plugin of one of its models is not installed, FeatureError
+        where the feature service is no longer the one it was trained on.
         """
         project = Project.open(repo)
         found = plugins(without)
-        with Registry.open(project.registry_url, project.artefacts) as registry:
+        with Registry.open(project.registry_url, project.artefacts, create=False) as registry:
             version, artefact = registry.load(reference)
         if not {"task", "service_hash"} <= version.lineage.keys():
             raise RegistryError(
@@ -116,10 +117,7 @@ class Predictor:
             raise UsageError("predict takes either rows or users, one of them")
         if isinstance(users, str):
             raise UsageError(f"users is the text {users!r}; expected a list of identifiers, as in users=[{users!r}]")
-        if at is not None and (isinstance(at, bool) or not isinstance(at, int | datetime)):
-            raise UsageError(f"at is {at!r}; expected a datetime with a timezone or int64 microseconds UTC")
-        if isinstance(at, datetime) and at.tzinfo is None:
-            raise UsageError(f"at is {at.isoformat()}, which has no timezone; expected an instant such as 2017-12-01T00:00:00Z")
+        at = None if at is None else moment(at)
         table = self._keyed(table_of({"user_id": list(users)} if users is not None else rows))
         if not len(table):
             none = np.zeros((0, len(self.members), self.ensemble.target.width), np.float32)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from zoo.cache import Cache
-from zoo.errors import ArtefactError, UsageError
+from zoo.errors import ArtefactError, PluginError, UsageError
 from zoo.fitting import Fit, Member, PluginSource, checked, run_fits, seen, silent
 from zoo.jobs import Executor, Serial
 from zoo.manager import Plugins, RegisteredModel
@@ -220,10 +220,16 @@ class Ensemble:
 
     @staticmethod
     def load(artefact: Artefact, plugins: Plugins) -> Ensemble:
-        """What ``save`` wrote. Raises ArtefactError when it is no ensemble, UsageError when a model's plugin is missing."""
+        """What ``save`` wrote. Raises ArtefactError when it is no ensemble, PluginError when a model's plugin is missing."""
 
         def loaded(facts: dict[str, Any], part: str) -> Fitted:
-            fitted = plugins.model(facts["model"]).plugin.load(artefact.part(part))
+            if facts["model"] not in plugins.models:
+                raise PluginError(
+                    f"the stack's {facts['name']} is a model {facts['model']!r} of distribution {facts['distribution']} "
+                    f"{facts['version']}, and no plugin loaded offers one; install it, as in `pip install "
+                    f"{facts['distribution']}=={facts['version']}`, and do not leave it out with --without"
+                )
+            fitted = plugins.models[facts["model"]].plugin.load(artefact.part(part))
             return Fitted(**{**facts, "inputs": tuple(facts["inputs"])}, seconds=math.nan, fitted=fitted)
 
         try:

@@ -62,8 +62,3 @@ for _name, _function, _example in _COMMANDS:
 _plugin = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after one plugin.")
 _plugin.command("check", cls=ZooCommand, epilog="Example: zoo plugin check gru")(plugins.check)
 app.add_typer(_plugin, name="plugin", epilog="Example: zoo plugin check gru")
-
-
-def main() -> None:
-    """The entry point of ``zoo`` and ``python -m zoo``. Exits 0 (fine), 1 (could not), 2 (misused) or 130 (Ctrl-C)."""
-    app(prog_name="zoo")

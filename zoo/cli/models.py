@@ -105,8 +105,7 @@ def models(ctx: typer.Context, as_json: Json = False) -> None:
     Each with its aliases, its scores on the test rows and the version of the log it was made from; --json says all of it.
     """
     own = state(ctx)
-    with _registry(own) as registry:
-        versions = registry.versions()
+    versions = _versions(own)
 
     def human(console: Console) -> None:
         from zoo.cli.render import table
@@ -288,7 +287,17 @@ def _rows(own: State, path: Path) -> pa.Table:
 def _registry(own: State) -> Registry:
     from zoo.registry import Registry
 
-    return Registry.open(own.project.registry_url, own.project.artefacts)
+    return Registry.open(own.project.registry_url, own.project.artefacts, create=False)
+
+
+def _versions(own: State) -> list[Version]:
+    """Every version; none where there is no registry yet, and none is made."""
+    from zoo.registry.database import missing
+
+    if missing(own.project.registry_url) is not None:
+        return []
+    with _registry(own) as registry:
+        return registry.versions()
 
 
 def _score(version: Version, metric: str) -> Any:

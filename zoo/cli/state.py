@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import signal
 import sys
 import textwrap
 import traceback
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from zoo.cli import INTERRUPTED, stopped
 from zoo.errors import PluginError, UsageError, ZooError
 
 if TYPE_CHECKING:
@@ -29,9 +31,6 @@ if TYPE_CHECKING:
     from zoo.contract import Progress
     from zoo.manager import Plugins
     from zoo.project import Project
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 and the signal's number, as shells have it."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
@@ -163,6 +162,8 @@ class ZooGroup(TyperGroup):
         if ctx.parent is not None:
             return super().invoke(ctx)
         try:
+            if signal.getsignal(signal.SIGINT) is stopped:  # from here on what is under way is ended in order
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             return super().invoke(ctx)
         except KeyboardInterrupt:
             _say("interrupted: what was finished before is kept, and the same command may be given again")

@@ -83,7 +83,8 @@ def inspect(path: Path | str, mapping: Mapping[str, str] | None = None, timezone
     missing = [name for name in ("user_id", "item_id", "event_type") if name not in found]
     if missing:
         raise SchemaError(
-            f"{path}: no column looks like {missing[0]!r}; found: {', '.join(columns)}. Say which one holds it: a mapping of its name"
+            f"{path}: no column looks like {missing[0]!r}; found: {', '.join(columns)}. Say which one holds it: "
+            f"--column {missing[0]}=THEIRS, in Python mapping={{'THEIRS': {missing[0]!r}}}"
         )
     naive, unit = (False, None) if clock == "order" else _times(columns[found["timestamp"]])
     extra, left_out = {}, {}
@@ -176,7 +177,7 @@ def _clock(path: Path, columns: Mapping[str, pa.Array], found: Mapping[str, str]
         return "order"
     raise SchemaError(
         f"{path}: no column holds times (timestamp) or positions (position); found: {', '.join(columns)}. "
-        "Say which one does: a mapping of its name"
+        "Say which one does: --column timestamp=THEIRS, in Python mapping={'THEIRS': 'timestamp'}"
     )
 
 

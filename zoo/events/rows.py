@@ -85,8 +85,8 @@ def plan(
     missing = [n for n in ("user_id", "event_type", schema.time_column, *required) if n not in columns]
     if missing:
         raise SchemaError(
-            f"no column {missing[0]!r}; found: {', '.join(source.names) or '(none)'}. Map the column that holds it, "
-            f"as in mapping={{'their name': {missing[0]!r}}}"
+            f"no column {missing[0]!r}; found: {', '.join(source.names) or '(none)'}. Say which one holds it: "
+            f"THEIRS = \"{missing[0]}\" under [ingest.columns] in zoo.toml, in Python mapping={{'THEIRS': {missing[0]!r}}}"
             + ("; for events without items add an empty one" if missing[0] == "item_id" else "")
         )
     kinds = {name: _kind(schema, name, unit) for name in columns}

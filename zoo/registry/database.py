@@ -91,6 +91,13 @@ def emptied(url: str | Path) -> Path | None:
     return path if address.get_backend_name() == "sqlite" and path.is_file() and path.stat().st_size <= 1 else None
 
 
+def missing(url: str | Path) -> Path | None:
+    """The SQLite file of this URL, if it is not there."""
+    address = _parsed(url)
+    path = Path(str(address.database))
+    return path if address.get_backend_name() == "sqlite" and not path.exists() else None
+
+
 def _sqlite(url: URL) -> Engine:
     path = Path(str(url.database))
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from zoo.errors import RegistryError
+from zoo.errors import UnknownReferenceError
 
 CHAMPION = "champion"
 """The alias that a bare model name stands for, where it is set."""
@@ -50,7 +50,7 @@ class Reference:
 
 
 def parse(text: str) -> Reference:
-    """``churn``, ``churn@3`` or ``churn@champion``. Raises RegistryError for anything else."""
+    """``churn``, ``churn@3`` or ``churn@champion``. Raises UnknownReferenceError for anything else."""
     model, at, which = text.partition("@")
     if _NAME.fullmatch(model) and not at:
         return Reference(model)
@@ -58,15 +58,15 @@ def parse(text: str) -> Reference:
         return Reference(model, number=int(which))
     if _NAME.fullmatch(model) and _NAME.fullmatch(which):
         return Reference(model, alias=which)
-    raise RegistryError(
+    raise UnknownReferenceError(
         f"{text!r} is no reference to a model; expected NAME, NAME@NUMBER or NAME@ALIAS, as in churn, churn@3 or churn@{CHAMPION}"
     )
 
 
 def checked(name: str, what: str) -> str:
-    """The name, if a model or an alias may have it. Raises RegistryError."""
+    """The name, if a model or an alias may have it. Raises UnknownReferenceError."""
     if not _NAME.fullmatch(name):
-        raise RegistryError(
+        raise UnknownReferenceError(
             f"{name!r} cannot be the name of {what}; expected a letter, then letters, digits, '.', '_' or '-', at most 100 in all"
         )
     return name

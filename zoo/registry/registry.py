@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 
 from zoo.artefacts import ArtefactStore
 from zoo.contract import Artefact
-from zoo.errors import ArtefactError, RegistryError, choices
-from zoo.registry.database import Database, emptied
+from zoo.errors import ArtefactError, RegistryError, UnknownReferenceError, choices
+from zoo.registry.database import Database, emptied, missing
 from zoo.registry.models import AliasRow, ModelRow, VersionRow
 from zoo.registry.reference import CHAMPION, Version, checked, parse
 
@@ -29,12 +29,16 @@ class Registry:
         self.artefacts = artefacts
 
     @classmethod
-    def open(cls, url: str | Path, artefacts_root: str | Path) -> Self:
+    def open(cls, url: str | Path, artefacts_root: str | Path, *, create: bool = True) -> Self:
         """Open the registry, creating or migrating its tables.
 
-        url: a path or ``sqlite:///PATH``, or ``postgresql://USER:PASSWORD@HOST:PORT/NAME``.
-        Raises RegistryError when the database cannot be reached, is damaged, or belongs to a newer zoo.
+        url: a path or ``sqlite:///PATH``, or ``postgresql://USER:PASSWORD@HOST:PORT/NAME``. create: False for those who only read,
+        and then make no SQLite file where there is none.
+        Raises RegistryError when the database cannot be reached, is damaged, is not there, or belongs to a newer zoo.
         """
+        gone = None if create else missing(url)
+        if gone is not None:
+            raise RegistryError(f"no model is registered yet (there is no {gone}); train one with: zoo train TASK")
         artefacts = ArtefactStore(artefacts_root)
         lost = emptied(url)
         if lost is not None and any(artefacts.root.glob("*/manifest.json")):
@@ -90,7 +94,7 @@ class Registry:
             return sorted(session.scalars(select(ModelRow.name)))
 
     def versions(self, model: str | None = None) -> list[Version]:
-        """Versions of one model or of all, by model and number. Raises RegistryError for an unknown model."""
+        """Versions of one model or of all, by model and number. Raises UnknownReferenceError for an unknown model."""
         with self._database.transaction() as session:
             if model is not None:
                 _known(session, model)
@@ -100,7 +104,7 @@ class Registry:
     def get(self, reference: str) -> Version:
         """``churn@3``, ``churn@champion``, or ``churn``: its champion if there is one, else its newest version that is ready.
 
-        Raises RegistryError listing the models, versions and aliases that exist.
+        Raises UnknownReferenceError listing the models, versions and aliases that exist; RegistryError where there is none at all.
         """
         asked = parse(reference)
         with self._database.transaction() as session:
@@ -111,7 +115,7 @@ class Registry:
             if alias is not None:
                 return _version(_row(session, asked.model, alias.number))
             if asked.alias is not None:
-                raise RegistryError(
+                raise UnknownReferenceError(
                     f"model {asked.model!r} has no alias {asked.alias!r}; it has {_contents(session, asked.model)}"
                 )
             ready = select(VersionRow).where(VersionRow.model == asked.model, VersionRow.status == "ready")
@@ -133,7 +137,7 @@ class Registry:
     def promote(self, model: str, version: int, alias: str = CHAMPION) -> Version | None:
         """Point the alias at a version, and return the version that it pointed at before (None if it is new).
 
-        Raises RegistryError for a missing or retired version, ArtefactError when its artefact is not whole.
+        Raises UnknownReferenceError for a missing version, RegistryError for a retired one, ArtefactError when its artefact is not whole.
         """
         checked(alias, "an alias")
         found = self.get(f"{model}@{version}")
@@ -171,13 +175,16 @@ def _hold(session: Session, model: str) -> None:
 
 def _known(session: Session, model: str) -> None:
     if session.get(ModelRow, model) is None:
-        raise RegistryError(choices("model", model, session.scalars(select(ModelRow.name)).all()))
+        known = session.scalars(select(ModelRow.name)).all()
+        if not known:
+            raise RegistryError(f"no model is registered yet, so there is no {model!r}; train one with: zoo train TASK")
+        raise UnknownReferenceError(choices("model", model, known))
 
 
 def _row(session: Session, model: str, number: int) -> VersionRow:
     row = session.get(VersionRow, (model, number))
     if row is None:
-        raise RegistryError(f"model {model!r} has no version {number}; it has {_contents(session, model)}")
+        raise UnknownReferenceError(f"model {model!r} has no version {number}; it has {_contents(session, model)}")
     return row
 
 
