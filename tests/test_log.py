@@ -129,6 +129,18 @@ def test_the_tail_holds_exactly_what_came_after(log):
     assert log.tail(9).num_rows == 0
 
 
+@pytest.mark.parametrize(
+    ("first", "stop", "rows"), [(0, None, 1_000_000), (3, 8, 2), (0, 10, 1), (4, 5, 100), (9, None, 3), (7, 7, 3)]
+)
+def test_chunks_are_the_table_in_pieces(log, first, stop, rows):
+    for index in range(5):
+        push(log, users=[index, index], key=f"k{index}")
+    parts = list(log.chunks(["user_id", "time", "source"], first, stop, rows))
+    assert all(0 < len(part) < rows + 2 for part in parts)
+    whole = log.table(columns=["user_id", "time", "source"]).slice(first, (10 if stop is None else stop) - first)
+    assert [row for part in parts for row in part.to_pylist()] == whole.to_pylist()
+
+
 def test_an_interrupt_right_after_a_commit_hides_nothing(log, monkeypatch):
     push(log)
     with monkeypatch.context() as patch:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -134,6 +135,29 @@ def read(
     except (OSError, pa.ArrowException) as error:
         raise ZooError(f"a data file of the table at {folder} is missing or damaged: {error}; restore it from a copy") from error
     return pa.concat_tables(parts).unify_dictionaries() if parts else wanted.empty_table()
+
+
+def batches(
+    folder: Path, file: DataFile, schema: pa.Schema, columns: Sequence[str], first: int, stop: int, rows: int
+) -> Iterator[pa.Table]:
+    """Columns of one file's rows with ``first <= seq < stop``, at most ``rows`` at a time; the file is in order of ``seq``."""
+    read = list(dict.fromkeys([*columns, "seq"]))
+    wanted = pa.schema([schema.field(name) for name in read])
+    try:
+        with pq.ParquetFile(folder / file.name) as parquet:
+            place = parquet.schema_arrow.names.index("seq")
+            groups = []
+            for number in range(parquet.num_row_groups):
+                bounds = parquet.metadata.row_group(number).column(place).statistics
+                if bounds is None or not bounds.has_min_max or (bounds.max >= first and bounds.min < stop):
+                    groups.append(number)
+            for batch in parquet.iter_batches(rows, row_groups=groups, columns=read):
+                low, high = np.searchsorted(np.asarray(batch.column("seq")), [first, stop])
+                if high > low:
+                    part = pa.Table.from_batches([batch.slice(low, high - low)]).select(read)
+                    yield part.cast(wanted).select(list(columns))
+    except (OSError, pa.ArrowException) as error:
+        raise ZooError(f"a data file of the table at {folder} is missing or damaged: {error}; restore it from a copy") from error
 
 
 class Writing:

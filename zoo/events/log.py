@@ -116,12 +116,38 @@ class EventLog:
         files = [f for f in self.snapshot().files if f.high["seq"] > after_seq]
         return self._read(files, columns, [("seq", ">", after_seq)])
 
-    def _read(self, files: Sequence[delta.DataFile], columns: Sequence[str] | None, filters: Any) -> pa.Table:
+    def chunks(
+        self, columns: Sequence[str], first_seq: int = 0, stop_seq: int | None = None, rows: int = 1_000_000
+    ) -> Iterator[pa.Table]:
+        """Events with ``first_seq <= seq < stop_seq`` (default: all there are) in order of ``seq``, in tables of about ``rows``.
+
+        Memory holds a few such tables, whatever the log's size. No table is empty. Raises UsageError for an unknown column.
+        """
+        schema = self._schema_of(columns)
+        shot = self.snapshot()
+        stop = shot.count if stop_seq is None else stop_seq
+        held: list[pa.Table] = []
+        for file in shot.files:
+            if file.high["seq"] < first_seq or file.low["seq"] >= stop:
+                continue
+            for part in delta.batches(self._folder, file, self.schema.arrow(), schema.names, first_seq, stop, rows):
+                held.append(part)
+                if sum(len(table) for table in held) >= rows:
+                    yield pa.concat_tables(held)
+                    held = []
+        if held:
+            yield pa.concat_tables(held)
+
+    def _schema_of(self, columns: Sequence[str] | None) -> pa.Schema:
         schema = self.schema.arrow()
-        wanted = list(columns or schema.names)
-        unknown = [name for name in wanted if name not in schema.names]
+        unknown = [name for name in columns or () if name not in schema.names]
         if unknown:
             raise UsageError(choices("column of the log", unknown[0], schema.names))
+        return pa.schema([schema.field(name) for name in columns or schema.names])
+
+    def _read(self, files: Sequence[delta.DataFile], columns: Sequence[str] | None, filters: Any) -> pa.Table:
+        schema = self.schema.arrow()
+        wanted = self._schema_of(columns).names
         read = wanted if "seq" in wanted else [*wanted, "seq"]
         table = delta.read(self._folder, files, schema, read, filters, PACKED)
         order = np.asarray(table["seq"])
@@ -167,6 +193,11 @@ class EventLog:
     def id(self) -> str:
         """Given when the log was made: another log in the same folder has another."""
         return str(self._table.metadata().id)
+
+    @property
+    def epoch(self) -> int:
+        """How many times the log was rewritten: what was made from its events is good for one epoch only."""
+        return 0
 
     def tables_moved(self, known: Mapping[str, int]) -> bool:
         """Whether a table is newer than these versions, gone, or there and not among them: a few looks at the file system."""
