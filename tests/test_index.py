@@ -58,6 +58,27 @@ def test_search_finds_the_first_event_at_or_after_an_instant(
     assert index.newest(codes, times).tolist() == newest
 
 
+@pytest.mark.parametrize("right", [False, True])
+@pytest.mark.parametrize("cached", [0, 1 << 22])
+def test_many_searches_at_once_find_what_one_by_one_finds(monkeypatch: pytest.MonkeyPatch, right: bool, cached: int) -> None:
+    monkeypatch.setattr("zoo.events.index._CACHED", cached)  # 0: in the order of memory, as in a log too large for a cache
+    rng = np.random.default_rng(0)
+    codes, time = rng.integers(0, 40, 3000) ** 2 % 37, rng.integers(-50, 50, 3000)
+    index = Index.build(codes, time, np.arange(3000), {}, 40)
+    rows, times = rng.integers(-1, 42, 40_000), rng.integers(-60, 60, (3, 40_000))
+    low, high = index.bounds(rows)
+    found = index.search(low, high, times, right=right)
+    assert found.dtype == np.int64
+    for line, wanted in zip(found, times, strict=True):
+        np.testing.assert_array_equal(index.search(low, high, wanted, right=right), line)
+    side = "right" if right else "left"
+    for row in range(200):
+        expected = low[row] + np.searchsorted(index.time[low[row] : high[row]], times[:, row], side)
+        np.testing.assert_array_equal(found[:, row], expected)
+        few = index.search(low[row : row + 1], high[row : row + 1], times[:, row : row + 1], right=right)
+        np.testing.assert_array_equal(few[:, 0], expected)
+
+
 def test_money_survives_fixed_point_and_missing_stays_missing() -> None:
     values = np.array([0.1, -2.5, np.nan, 1e9, 0.0])
     np.testing.assert_array_equal(from_fixed(fixed_point(values)), values)

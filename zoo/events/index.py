@@ -27,6 +27,13 @@ FIXED = ("price", "quantity", "value")
 NO_SESSION = MISSING
 """Session number of an event that carries none."""
 _FEW = 24
+"""Rows that are searched one by one."""
+_ROWS = 1 << 14
+"""Rows bisected together, so that what is in work stays in the processor's cache."""
+_SHORT = 1 << 8
+"""Up to this step, bisecting all rows costs less than choosing those that need it."""
+_CACHED = 1 << 22
+"""Events whose times a cache may hold; beyond them rows are searched in the order of memory."""
 _HOUR = 3_600_000_000
 _DAY = 24 * _HOUR
 
@@ -42,6 +49,36 @@ def fixed_point(values: Array) -> Array:
 def from_fixed(values: Array) -> Array:
     """The inverse: float64 with NaN for MISSING."""
     return np.where(values == MISSING, np.nan, values / SCALE)
+
+
+def _bisect(time: Array, low: Array, high: Array, times: Array, right: bool) -> Array:
+    """First position in [low, high) whose time is >= t (``right``: > t): steps of falling powers of two, all rows at once."""
+    before = np.less_equal if right else np.less
+    found, left = low.copy(), high - low
+    longest = int(left.max(initial=0))
+    step = 1 << longest.bit_length() >> 1
+    at, seen, inside, passed = (
+        np.empty_like(found),
+        np.empty_like(time, shape=len(found)),
+        np.empty(len(found), bool),
+        np.empty(len(found), bool),
+    )
+    while step:
+        rows = np.flatnonzero(left >= step) if step > _SHORT else left
+        if 3 * len(rows) < len(found):  # a few long slices: the others wait
+            ahead = found[rows] + (step - 1)
+            hit = (ahead < high[rows]) & before(time.take(ahead, mode="clip"), times[rows])
+            found[rows[hit]] += step
+        else:
+            np.add(found, step - 1, out=at)
+            np.less(at, high, out=inside)
+            time.take(at, out=seen, mode="clip")
+            before(seen, times, out=passed)
+            passed &= inside
+            np.multiply(passed, step, out=at)
+            found += at
+        step >>= 1
+    return found
 
 
 @dataclass
@@ -87,21 +124,47 @@ class Index:
         return low, np.where(known, self.offsets[safe + 1], low)
 
     def search(self, low: Array, high: Array, times: Array, *, right: bool = False) -> Array:
-        """First position in [low, high) whose time is >= t (``right``: > t), for all rows at once by bisection."""
+        """First position in [low, high) whose time is >= t (``right``: > t), for all rows at once.
+
+        low, high: int64 (n,); times: int64 (n,), or (w, n) for w instants a row. Returns int64 in the shape of ``times``.
+        """
+        targets = np.atleast_2d(times)
         if len(low) <= _FEW:  # a search in C for each row costs less than bisecting all of them in numpy
             side: Literal["left", "right"] = "right" if right else "left"
-            found = [a + self.time[a:b].searchsorted(t, side) for a, b, t in zip(low, high, times)]
-            return np.array(found, np.int64)
-        low, high = low.copy(), high.copy()
-        active = np.flatnonzero(low < high)
-        while len(active):
-            lo, hi = low[active], high[active]
-            middle = (lo + hi) >> 1
-            below = self.time[middle] <= times[active] if right else self.time[middle] < times[active]
-            low[active] = np.where(below, middle + 1, lo)
-            high[active] = np.where(below, hi, middle)
-            active = active[low[active] < high[active]]
-        return low
+            found = np.empty(targets.shape, np.int64)
+            for row, (a, b) in enumerate(zip(low.tolist(), high.tolist())):
+                found[:, row] = self.time[a:b].searchsorted(targets[:, row], side)
+            found += low
+            return found.reshape(times.shape)
+        found = np.repeat(low[None], len(targets), axis=0)
+        order = self._nearby(low, high, targets[0]) if len(self) > _CACHED else None
+        for start in range(0, len(low), _ROWS):
+            rows: Any = slice(start, start + _ROWS) if order is None else order[start : start + _ROWS]
+            begin, end = low[rows], high[rows]
+            for line, wanted in zip(found, targets):
+                line[rows] = _bisect(self.time, begin, end, wanted[rows], right)
+        return found.reshape(times.shape)
+
+    def _nearby(self, low: Array, high: Array, times: Array) -> Array:
+        """The rows in about the order of where their search ends, so that consecutive searches read the same memory."""
+        first, last = self._span()
+        share = np.clip((times - first) / max(last - first, 1), 0, 1)
+        share *= high - low
+        place = share.astype(np.int64)
+        place += low
+        bits = max(len(low) - 1, 1).bit_length()
+        place <<= bits  # sorting (place, row) as one number is far quicker than argsort
+        place |= np.arange(len(low))
+        place.sort()
+        place &= (1 << bits) - 1
+        return place
+
+    def _span(self) -> tuple[int, int]:
+        """Some early and some late time; exact enough to guess a position."""
+        some = self.keep(
+            "span", lambda: np.array([self.time[:: len(self) // 4096 + 1].min(), self.time[:: len(self) // 4096 + 1].max()])
+        )
+        return int(some[0]), int(some[1])
 
     def newest(self, codes: Array, times: Array) -> Array:
         """int64 (n,): time of each entity's newest event strictly before t; -1 where there is none."""
