@@ -235,7 +235,8 @@ class TrainingData:
     """Rows to fit on, in no particular order.
 
     target: float64 (n,): 0/1 for binary, class numbers for multiclass, amounts for value, grades for relevance; for ranking the
-        code of the row's next item, in the batch's codes (UNKNOWN where training did not see that item).
+        code of the row's next item, in the batch's codes: UNKNOWN where training did not see that item, PADDING where the row has
+        no next item of its own and only its sequence is learnt from.
         A ranking row is one user at one instant, with the history before it as aligned sequence columns: ``items``,
         ``event_types`` and, where the log has times, ``gaps`` and ``ages``. A sequence model may learn from every position of
         them: each item is the next one of those before it.

@@ -137,7 +137,7 @@ def same_seed(case: Case) -> None:
 
 def one_class(case: Case) -> None:
     """A window whose rows all have one label is no error."""
-    labels = {"binary": (0.0, 1.0), "multiclass": (2.0,), "value": (0.0, 7.5), "ranking": (2.0, float(UNKNOWN))}
+    labels = {"binary": (0.0, 1.0), "multiclass": (2.0,), "value": (0.0, 7.5), "ranking": (2.0, float(UNKNOWN), float(PADDING))}
     for label in labels.get(case.kind, (0.0,)):
         data = case.training(SMALL)
         case.predict(case.fit(replace(data, target=np.full(len(data), label))), case.held_out(SMALL).batch)

@@ -56,6 +56,8 @@ class Follower:
         inner = np.ones(len(column.values), bool)
         inner[column.offsets[:-1][column.lengths > 0]] = False  # the first of a sequence follows nothing
         at = np.flatnonzero(inner)
+        rows = np.flatnonzero(after > UNKNOWN)
+        before, after = before[rows], after[rows]
         pairs = np.concatenate([before * np.int64(size) + after, column.values[at - 1] * np.int64(size) + column.values[at]])
         counts = np.bincount(pairs, minlength=size * size).reshape(size, size).astype(np.float64)
         popular = counts.sum(axis=0) + 1.0
