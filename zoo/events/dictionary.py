@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ FIRST = 2
 SCHEMA = pa.schema([("dictionary", pa.string()), ("code", pa.int32()), ("text", pa.string()), ("number", pa.int64())])
 # Below this many values, hashing each in Python is cheaper than building a hash of the whole dictionary.
 FEW = 2_000
+_SPREAD = 8
+"""Integer identifiers that span less than this times their number are looked up in a table by value."""
 
 
 def as_array(values: Any) -> pa.Array:
@@ -76,6 +79,7 @@ class Dictionary:
         # Shared with older and newer versions of the same dictionary: it only grows, and codes beyond ``size`` are ignored.
         self._lookup = lookup
         self._sorted: tuple[Array, Array] | None = None
+        self._table: Array | None = None
 
     @property
     def size(self) -> int:
@@ -113,28 +117,49 @@ class Dictionary:
         return np.fromiter((code if code < size else UNKNOWN for code in found), np.int32, len(ids))
 
     def _encode_ints(self, ids: pa.Array) -> Array:
+        keys = np.asarray(ids.fill_null(0) if ids.null_count else ids)
+        found = self._by_value(keys)
+        if ids.null_count:
+            found[np.asarray(ids.is_null())] = PADDING
+        return found
+
+    def _by_value(self, keys: Array) -> Array:
+        """int32 (n,): codes of numbers, from a table by value where they lie close together, else by search."""
+        own = self._numbers[FIRST:]
+        if not len(own):
+            return np.full(len(keys), UNKNOWN, np.int32)
         if self._sorted is None:
-            own = np.asarray(self.values)
             order = np.argsort(own, kind="stable")
             self._sorted = own[order], (order + FIRST).astype(np.int32)
-        own, codes = self._sorted
-        keys = np.asarray(ids.fill_null(0))
-        out = np.full(len(keys), UNKNOWN, np.int32)
-        if len(own):
-            at = np.minimum(np.searchsorted(own, keys), len(own) - 1)
-            out = np.where(own[at] == keys, codes[at], UNKNOWN).astype(np.int32)
-        if ids.null_count:
-            out[np.asarray(ids.is_null())] = PADDING
-        return out
+        values, codes = self._sorted
+        first, last = int(values[0]), int(values[-1])
+        if last - first >= _SPREAD * len(own):
+            at = np.minimum(np.searchsorted(values, keys), len(own) - 1)
+            return np.where(values[at] == keys, codes[at], UNKNOWN).astype(np.int32)
+        if self._table is None:
+            table = np.full(last - first + 2, UNKNOWN, np.int32)
+            table[own - first] = np.arange(FIRST, self.size, dtype=np.int32)
+            self._table = table
+        outside = (keys < first) | (keys > last)
+        return self._table[np.where(outside, last - first + 1, keys - first)]
+
+    @cached_property
+    def _numbers(self) -> Array:
+        """int64 (size,): integer identifiers by code."""
+        return np.concatenate(([0, 0], np.asarray(self.values, np.int64)))
 
     def decode(self, codes: Array) -> pa.Array:
         """Identifiers of codes int (n,); null for 0 and 1. Raises UnknownIdError for a code that was never given."""
         codes = np.asarray(codes)
-        if len(codes) and (codes.min() < 0 or codes.max() >= self.size):
+        low, high = (int(codes.min()), int(codes.max())) if len(codes) else (FIRST, FIRST)
+        if len(codes) and (low < 0 or high >= self.size):
             raise UnknownIdError(
-                f"code {codes.max() if codes.max() >= self.size else codes.min()} is not in {self.name}; expected 0 to {self.size - 1}"
+                f"code {high if high >= self.size else low} is not in {self.name}; expected 0 to {self.size - 1}"
             )
-        return self.values.take(pa.array(codes.astype(np.int64) - FIRST, mask=codes < FIRST))
+        missing = codes < FIRST if low < FIRST else None
+        if self.kind == "int":  # numpy looks up in a small table faster than Arrow does
+            return pa.array(self._numbers.take(codes), mask=missing)
+        return self.values.take(pa.array(codes - FIRST, mask=missing))
 
 
 class DictionaryStore:

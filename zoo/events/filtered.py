@@ -28,7 +28,17 @@ class FilteredEvents:
 
     def rank(self, positions: Array) -> Array:
         """How many events pass before each position of the index."""
-        return positions if self.positions is None else np.searchsorted(self.positions, positions)
+        return positions if self.positions is None else self._running()[positions].astype(np.int64)
+
+    def _running(self) -> Array:
+        """int32 (events + 1,): how many events pass before each position; a look at it is cheaper than a search."""
+
+        def make() -> Array:
+            out = np.zeros(len(self.index) + 1, np.int32 if len(self.index) < 1 << 31 else np.int64)
+            out[1:][self.positions] = 1
+            return np.cumsum(out, out=out)
+
+        return self.keep("running", make)
 
     def position(self, ranks: Array) -> Array:
         """Positions in the index of the events with these ranks."""

@@ -48,7 +48,11 @@ def fixed_point(values: Array) -> Array:
 
 def from_fixed(values: Array) -> Array:
     """The inverse: float64 with NaN for MISSING."""
-    return np.where(values == MISSING, np.nan, values / SCALE)
+    out: Array = values / SCALE
+    missing = values == MISSING
+    if missing.any():
+        out[missing] = np.nan
+    return out
 
 
 def _bisect(time: Array, low: Array, high: Array, times: Array, right: bool) -> Array:
