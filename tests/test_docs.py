@@ -129,6 +129,25 @@ def test_make_targets_exist(page: Path) -> None:
     assert benchmarks - BENCHMARKS == set()
 
 
+def toy_columns() -> list[tuple[str, str, str]]:
+    """Name, entity and kind of every column of the conformance kit's rows."""
+    from zoo.testing import toy
+
+    def kind(column: Any) -> str:
+        one = f"code of `{column.dictionary}`" if column.is_code else "text" if column.is_text else "number"
+        return f"sequence of {one.replace('code', 'codes').replace('number', 'numbers')}" if column.is_sequence else one
+
+    return [(name, entity, kind(column)) for entity, block in toy(1).batch.blocks.items() for name, column in block.items()]
+
+
+def test_the_pages_for_plugin_authors_list_the_columns_of_the_toy_rows() -> None:
+    rows = [f"| `{name}` | {entity} | {kind} |" for name, entity, kind in toy_columns()]
+    table = "\n".join(["| column | entity | kind |", "|---|---|---|", *rows])
+    assert table in (ROOT / "docs/reference/hooks.md").read_text()
+    listed = ", ".join(f"`{name}`" for name, _, _ in toy_columns())
+    assert listed in " ".join((ROOT / "docs/tutorial/plugin.md").read_text().split())
+
+
 def test_a_page_that_is_wrong_is_found_out(tmp_path: Path) -> None:
     (tmp_path / "other.md").write_text("# A heading, `coded`\n")
     text = "[a](other.md) [b](none.md) [c](other.md#a-heading-coded) [d](other.md#none) [e](#none)\n\n`zoo trian x`\n"

@@ -275,6 +275,40 @@ def test_a_broken_ranking_fails_the_check_that_names_the_fault(name: str, fitted
     assert re.search(message, result.message), result.message
 
 
+@pytest.mark.parametrize(
+    ("inputs", "column", "message"),
+    [
+        (
+            ("user_visits",),
+            "",
+            "matches 'user_visits' of the model's inputs, so it is given no column at all. They have: items, ",
+        ),
+        (
+            ("user_visits", "gaps"),
+            "user_visits",
+            "'user_visits' of the model's inputs, and without it the model fails with PluginError: ",
+        ),
+    ],
+)
+def test_a_model_whose_columns_toy_rows_lack_is_told_so_once(inputs: tuple[str, ...], column: str, message: str) -> None:
+    class Reader(Echo):
+        def fit(self, data: TrainingData, *, params: BaseModel, seed: int, progress: Any) -> FittedModel:
+            return super().fit(data, params=EchoParams(column=column), seed=seed, progress=progress)
+
+    results = {r.name: r for r in run_checks(Reader(inputs=inputs))}
+    failed = {name for name, r in results.items() if not r.ok}
+    assert failed == {f"toy_columns[{kind}]" for kind in ("binary", "multiclass", "value", "relevance")}
+    assert message in results["toy_columns[binary]"].message
+    assert "user_purchases_28d" in results["toy_columns[binary]"].message
+    assert results["same_seed[binary]"].message == results["fresh_process"].message == "not tried, for toy_columns failed"
+
+
+def test_a_model_that_does_without_a_column_is_tried_all_the_same() -> None:
+    results = run_checks(Echo(inputs=("user_visits", "user_purchases_*", "item_popularity")))
+    assert all(r.ok for r in results)
+    assert [r.message for r in results if r.message] == ["toy rows have no column that matches 'user_visits'"] * 4
+
+
 HEAVY_PLUGIN = """
 import sqlalchemy
 from zoo.testing import Echo

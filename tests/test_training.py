@@ -163,8 +163,30 @@ def test_training_on_a_view_that_sees_its_own_instant_is_refused_where_an_event_
     rows = split(churn.TASK, Project.open(copy.root).task("churn"), features.reader.view(), START + 94 * DAY, None).test
     leaked = features.history("churn", {**rows.keys, "time": rows.time})
     assert (leaked.column("told").values == rows.target).all()
-    with pytest.raises(UsageError, match=r"at or after their own time, .* without include_equal"):
+    with pytest.raises(
+        UsageError, match=r"view 'user_activity' sees events at or after a row's own time .* without include_equal"
+    ):
         training_data(features, churn.TASK, rows)
+
+
+def test_the_guard_looks_at_every_view_not_only_at_users(canary: Canary, tmp_path: Path) -> None:
+    copy = Shop(canary.root).copy(tmp_path / "shop")
+    with (copy.root / "definitions.py").open("a") as file:
+        file.write(
+            'item = Entity(name="item", join_keys=["item_id"], value_type=ValueType.INT64)\n'
+            'notes = Aggregation(("item_id",), (last("item_told", "value", where=("note",)),), include_equal=True)\n'
+            'item_notes = FeatureView(name="item_notes", entities=[item], schema=schema_of(notes),\n'
+            '    source=EventSource(name="item_notes", aggregation=notes))\n'
+            'pairs = FeatureService(name="pairs", features=[user_activity, item_notes])\n'
+        )
+    features = apply_and_open(copy.root)
+    task = replace(churn.TASK, feature_service="pairs", entities=("user_id", "item_id"))
+    rows = split(churn.TASK, Project.open(copy.root).task("churn"), features.reader.view(), START + 94 * DAY, None).test
+    rows = replace(rows, keys={**rows.keys, "item_id": np.full(len(rows), 9)})
+    note = {"user_id": 1, "item_id": 9, "event_type": "note", "time": int(rows.time[0])}
+    copy.log.append([note], idempotency_key="about an item")
+    with pytest.raises(UsageError, match="view 'item_notes' sees events at or after a row's own time"):
+        training_data(features, task, rows)
 
 
 # Shuffled labels

@@ -177,15 +177,19 @@ class Features:
             digest.update(repr((parts, [(n, types[n]) for n in names])).encode())
         return digest.hexdigest()
 
-    def history(self, service: str, rows: Any, context: Mapping[str, str] | None = None) -> FeatureBatch:
+    def history(
+        self, service: str, rows: Any, context: Mapping[str, str] | None = None, *, labelled: bool = False
+    ) -> FeatureBatch:
         """Features of n rows, each from events strictly before its ``time``.
 
         rows: entity keys, ``time`` (int64 microseconds UTC or timestamps with a timezone) and context columns. Returns n rows in order.
+        labelled: the rows have labels, so an event at or after a row's own time, of any view's entity, is a UsageError: views that are
+        declared with ``include_equal`` see such events.
         """
         table = table_of(rows)
         if TIME not in table.column_names:
             raise UsageError(f"rows have no column 'time'; they have: {', '.join(table.column_names)}")
-        return self._batch(service, table, instants(table[TIME]), context or {}, online=False)
+        return self._batch(service, table, instants(table[TIME]), context or {}, online=False, labelled=labelled)
 
     def online(
         self, service: str, rows: Any, at: int | datetime | None = None, context: Mapping[str, str] | None = None
@@ -198,7 +202,9 @@ class Features:
         table = table_of(rows)
         return self._batch(service, table, np.full(len(table), now, np.int64), context or {}, online=True)
 
-    def _batch(self, service: str, table: pa.Table, times: Array, context: Mapping[str, str], *, online: bool) -> FeatureBatch:
+    def _batch(
+        self, service: str, table: pa.Table, times: Array, context: Mapping[str, str], *, online: bool, labelled: bool = False
+    ) -> FeatureBatch:
         from zoo.stores.columns import chosen, source_of
 
         view = self.reader.view()
@@ -221,6 +227,8 @@ class Features:
             source = source_of(asked.feature_view)
             columns, seen = self._columns(view, source, stored, times[first], kept, online=online)
             blocks[asked.block], row_of[asked.block] = chosen(asked.feature_view, columns, asked.names), inverse
+            if labelled and seen is not None:
+                _no_future(asked.block, seen, times[first])
             if "user_id" in keys and seen is not None:
                 newest = np.maximum(newest, seen[inverse])
         if context:
@@ -278,6 +286,16 @@ class Features:
             copied[entity] = self._online_store.copy(self.store.config, view, entity, progress=say)
         self._online_store.mark(self.store.config, view.log.id, view.log.count(view.version))
         return copied
+
+
+def _no_future(view: str, newest: Array, times: Array) -> None:
+    # the guard against a feature source that breaks its promise; cheap, so training always asks for it
+    late = int((newest >= times).sum())
+    if late:
+        raise UsageError(
+            f"view {view!r} sees events at or after a row's own time ({late} of its {len(times)} keys): labels would leak. "
+            "Declare the views that a task trains on without include_equal"
+        )
 
 
 def _distinct(columns: list[Array]) -> tuple[Array, Array]:

@@ -99,19 +99,8 @@ def split(
 def training_data(features: Features, task: Task, examples: Examples) -> TrainingData:
     """Examples with their features as of each row's time, weighted alike."""
     rows = {**examples.keys, "time": examples.time}
-    batch = features.history(task.service, rows, task.context)
-    _no_future(batch)
+    batch = features.history(task.service, rows, task.context, labelled=True)
     return TrainingData(batch, examples.target, np.ones(len(examples)), examples.time, task.target)
-
-
-def _no_future(batch: FeatureBatch) -> None:
-    # the guard against a feature source that breaks its promise; cheap, so always on
-    late = np.flatnonzero(batch.newest >= batch.as_of)
-    if len(late):
-        raise UsageError(
-            f"{len(late)} rows have features from events at or after their own time, the first is row {late[0]}: their labels would leak. "
-            "Declare the views that a task trains on without include_equal"
-        )
 
 
 def members_of(settings: TaskSettings, only: Sequence[str] | None = None) -> list[Member]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 
 import numpy as np
@@ -46,6 +47,31 @@ class Case:
         """A model of tiny parameters and seed 7; ``heard`` collects what it says of its progress."""
         calls = [] if heard is None else heard
         return self.plugin.fit(data, params=self.plugin.tiny(), seed=7, progress=lambda done, text: calls.append((done, text)))
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """Patterns of the model's inputs that match no column of its toy rows."""
+        names = self.rows(1, 1).batch.names
+        return tuple(p for p in self.plugin.spec.inputs if not any(fnmatchcase(name, p) for name in names))
+
+    @cached_property
+    def unfit(self) -> str:
+        """Why the model cannot be tried, where its inputs name columns that toy rows lack and it does not do without; else empty."""
+        if not self.lacking:
+            return ""
+        rows, why = self.rows(SMALL, 1), "so it is given no column at all"
+        if self.given(rows).batch.names:
+            try:
+                self.predict(self.fit(self.given(rows)), self.given(rows).batch)
+            except Exception as error:  # noqa: BLE001 - the boundary: whatever a plugin raises is its result
+                why = f"and without it the model fails with {type(error).__name__}: {error}"
+            else:
+                return ""
+        return (
+            f"toy rows have no column that matches {', '.join(map(repr, self.lacking))} of the model's inputs, {why}. "
+            f"They have: {', '.join(rows.batch.names)}. Let the model do without columns that a service lacks, or read columns "
+            "by their kind, with inputs=('*',)"
+        )
 
     @cached_property
     def heard(self) -> list[tuple[float, str]]:

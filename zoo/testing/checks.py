@@ -36,6 +36,7 @@ from zoo.testing.loss import losses
 from zoo.testing.toy import KINDS
 
 HEAVY = ("torch", "transformers", "lightgbm", "feast", "pandas", "sqlalchemy")
+NOT_TRIED = "not tried, for toy_columns failed"
 BETTER_THAN_BASE = 0.9
 """A model's loss on held-out toy rows may be at most this share of the base rate's."""
 
@@ -96,15 +97,24 @@ def params_refuse_unknown(plugin: ModelPlugin) -> None:
     )
 
 
-def fresh_process(plugin: ModelPlugin) -> None:
+def fresh_process(plugin: ModelPlugin) -> str | None:
     """A model saved here answers the same, bit for bit, in a new process."""
     cases = {kind: Case(plugin, kind) for kind in kinds_of(plugin)}
+    if any(case.unfit for case in cases.values()):
+        return NOT_TRIED
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = ArtefactStore(folder)
         in_child(plugin, {kind: store.write(case.fitted.save()) for kind, case in cases.items()}, (), folder)
         for kind, case in cases.items():
             expect_same(np.load(folder / f"{kind}.npy", allow_pickle=False), case.scores, f"{kind} scores of a fresh process")
+    return None
+
+
+def toy_columns(case: Case) -> str | None:
+    """Toy rows have the columns that the model's inputs name, or the model does without those that they lack."""
+    expect(not case.unfit, case.unfit)
+    return f"toy rows have no column that matches {', '.join(map(repr, case.lacking))}" if case.lacking else None
 
 
 def valid_scores(case: Case) -> None:
@@ -254,6 +264,7 @@ GENERAL: Mapping[str, Callable[[ModelPlugin], str | None]] = {
 FOR_EACH_KIND: Mapping[str, Callable[[Case], str | None]] = {
     f.__name__: f
     for f in (
+        toy_columns,
         valid_scores,
         data_untouched,
         read_only_data,
