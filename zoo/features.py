@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -80,6 +80,14 @@ def instants(values: pa.ChunkedArray) -> Array:
     if pa.types.is_timestamp(values.type):
         values = values.cast(pa.timestamp("us", values.type.tz), safe=False)  # to whole microseconds, as the log does
     return np.asarray(values.cast(pa.int64()).combine_chunks())
+
+
+def _timed(rows: Any) -> tuple[pa.Table, Array]:
+    """Rows that say when: (the table, its times int64 (n,) microseconds UTC)."""
+    table = table_of(rows)
+    if TIME not in table.column_names:
+        raise UsageError(f"rows have no column 'time'; they have: {', '.join(table.column_names)}")
+    return table, instants(table[TIME])
 
 
 def moment(at: Any) -> int:
@@ -186,10 +194,24 @@ class Features:
         labelled: the rows have labels, so an event at or after a row's own time, of any view's entity, is a UsageError: views that are
         declared with ``include_equal`` see such events.
         """
-        table = table_of(rows)
-        if TIME not in table.column_names:
-            raise UsageError(f"rows have no column 'time'; they have: {', '.join(table.column_names)}")
-        return self._batch(service, table, instants(table[TIME]), context or {}, online=False, labelled=labelled)
+        table, times = _timed(rows)
+        return self._batch(service, table, times, context or {}, online=False, labelled=labelled)
+
+    def history_batches(
+        self, service: str, rows: Any, size: int, context: Mapping[str, str] | None = None
+    ) -> Iterator[FeatureBatch]:
+        """``history`` of ``size`` rows at a time, in order, for answers larger than memory; each is computed when it is asked for.
+
+        All are of one version of the log, that of the call.
+        """
+        if size < 1:
+            raise UsageError(f"batches of {size} rows; expected at least 1")
+        table, times = _timed(rows)
+        reading = self.pinned()
+        return (
+            reading._batch(service, table.slice(at, size), times[at : at + size], context or {}, online=False)
+            for at in range(0, len(table), size)
+        )
 
     def online(
         self, service: str, rows: Any, at: int | datetime | None = None, context: Mapping[str, str] | None = None

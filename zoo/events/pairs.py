@@ -119,7 +119,7 @@ def _sum(name: str, events: FilteredEvents, positions: Array, rows: Array, numbe
     """float64 (number,): sum of a column by row (ascending); exact where it is kept as integers."""
     values = events.column(name)[positions]
     if values.dtype.kind == "f":
-        return np.bincount(rows, or_zero(values), minlength=number)
+        return np.bincount(rows, or_zero(values), minlength=number).astype(np.float64)  # of no rows it is integers
     running = np.concatenate(([0], np.cumsum(np.where(values == MISSING, 0, values))))
     at = np.searchsorted(rows, np.arange(number + 1))
     return events.plain(name, running[at[1:]] - running[at[:-1]]).astype(np.float64)

@@ -60,7 +60,7 @@ class Slices:
 
     def sum(self, values: Array) -> Array:
         """float64 (n,): sum of each row's values (float64 (m,))."""
-        return np.bincount(self.rows, values, minlength=len(self))
+        return np.bincount(self.rows, values, minlength=len(self)).astype(np.float64)  # of no values it is integers
 
 
 def or_zero(values: Array) -> Array:

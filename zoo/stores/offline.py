@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +13,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast.feature_view import FeatureView
-from feast.infra.offline_stores.file_source import FileSource, SavedDatasetFileStorage
+from feast.infra.offline_stores.file_source import FileSource
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
 from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
-from feast.saved_dataset import SavedDatasetStorage
 from feast.utils import _get_requested_feature_views_to_features_dict
 
 from zoo.contract import Array
@@ -25,6 +24,7 @@ from zoo.errors import FeatureError, UsageError
 from zoo.events.view import LogView
 from zoo.stores.columns import chosen, features_of, join_columns, source_of, to_arrow
 from zoo.stores.files import as_of_join, newest_rows
+from zoo.stores.job import EventLogRetrievalJob
 from zoo.stores.pull import pulled
 from zoo.stores.reader import LogReader, instant
 from zoo.stores.source import TableSource
@@ -40,52 +40,6 @@ class EventLogOfflineStoreConfig(FeastConfigBaseModel):
 
     clock: str = "wall"
     """What "now" is: ``wall``, ``log_end`` for a log that has ended, or a UTC instant."""
-
-
-class EventLogRetrievalJob(RetrievalJob):
-    """Computes its table when asked, and only once."""
-
-    def __init__(
-        self, compute: Callable[[], pa.Table], full_feature_names: bool, metadata: RetrievalMetadata | None, root: Path
-    ) -> None:
-        self._compute = compute
-        self._full_feature_names = full_feature_names
-        self._metadata = metadata
-        self._root = root
-        self._table: pa.Table | None = None
-
-    @property
-    def full_feature_names(self) -> bool:
-        return self._full_feature_names
-
-    @property
-    def on_demand_feature_views(self) -> list[Any]:
-        return []
-
-    @property
-    def metadata(self) -> RetrievalMetadata | None:
-        return self._metadata
-
-    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
-        if self._table is None:
-            self._table = self._compute()
-        return self._table
-
-    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
-        frame: pd.DataFrame = self._to_arrow_internal(timeout).to_pandas()
-        return frame
-
-    def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
-        """Write the result as Parquet where a SavedDatasetFileStorage says."""
-        if not isinstance(storage, SavedDatasetFileStorage):
-            raise UsageError(f"cannot persist to {type(storage).__name__}; expected SavedDatasetFileStorage")
-        path = Path(FileSource.get_uri_for_file_path(repo_path=self._root, uri=storage.file_options.uri))
-        if path.exists() and not allow_overwrite:
-            raise UsageError(f"{path} exists; pass allow_overwrite=True to replace it")
-        import pyarrow.parquet as pq
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(self.to_arrow(timeout=timeout), path)
 
 
 def entity_times(values: pa.ChunkedArray) -> Array:
@@ -121,9 +75,14 @@ class EventLogOfflineStore(OfflineStore):
         stamp = infer_event_timestamp_from_entity_df(dict(zip(entity_df.columns, entity_df.dtypes)))
         groups, _ = _get_requested_feature_views_to_features_dict(feature_refs, feature_views, [])
 
-        def compute() -> pa.Table:
-            rows = pa.Table.from_pandas(entity_df, preserve_index=False)
-            answer = _Answer(config, LogReader.of(config).view(), rows, entity_times(rows[stamp]))
+        @cache  # read once, when the first answers are asked for, so that every batch is of the same version
+        def asked() -> tuple[LogView, pa.Table]:
+            return LogReader.of(config).view(), pa.Table.from_pandas(entity_df, preserve_index=False)
+
+        def compute(part: slice) -> pa.Table:
+            view, rows = asked()
+            rows = rows[part]
+            answer = _Answer(config, view, rows, entity_times(rows[stamp]))
             for feature_view, names in groups.items():
                 prefix = f"{feature_view.projection.name_to_use()}__" if full_feature_names else ""
                 for name, column in answer.columns(feature_view, names).items():
@@ -131,7 +90,7 @@ class EventLogOfflineStore(OfflineStore):
             return rows
 
         metadata = RetrievalMetadata(list(feature_refs), [c for c in entity_df.columns if c != stamp])
-        return EventLogRetrievalJob(compute, full_feature_names, metadata, Path(config.repo_path or "."))
+        return EventLogRetrievalJob(compute, full_feature_names, metadata, Path(config.repo_path or "."), len(entity_df))
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -151,7 +110,7 @@ class EventLogOfflineStore(OfflineStore):
         """
         start, end = instant(start_date), instant(end_date)
 
-        def compute() -> pa.Table:
+        def compute(part: slice) -> pa.Table:
             if isinstance(data_source, FileSource):
                 return newest_rows(data_source, config, join_key_columns, feature_name_columns, start, end)
             return pulled(config, data_source, join_key_columns, feature_name_columns, timestamp_field, start, end)

@@ -1,0 +1,94 @@
+"""What a retrieval gives: one Arrow table, polars or pandas frames, a stream of batches, or a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow as pa
+from feast.infra.offline_stores.file_source import FileSource, SavedDatasetFileStorage
+from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
+from feast.saved_dataset import SavedDatasetStorage
+
+from zoo.errors import UsageError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+BATCH = 65_536
+"""Rows of a batch where the reader names no number."""
+
+
+class EventLogRetrievalJob(RetrievalJob):
+    """Computes its table when asked, and only once; or batch by batch, keeping none."""
+
+    def __init__(
+        self,
+        compute: Callable[[slice], pa.Table],
+        full_feature_names: bool,
+        metadata: RetrievalMetadata | None,
+        root: Path,
+        rows: int | None = None,
+    ) -> None:
+        """compute: the answers of a slice of the rows. rows: how many there are; None where only the whole can be computed."""
+        self._compute = compute
+        self._full_feature_names = full_feature_names
+        self._metadata = metadata
+        self._root = root
+        self._rows = rows
+        self._table: pa.Table | None = None
+
+    @property
+    def full_feature_names(self) -> bool:
+        return self._full_feature_names
+
+    @property
+    def on_demand_feature_views(self) -> list[Any]:
+        return []
+
+    @property
+    def metadata(self) -> RetrievalMetadata | None:
+        return self._metadata
+
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
+        if self._table is None:
+            self._table = self._compute(slice(None))
+        return self._table
+
+    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
+        frame: pd.DataFrame = self._to_arrow_internal(timeout).to_pandas()
+        return frame
+
+    def to_polars(self) -> pl.DataFrame:
+        """The result as a polars frame; numbers and lists are not copied."""
+        import polars as pl
+
+        frame = pl.from_arrow(self.to_arrow())
+        assert isinstance(frame, pl.DataFrame)
+        return frame
+
+    def to_arrow_batches(self, size: int = BATCH) -> Iterator[pa.Table]:
+        """The result in order, in tables of ``size`` rows (the last may be shorter), each computed when it is asked for.
+
+        All are of the log's version at the first. Memory holds one batch, so that a result larger than memory can be read.
+        """
+        if size < 1:
+            raise UsageError(f"batches of {size} rows; expected at least 1")
+        whole = self._table is not None or self._rows is None
+        count = self._to_arrow_internal().num_rows if whole else self._rows or 0
+        for start in range(0, count, size):
+            yield self._to_arrow_internal().slice(start, size) if whole else self._compute(slice(start, start + size))
+
+    def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
+        """Write the result as Parquet where a SavedDatasetFileStorage says."""
+        if not isinstance(storage, SavedDatasetFileStorage):
+            raise UsageError(f"cannot persist to {type(storage).__name__}; expected SavedDatasetFileStorage")
+        path = Path(FileSource.get_uri_for_file_path(repo_path=self._root, uri=storage.file_options.uri))
+        if path.exists() and not allow_overwrite:
+            raise UsageError(f"{path} exists; pass allow_overwrite=True to replace it")
+        import pyarrow.parquet as pq
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(self.to_arrow(timeout=timeout), path)
