@@ -388,6 +388,24 @@ def test_without_repo_the_folder_or_feature_repo_in_it_is_the_project(
     assert zoo("ingest", file, "--json").json["repeated"] == 3
 
 
+def test_ingest_says_when_a_file_moves_the_clock_far(project: Path, tmp_path: Path, zoo: Zoo) -> None:
+    store = project / "feature_store.yaml"
+    wall = store.read_text()
+    store.write_text(wall + "  clock: log_end\n")
+
+    def ingest(name: str, at: str, *more: str) -> Answer:
+        file = tmp_path / name
+        file.write_text(f"user_id,item_id,event_type,timestamp\n1,2,view,{at}\n")
+        return zoo("--repo", project, "ingest", file, *more)
+
+    assert ingest("a.csv", "2024-01-01T00:00:00Z", "--json").json["warnings"] == []
+    assert len(ingest("b.csv", "2024-02-01T00:00:00Z", "--json").json["warnings"]) == 1
+    said = " ".join(ingest("c.csv", "2024-03-01T00:00:00Z").out.split())
+    assert 'Note: "now" moved by 29.0 days, from 2024-02-01 00:00 UTC to 2024-03-01 00:00 UTC, for every user' in said
+    store.write_text(wall)  # the wall clock does not follow the log
+    assert ingest("d.csv", "2024-04-01T00:00:00Z", "--json").json["warnings"] == []
+
+
 def test_ingest_reports_every_row_and_the_mapping_of_zoo_toml(project: Path, tmp_path: Path, zoo: Zoo) -> None:
     with (project / "zoo.toml").open("a") as settings:
         settings.write('[ingest.columns]\nbuyer = "user_id"\nbasket = "session"\n')
@@ -462,6 +480,8 @@ def test_predict_answers_for_users_known_and_unknown(trained_shop: Shop, zoo: Zo
     assert f"{known['score']:.4f}" in text
     assert "999999" in text
     assert "no" in text.split()
+    said = " ".join(text.split())
+    assert "No event of 999999 before this time, so answered as new. The log's user identifiers are int, such as " in said
 
 
 def test_predict_reads_rows_from_a_file_and_keeps_the_highest(trained_shop: Shop, tmp_path: Path, zoo: Zoo) -> None:

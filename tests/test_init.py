@@ -144,6 +144,7 @@ def test_the_report_says_what_was_found_and_what_is_left_out(files: Path, tmp_pa
     assert "event column shelf" in report["left_out"]
     assert "users.values" in report["left_out"]
     assert report["next"][1] == f"zoo --repo {tmp_path / 'shop'} ingest {files / 'events.parquet'}"
+    assert [step.split()[3] for step in report["next"]] == ["apply", "ingest", "materialize", "train", "promote", "predict"]
 
 
 def test_the_text_says_the_same(files: Path, tmp_path: Path, zoo: Zoo) -> None:
@@ -157,6 +158,7 @@ def test_the_text_says_the_same(files: Path, tmp_path: Path, zoo: Zoo) -> None:
         "note",
         "zoo --repo",
         "train churn",
+        "set clock: wall in",
         "feature_store.yaml",
     ):
         assert said in answer.out

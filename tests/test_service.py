@@ -183,6 +183,17 @@ def test_the_next_prediction_sees_a_push(served: Served) -> None:
     assert after["score"] == pytest.approx(float(served.predictors["churn"].ensemble.predict(batch)[0, 0]), abs=1e-6)
 
 
+def test_a_push_that_moves_the_clock_far_is_answered_with_a_warning(trained_shop: Shop, tmp_path: Path) -> None:
+    features = Features.open(trained_shop.copy(tmp_path / "shop").root)  # its own: the others' clock stays
+    with running(app({}, features)) as client:
+        near, far = (
+            client.post("/v1/events", json={"events": [purchase(20, name, timestamp=at)]}).raise_for_status().json()
+            for name, at in (("near", LATER), ("far", "2024-06-09T00:00:00Z"))
+        )
+    assert near["warnings"] == []
+    assert [warning[:27] for warning in far["warnings"]] == ['"now" moved by 8.0 days, fr']
+
+
 def test_a_user_who_was_unknown_is_known_after_a_push(served: Served) -> None:
     assert served.one(77_001)["known"] is False
     served.push(purchase(77_001, "newcomer")).raise_for_status()

@@ -228,6 +228,27 @@ def test_the_clock_is_the_end_of_the_log_an_instant_or_the_wall(repo: Path) -> N
     assert found.column("n_7d").values.tolist() == [0]
 
 
+def test_a_push_that_moves_the_end_of_the_log_far_is_warned_of(repo: Path, caplog: pytest.LogCaptureFixture) -> None:
+    columns = shop.random_events(np.random.default_rng(0), 1)
+
+    def push(features: Features, name: str, at: int) -> Any:
+        return features.append(shop.events_table(columns | {"event_id": [name], "time": [at]}))
+
+    features = shop.opened(repo, clock="log_end")
+    assert push(features, "first", shop.START).warnings == ()  # the log was empty: nobody's now moved
+    assert push(features, "near", shop.START + 7 * shop.DAY).warnings == ()
+    assert push(features, "older", shop.START + shop.DAY).warnings == ()
+    (warning,) = push(features, "far", shop.START + 15 * shop.DAY).warnings
+    assert warning.startswith('"now" moved by 8.0 days, from 2017-07-21 02:40 UTC to 2017-07-29 02:40 UTC, for every user')
+    assert warning.endswith("set clock: wall in feature_store.yaml")
+    assert [record.getMessage() for record in caplog.records] == [warning]
+    tomorrow = time.time_ns() // 1000 + shop.DAY
+    late = push(features, "tomorrow", tomorrow)
+    assert (late.added, dict(late.quarantined), late.warnings) == (0, {"timestamp_after_now": 1}, ())
+    assert features.reader.now() == shop.START + 15 * shop.DAY + 1
+    assert push(shop.opened(repo, clock="wall"), "wall", shop.END).warnings == ()
+
+
 def test_a_clock_that_cannot_be_read_is_named_with_the_choices(repo: Path) -> None:
     with pytest.raises(FeatureError, match="clock: 'sundial'; expected wall, log_end or a UTC instant"):
         shop.opened(repo, clock="sundial").online("users", {"user_id": [1]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,14 +61,17 @@ def ingest(
     own = state(ctx)
     project = own.project
     settings = project.ingest
-    folder, now = log_settings(project)
+    folder, clock = log_settings(project)
     with own.progress("ingest") as say:
+        from zoo.events.clock import moved
         from zoo.events.ingest import ingest
         from zoo.events.log import EventLog
 
         log = EventLog.open(folder)
         mapping, absent = _mapping(files, settings.columns)
-        report = ingest(log, files, mapping=mapping, progress=say, time_unit=settings.time_unit, now=now)
+        before = log.end()
+        report = ingest(log, files, mapping=mapping, progress=say, time_unit=settings.time_unit, now=_fixed(clock))
+        report = replace(report, warnings=moved(log, before) if clock == "log_end" else ())
         end = log.end()
     document = {
         **report_document(report),
@@ -94,6 +98,8 @@ def ingest(
             "seconds": f"{report.seconds:.1f}",
         }
         console.print(pairs("", {name: value for name, value in facts.items() if value is not None}))
+        for warning in report.warnings:
+            console.print(f"Note: {warning}")
         if report.added:
             console.print("Online answers see these events after: zoo materialize")
 
@@ -133,13 +139,14 @@ def report_document(report: IngestReport) -> dict[str, Any]:
         "repeated": report.repeated,
         "quarantined": dict(report.quarantined),
         "ignored": list(report.ignored),
+        "warnings": list(report.warnings),
         "version": report.version,
         "seconds": report.seconds,
     }
 
 
-def log_settings(project: Project) -> tuple[Path, int | None]:
-    """The log's folder, and the instant (microseconds UTC) that stands for now; None for the wall clock.
+def log_settings(project: Project) -> tuple[Path, str]:
+    """The log's folder, and its clock as feature_store.yaml says it: ``wall``, ``log_end`` or an instant.
 
     Read without Feast, whose import would take longer than most files. Raises FeatureError where feature_store.yaml names no log.
     """
@@ -157,13 +164,16 @@ def log_settings(project: Project) -> tuple[Path, int | None]:
         raise FeatureError(
             f"{path} names no event log; expected offline_store with type: zoo.stores.EventLogOfflineStore and log: PATH"
         )
-    folder = project.root / str(offline.get("log", "data/log"))
-    clock = str(offline.get("clock", "wall"))
+    return project.root / str(offline.get("log", "data/log")), str(offline.get("clock", "wall"))
+
+
+def _fixed(clock: str) -> int | None:
+    """The instant (microseconds UTC) of a clock that stands still; None where later events are those after the wall clock."""
     if clock in ("wall", "log_end"):
-        return folder, None
+        return None
     from zoo.tasks.settings import instant
 
-    return folder, instant(clock)
+    return instant(clock)
 
 
 def _mapping(files: list[Path], columns: Any) -> tuple[dict[str, str], list[str]]:

@@ -42,7 +42,9 @@ entity_key_serialization_version: 3
 offline_store:
   type: zoo.stores.EventLogOfflineStore
   log: data/log
-  clock: log_end # what "now" is: just after the newest event. A shop that is running wants: wall
+  # What "now" is. log_end: just after the newest event, for a log that has ended; a push then moves it for every user.
+  # For a shop that is running, set wall before the first push.
+  clock: log_end
 online_store:
   type: zoo.stores.SqliteEventOnlineStore
   path: data/online.db

@@ -163,7 +163,9 @@ def _next(directory: Path, events: Path, decided: Shape) -> list[str]:
 
     zoo = f"zoo --repo {quote(str(directory))}"
     steps = [f"{zoo} apply", f"{zoo} ingest {quote(str(events))}", f"{zoo} materialize"]
-    return [*steps, f"{zoo} train churn", f"{zoo} predict churn --user ID"] if decided.churn else steps
+    if not decided.churn:
+        return steps
+    return [*steps, f"{zoo} train churn", f"{zoo} promote churn@1", f"{zoo} predict churn --user ID"]
 
 
 def _report(console: Console, document: Mapping[str, Any], found: Survey, steps: list[str]) -> None:
@@ -203,3 +205,8 @@ def _report(console: Console, document: Mapping[str, Any], found: Survey, steps:
     console.print(f"Written to {document['repo']}: {', '.join(document['files'])}, and an empty event log in data/log. Next:")
     for step in steps:
         console.print(f"  {step}")
+    if document["clock"] == "time":
+        console.print(
+            '"Now" is just after the newest event. For a shop that is running, set clock: wall in '
+            f"{document['repo']}/feature_store.yaml before new events are pushed."
+        )

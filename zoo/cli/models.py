@@ -12,11 +12,14 @@ from zoo.cli.state import Json, State, state
 from zoo.errors import UsageError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from rich.console import Console
 
+    from zoo.events.log import EventLog
+    from zoo.events.schema import LogSchema
     from zoo.registry import Registry, Version
 
+LISTED = 5
+"""Users without events that an answer names, at most."""
 METRICS = ("auc", "average_precision", "log_loss")
 Workers = Annotated[int | None, typer.Option(help="Processes that fit models. Default: one a core.", min=1, metavar="N")]
 
@@ -173,7 +176,10 @@ def predict(
     if bool(user) == bool(rows):
         raise UsageError("say whom to predict for: either --user ID, which may be repeated, or --rows FILE")
     moment = None if at is None else instant(at, project.timezone)
-    users, table = _ids(own, user or []), None if rows is None else _rows(own, rows)
+    from zoo.cli.survey import keyed_rows
+
+    schema = _log(own).schema
+    users, table = _ids(schema, user or []), None if rows is None else keyed_rows(rows, schema)
     with own.progress(f"predict {task}") as say:
         say(0.0, "loading the model")
         from zoo.predictor import Predictor
@@ -195,6 +201,10 @@ def predict(
         ]
         rows = [[str(v) if k.endswith("_id") else v for k, v in r.items()] for r in records]
         console.print(table(f"{task}: {len(rows):,} predictions", list(records[0]) if records else answer.column_names, rows))
+        cold = [str(r["user_id"]) for r in records if not r["known"]] if "user_id" in answer.column_names else []
+        if cold:
+            some = f"{', '.join(cold[:LISTED])}{', ...' if len(cold) > LISTED else ''}"
+            console.print(f"No event of {some} before this time, so answered as new. {_example(own)}".rstrip())
 
     own.answer(as_json, {"task": task, "rows": answer.to_pylist()}, human)
 
@@ -262,26 +272,34 @@ def instant(text: str, timezone: str) -> int:
     return int(found.replace(microsecond=0).timestamp()) * 1_000_000 + found.microsecond
 
 
-def _ids(own: State, users: list[str]) -> list[int] | list[str]:
-    """Identifiers from the command line in the log's declared type."""
+def _log(own: State) -> EventLog:
     from zoo.cli.data import log_settings
     from zoo.events.log import EventLog
 
-    if not users or EventLog.open(log_settings(own.project)[0]).schema.user_id == "string":
+    return EventLog.open(log_settings(own.project)[0])
+
+
+def _example(own: State) -> str:
+    """A sentence with an identifier that the log has; empty for an empty log."""
+    import numpy as np
+
+    log = _log(own)
+    known = log.dictionary("user_id")
+    return (
+        f"The log's user identifiers are {log.schema.user_id}, such as {known.decode(np.array([2]))[0]}."
+        if known.size > 2
+        else ""
+    )
+
+
+def _ids(schema: LogSchema, users: list[str]) -> list[int] | list[str]:
+    """Identifiers from the command line in the log's declared type."""
+    if not users or schema.user_id == "string":
         return users
     for text in users:
         if not text.removeprefix("-").isdecimal() or not text.isascii():
             raise UsageError(f"user {text!r} is no whole number; this log's user identifiers are int, as in --user 42")
     return [int(text) for text in users]
-
-
-def _rows(own: State, path: Path) -> pa.Table:
-    """A file's rows, identifiers in the log's type."""
-    from zoo.cli.data import log_settings
-    from zoo.cli.survey import keyed_rows
-    from zoo.events.log import EventLog
-
-    return keyed_rows(path, EventLog.open(log_settings(own.project)[0]).schema)
 
 
 def _registry(own: State) -> Registry:

@@ -33,7 +33,7 @@ class IngestReport:
     """What became of the rows: ``rows == added + repeated + sum(quarantined.values())``.
 
     repeated: rows whose event id, file or idempotency key the log knows already. quarantined: reason -> rows.
-    ignored: columns that the log has no place for. version: the log's after it.
+    ignored: columns that the log has no place for. version: the log's after it. warnings: what whoever pushed should know.
     """
 
     rows: int = 0
@@ -43,6 +43,7 @@ class IngestReport:
     seconds: float = 0.0
     version: int = 0
     ignored: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def plus(self, other: IngestReport) -> IngestReport:
         """Both together; the version is the later one's."""
@@ -54,6 +55,7 @@ class IngestReport:
             self.seconds + other.seconds,
             max(self.version, other.version),
             tuple(dict.fromkeys([*self.ignored, *other.ignored])),
+            (*self.warnings, *other.warnings),
         )
 
 

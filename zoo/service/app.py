@@ -78,7 +78,9 @@ def app(predictors: Mapping[str, Predictor], features: Features, *, hosts: Colle
         report = features.append(request.events, request.idempotency_key)
         fields = ("rows", "added", "repeated", "version")
         facts = {name: getattr(report, name) for name in fields}
-        return Json({**facts, "quarantined": dict(report.quarantined), "ignored": list(report.ignored)})
+        return Json(
+            {**facts, "quarantined": dict(report.quarantined), "ignored": list(report.ignored), "warnings": list(report.warnings)}
+        )
 
     return api
 

@@ -154,7 +154,15 @@ class Report(BaseModel):
     """What became of the events: ``rows`` is the sum of ``added``, ``repeated`` and all ``quarantined``."""
 
     model_config = example(
-        {"rows": 3, "added": 1, "repeated": 1, "quarantined": {"timestamp_unreadable": 1}, "ignored": ["colour"], "version": 12}
+        {
+            "rows": 3,
+            "added": 1,
+            "repeated": 1,
+            "quarantined": {"timestamp_unreadable": 1},
+            "ignored": ["colour"],
+            "version": 12,
+            "warnings": [],
+        }
     )
 
     rows: int
@@ -163,6 +171,7 @@ class Report(BaseModel):
     quarantined: dict[str, int] = Field(description="Events that could not be taken, by reason; they are kept aside.")
     ignored: list[str] = Field(description="Fields that this log has no place for.")
     version: int = Field(description="The log's version after the push.")
+    warnings: list[str] = Field(description="What whoever pushed should know: that the push moved the clock far.")
 
 
 class Lineage(BaseModel):

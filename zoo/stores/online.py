@@ -7,8 +7,10 @@ first brings in the rest. So a push is seen by the next read, and so is a file t
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ import numpy as np
 
 from zoo.contract import Array, Column, Progress
 from zoo.errors import FeatureError
+from zoo.events.clock import moved
 from zoo.events.encode import columns_of, encode
 from zoo.events.evaluate import Evaluator
 from zoo.events.index import Index
@@ -30,6 +33,7 @@ from zoo.stores.source import EventSource, TableSource
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_log = logging.getLogger(__name__)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TAIL = 100_000
 """Events behind the log up to which they are merged one by one; beyond it every entity is copied from the index."""
@@ -149,12 +153,19 @@ class EventOnlineStore:
         await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
 
     def append(self, config: Any, rows: pa.Table, idempotency_key: str | None = None) -> Any:
-        """Append raw events to the log, durable first, then make them visible online. Returns the log's report."""
+        """Append raw events to the log, durable first, then make them visible online. Returns the log's report.
+
+        Events that move the clock far, where it is the log's end, are warned of, in the report and by this module's logger.
+        """
         reader = LogReader.of(config)
+        before = reader.log.end() if reader.clock == "log_end" else None
         now = reader.now() if reader.clock not in ("wall", "log_end") else time.time_ns() // 1000
         report = reader.log.append(rows, idempotency_key=idempotency_key, now=now)
         self.follow(config)
-        return report
+        warnings = moved(reader.log, before) if reader.clock == "log_end" else ()
+        for warning in warnings:
+            _log.warning("%s", warning)
+        return replace(report, warnings=warnings)
 
     def follow(self, config: Any) -> int:
         """Bring in what the log holds and the store does not; returns how many events that were. Any number may do so at once."""
