@@ -122,9 +122,9 @@ def test_feast_commands_apply_materialize_and_go_on_from_there(demo: tuple[Path,
     assert "user_sequence from 2017-05-15 00:00:00+00:00 to 2017-05-16 00:00:00+00:00" in plain
     assert re.search(r"^churn +user_activity:", plain, re.MULTILINE)
     with sqlite3.connect(root / "data" / "online.db") as connection:
-        held, blobs = connection.execute("SELECT (SELECT held FROM zoo_logs), (SELECT count(*) FROM zoo_events)").fetchone()
+        held, values = connection.execute("SELECT (SELECT held FROM zoo_spaces), (SELECT count(*) FROM zoo_frames)").fetchone()
     connection.close()
-    assert (held, blobs) == (300, 6 + 20)
+    assert (held, values) == (300, 6 + 20)
 
 
 def test_services_and_views_are_those_declared(store: Any) -> None:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,23 @@ class _View:
         names = [feature.name for feature in feature_view.projection.features]
         return cls(feature_view, feature_view.projection.name_to_use(), names, join_columns(feature_view))
 
+    @cached_property
+    def source(self) -> Any:
+        """What it is computed from; FeatureError where that is neither events nor an entity table."""
+        from zoo.stores.columns import source_of
+
+        return source_of(self.feature_view)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One view's part of a batch: codes of its distinct rows by join key, their times, and which of them each row is."""
+
+    view: _View
+    keys: dict[str, Array]
+    times: Array
+    row_of: Array
+
 
 @dataclass(frozen=True)
 class Features:
@@ -195,7 +213,14 @@ class Features:
         declared with ``include_equal`` see such events.
         """
         table, times = _timed(rows)
-        return self._batch(service, table, times, context or {}, online=False, labelled=labelled)
+        return self._history(service, table, times, context, labelled)
+
+    def _history(
+        self, service: str, table: pa.Table, times: Array, context: Mapping[str, str] | None, labelled: bool = False
+    ) -> FeatureBatch:
+        view = self.reader.view()
+        asked = self._asked(service, view, table, times)
+        return self._batch(view, table, times, context or {}, asked, [self._from_log(view, each) for each in asked], labelled)
 
     def history_batches(
         self, service: str, rows: Any, size: int, context: Mapping[str, str] | None = None
@@ -209,8 +234,7 @@ class Features:
         table, times = _timed(rows)
         reading = self.pinned()
         return (
-            reading._batch(service, table.slice(at, size), times[at : at + size], context or {}, online=False)
-            for at in range(0, len(table), size)
+            reading._history(service, table.slice(at, size), times[at : at + size], context) for at in range(0, len(table), size)
         )
 
     def online(
@@ -218,64 +242,107 @@ class Features:
     ) -> FeatureBatch:
         """Features of n rows as of ``at`` (microseconds UTC or an aware datetime; default: the repository's clock), from the online store.
 
-        Raises UsageError for rows or an ``at`` that cannot be meant.
+        ``newest`` of the batch says how fresh each row is: the time of its user's newest event, -1 where there is none. Raises
+        UsageError for rows or an ``at`` that cannot be meant.
         """
-        now = self.reader.now() if at is None else moment(at)
-        table = table_of(rows)
-        return self._batch(service, table, np.full(len(table), now, np.int64), context or {}, online=True)
+        view, table, times, asked = self._asked_online(service, rows, at)
+        recent = self._online_store.recent(self.store.config, view, self._wanted(asked))
+        return self._online_batch(view, table, times, asked, recent, context)
 
-    def _batch(
-        self, service: str, table: pa.Table, times: Array, context: Mapping[str, str], *, online: bool, labelled: bool = False
+    async def online_async(
+        self, service: str, rows: Any, at: int | datetime | None = None, context: Mapping[str, str] | None = None
     ) -> FeatureBatch:
-        from zoo.stores.columns import chosen, source_of
+        """As ``online``; the event loop goes on while the store is asked. May be cancelled at any point."""
+        view, table, times, asked = self._asked_online(service, rows, at)
+        recent = await self._online_store.recent_async(self.store.config, view, self._wanted(asked))
+        return self._online_batch(view, table, times, asked, recent, context)
 
-        view = self.reader.view()
+    def _asked_online(self, service: str, rows: Any, at: int | datetime | None) -> tuple[LogView, pa.Table, Array, list[_Asked]]:
+        now = self.reader.now() if at is None else moment(at)
+        table, view = table_of(rows), self.reader.view()
+        times = np.full(len(table), now, np.int64)
+        return view, table, times, self._asked(service, view, table, times)
+
+    def _wanted(self, asked: list[_Asked]) -> dict[str, Array]:
+        """Codes by entity kind whose kept events a batch is made of."""
+        from functools import reduce
+
+        parts: dict[str, list[Array]] = {}
+        for each in asked:
+            wanted = self._online_store.wanted(self.store.config, each.view.source, each.keys)
+            if wanted:
+                parts.setdefault(wanted[0], []).append(wanted[1])
+        # views of one service may read one kind under several keys
+        return {
+            entity: reduce(lambda a, b: a if a is b or np.array_equal(a, b) else np.union1d(a, b), p)
+            for entity, p in parts.items()
+        }
+
+    def _online_batch(
+        self, view: LogView, table: pa.Table, times: Array, asked: list[_Asked], recent: Any, context: Mapping[str, str] | None
+    ) -> FeatureBatch:
+        store = self._online_store
+        found = [store.features(view, each.view.source, each.keys, each.times, recent) for each in asked]
+        return self._batch(view, table, times, context or {}, asked, found)
+
+    def _asked(self, service: str, view: LogView, table: pa.Table, times: Array) -> list[_Asked]:
         codes: dict[str, Array] = {}
-        blocks: dict[str, Block] = {}
-        row_of: dict[str, Array] = {}
-        kept: dict[str, Any] = {}
-        newest = np.full(len(table), -1, np.int64)
-        for asked in self._read_views(service):
-            for key, column in asked.joins.items():
+        distinct: dict[tuple[str, ...], tuple[Array, Array]] = {}
+        out = []
+        for each in self._read_views(service):
+            for key, column in each.joins.items():
                 if column not in table.column_names:
                     raise UsageError(
-                        f"rows have no column {column!r}, the key of {asked.block!r}; they have: {', '.join(table.column_names)}"
+                        f"rows have no column {column!r}, the key of {each.block!r}; they have: {', '.join(table.column_names)}"
                     )
                 if column not in codes:
                     codes[column] = view.codes(key, table[column])
-            keys = {key: codes[column] for key, column in asked.joins.items()}
-            first, inverse = _distinct([*keys.values(), times])
-            stored = {k: v[first] for k, v in keys.items()}
-            source = source_of(asked.feature_view)
-            columns, seen = self._columns(view, source, stored, times[first], kept, online=online)
-            blocks[asked.block], row_of[asked.block] = chosen(asked.feature_view, columns, asked.names), inverse
+            columns = tuple(each.joins.values())
+            if columns not in distinct:
+                distinct[columns] = _distinct([*(codes[c] for c in columns), times])
+            first, row_of = distinct[columns]
+            out.append(_Asked(each, {k: codes[c][first] for k, c in each.joins.items()}, times[first], row_of))
+        return out
+
+    def _batch(
+        self,
+        view: LogView,
+        table: pa.Table,
+        times: Array,
+        context: Mapping[str, str],
+        asked: list[_Asked],
+        found: list[tuple[dict[str, Column], Array | None]],
+        labelled: bool = False,
+    ) -> FeatureBatch:
+        """found: (columns, newest event's time or None for a table) of each view asked, for its distinct rows."""
+        from zoo.stores.columns import chosen
+
+        blocks: dict[str, Block] = {}
+        row_of: dict[str, Array] = {}
+        newest = np.full(len(table), -1, np.int64)
+        for each, (columns, seen) in zip(asked, found):
+            blocks[each.view.block] = chosen(each.view.feature_view, columns, each.view.names)
+            row_of[each.view.block] = each.row_of
             if labelled and seen is not None:
-                _no_future(asked.block, seen, times[first])
-            if "user_id" in keys and seen is not None:
-                newest = np.maximum(newest, seen[inverse])
+                _no_future(each.view.block, seen, each.times)
+            if "user_id" in each.keys and seen is not None:
+                newest = np.maximum(newest, seen[each.row_of])
         if context:
             blocks["context"], row_of["context"] = _context(table, context), np.arange(len(table), dtype=np.int32)
         dictionaries = {c.dictionary for b in blocks.values() for c in b.values() if c.dictionary}
         return FeatureBatch(blocks, row_of, times, newest, view.catalogue(frozenset(dictionaries)))
 
-    def _columns(
-        self, view: LogView, source: Any, keys: dict[str, Array], times: Array, kept: dict[str, Any], *, online: bool
-    ) -> tuple[dict[str, Column], Array | None]:
-        """(columns, newest event's time or None for a table) of a source; ``kept``: what views of one call share."""
+    def _from_log(self, view: LogView, asked: _Asked) -> tuple[dict[str, Column], Array | None]:
         from zoo.stores.columns import features_of
         from zoo.stores.source import EventSource
 
-        if online:
-            found: tuple[dict[str, Column], Array | None] = self._online_store.features(
-                self.store.config, view, source, keys, times, kept
-            )
-            return found
-        newest = None
+        source, newest = asked.view.source, None
         aggregation = source.aggregation if isinstance(source, EventSource) else None
         if aggregation is not None:
             entity = aggregation.entity[0]
-            newest = view.index(entity).newest(keys[entity], times + 1 if aggregation.include_equal else times)
-        return features_of(view, source, keys, times), newest
+            seen = asked.times + 1 if aggregation.include_equal else asked.times
+            newest = view.index(entity).newest(asked.keys[entity], seen)
+        return features_of(view, source, asked.keys, asked.times), newest
 
     @property
     def _online_store(self) -> Any:
@@ -287,26 +354,16 @@ class Features:
         rows: as for ``table_of``; a list of mappings holds JSON values, each row taken or quarantined for itself.
         """
         events = rows if isinstance(rows, list) else table_of(rows)
-        report: IngestReport = self._online_store.append(self.store.config, events, idempotency_key)
+        report: IngestReport = self._online_store.push(self.store.config, events, idempotency_key)
         return report
 
     def materialize(self, progress: Progress | None = None) -> dict[str, int]:
         """Copy every entity's recent events from the log to the online store; returns entities with events by key column.
 
         Reading and pushing bring the store up to date by themselves; this does it beforehand, and repairs a store that lost entities.
-        progress: called with the fraction done and what is copied.
+        It may be killed and run again: it goes on where it was. progress: called with the fraction done and what is copied.
         """
-        from zoo.events.view import ENTITIES
-
-        view, copied = self.reader.view(), {}
-        for number, entity in enumerate(ENTITIES):
-
-            def say(done: float, text: str, number: int = number) -> None:
-                if progress is not None:
-                    progress((number + done) / len(ENTITIES), text)
-
-            copied[entity] = self._online_store.copy(self.store.config, view, entity, progress=say)
-        self._online_store.mark(self.store.config, view.log.id, view.log.count(view.version))
+        copied: dict[str, int] = self._online_store.materialize(self.store.config, progress)
         return copied
 
 
@@ -322,6 +379,8 @@ def _no_future(view: str, newest: Array, times: Array) -> None:
 
 def _distinct(columns: list[Array]) -> tuple[Array, Array]:
     """(first row of each distinct tuple, int32 (n,) which of them each row is)."""
+    if len(columns[0]) == 1:
+        return np.zeros(1, np.int64), np.zeros(1, np.int32)
     order = np.lexsort(columns[::-1])
     change = np.zeros(len(order), bool)
     change[:1] = True

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.contract import Array, Column, Progress
-from zoo.errors import FeatureError
 from zoo.events.clock import moved
 from zoo.events.encode import columns_of, encode
 from zoo.events.evaluate import Evaluator
-from zoo.events.index import Index
 from zoo.events.view import ENTITIES, LogView
-from zoo.stores.blob import index_of, pack_slices
+from zoo.stores.bulk import Bulk
 from zoo.stores.columns import chosen, features_of
+from zoo.stores.frames import index_of, pack_slices, without
 from zoo.stores.protos import keys_of, raw_events, shown
 from zoo.stores.reader import LogReader
+from zoo.stores.retention import Retention
 from zoo.stores.source import EventSource, TableSource
 
 if TYPE_CHECKING:
@@ -36,65 +36,180 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TAIL = 100_000
-"""Events behind the log up to which they are merged one by one; beyond it every entity is copied from the index."""
+"""Events behind the log up to which they are appended; beyond it every entity is copied from the index."""
+AT_ONCE = 2_000
+"""Events appended in one step of the store."""
+_CROWDED = 4096
+"""An entity's frames are made one each time that its bytes pass a multiple of this by a smaller frame."""
+_LONG = 1 << 20
+"""As ``_CROWDED``, for frames that are not smaller than that: it is what bounds an entity whose events come in large batches."""
+_FEW = 64
+"""Events up to which columns are written as they are: to look for narrower ones would cost more than it saves."""
+
+Key = tuple[str, int]
+"""Entity kind and code."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where one store keeps the events of one epoch of a log, for one retention. ``name`` begins every key."""
+
+    project: str
+    log: str
+    name: str
+
+
+class Recent:
+    """The kept events of one call's entities."""
+
+    def __init__(self, view: LogView, codes: Mapping[str, Array], values: Mapping[str, Sequence[bytes | None]], kept: Retention):
+        self.codes = codes
+        self.evaluators: dict[str, Evaluator] = {}
+        self.since: dict[str, Array] = {}
+        for entity, found in values.items():
+            columns = kept.reaches[entity].columns
+            kinds = {name: kind for name, kind in view.kinds(entity).items() if name in columns}
+            index, self.since[entity] = index_of(found, kinds, view.facts())
+            self.evaluators[entity] = Evaluator(index, view.event_types())
+
+    def rows(self, entity: str, codes: Array) -> Array:
+        """int64 (n,): which of the entity's values each row's is."""
+        known = self.codes[entity]
+        return np.zeros(len(codes), np.int64) if len(known) == 1 else known.searchsorted(codes)
 
 
 class EventOnlineStore:
-    """Mixed into a Feast online store, which supplies ``load``, ``merge`` and ``mark``; other views are left to that store.
+    """Mixed into a Feast online store, which says how to read and change values; other views are left to that store.
 
-    The newest ``max_events`` events of an entity are kept. Online equals offline at the same instant as long as an entity has no
-    more. Beyond that, what reaches further back than the oldest event kept is answered from those that are: windows, distinct and
-    decayed counts leave out what came before, ``tenure`` and the first ``gap`` begin there. The newest n of a sequence and recency
-    stay exact while n is at most ``max_events``.
+    Of an entity, the events are kept that the applied views reach back to (``Retention``), at most the newest ``max_events``.
+    Online equals offline at the same instant as long as an entity has no more in that reach. Beyond the cap, what reaches further
+    back than the oldest event kept is answered from those that are: windows, distinct and decayed counts leave out what came
+    before, ``tenure`` and the first ``gap`` begin there. The newest n of a sequence and recency stay exact while n is at most
+    ``max_events``. An instant before the one as of which events were dropped is answered from the log.
     """
-
-    chunk = 2_000
-    """Entities merged in one transaction."""
 
     def __init__(self) -> None:
         super().__init__()
         self._following = RLock()
+        self._held: dict[str, int] = {}
+        self._spaces: tuple[Any, ...] = ()
 
-    def load(self, config: Any, log: str, entity: str, codes: Array) -> tuple[list[bytes | None], int]:
-        """(the blob of each entity code, None where nothing is kept; how many of the log's first events are in the store)."""
-        raise FeatureError(f"{type(self).__name__} does not say how to load events")
+    # What a store provides
 
-    def merge(self, config: Any, log: str, entity: str, blobs: Mapping[int, bytes], *, whole: bool) -> None:
-        """Merge blobs into what is kept, each entity atomically."""
-        raise FeatureError(f"{type(self).__name__} does not say how to merge events")
+    def load(self, config: Any, space: Space, codes: Mapping[str, Array]) -> tuple[dict[str, list[bytes | None]], int]:
+        """(each entity's value by kind, None where nothing is kept; how many of the log's first events are there) at one moment."""
+        raise NotImplementedError
 
-    def mark(self, config: Any, log: str, count: int) -> None:
-        """Say that the log's first ``count`` events are in the store; a smaller number than is there changes nothing."""
-        raise FeatureError(f"{type(self).__name__} does not say how to mark what it holds")
+    async def load_async(
+        self, config: Any, space: Space, codes: Mapping[str, Array]
+    ) -> tuple[dict[str, list[bytes | None]], int]:
+        """``load`` in a thread."""
+        return await asyncio.to_thread(self.load, config, space, codes)
+
+    def append(
+        self, config: Any, space: Space, start: int, stop: int, frames: Sequence[tuple[str, int, bytes]]
+    ) -> list[int] | None:
+        """In one step append frames to their entities' values and raise the watermark from ``start`` to ``stop``.
+
+        Returns the values' lengths, or None, and changes nothing, where the watermark is another.
+        """
+        raise NotImplementedError
+
+    def exchange(
+        self, config: Any, space: Space, changes: Sequence[tuple[Key, bytes | None, bytes]], record: str = "", then: str = ""
+    ) -> list[int] | None:
+        """In one step replace values that are still as they were read; returns which were not. None where the record is another.
+
+        record: what ``copying`` returns at the moment (not looked at where empty); ``then`` takes its place once all were replaced.
+        """
+        raise NotImplementedError
+
+    def copying(self, config: Any, space: Space, record: str = "") -> str:
+        """How far a copy of everything is, empty where none is under way; ``record`` is written where there is none."""
+        raise NotImplementedError
+
+    def finish(self, config: Any, space: Space, record: str, count: int) -> bool:
+        """In one step end a copy whose record is still this one, and raise the watermark to at least ``count``."""
+        raise NotImplementedError
+
+    def names(self, config: Any, log: str) -> list[Space]:
+        """Every space of a log in the store."""
+        raise NotImplementedError
+
+    def values(self, config: Any, space: Space, entity: str) -> Iterator[tuple[int, bytes]]:
+        """(code, value) of every entity of a kind."""
+        raise NotImplementedError
+
+    def remove(self, config: Any, space: Space, keys: Iterable[Key]) -> None:
+        """Remove entities' values."""
+        raise NotImplementedError
+
+    def drop(self, config: Any, space: Space) -> None:
+        """Remove a space whole."""
+        raise NotImplementedError
+
+    def erase(self, config: Any) -> None:
+        """Leave no byte of what was removed."""
+
+    def space(self, config: Any, view: LogView) -> Space:
+        """Where the log's events are for the views that are applied."""
+        kept, epoch = Retention.of(config), getattr(view.log, "epoch", 0)
+        if self._spaces[:3] != (view.log, epoch, kept):
+            log = view.log.id
+            name = f"{config.project}:zoo:{log}:{epoch}-{kept.digest}"
+            self._spaces = (view.log, epoch, kept, Space(config.project, log, name))
+        found: Space = self._spaces[3]
+        return found
 
     # Reading
 
-    def events(self, config: Any, view: LogView, entity: str, codes: Array) -> Index:
-        """A small index over the kept events of these entities; the i-th has code i + 2."""
-        blobs, held = self.load(config, view.log.id, entity, codes)
-        if held < view.log.count():
+    def recent(self, config: Any, view: LogView, codes: Mapping[str, Array]) -> Recent:
+        """The kept events of entities (codes ascending, each once) by kind, after bringing in what the log has beyond them."""
+        space, count = self.space(config, view), view.log.count()
+        values, held = self.load(config, space, codes)
+        if held < count:
             self.follow(config)
-            blobs, _ = self.load(config, view.log.id, entity, codes)
-        return index_of(blobs, view.kinds(entity), view.facts())
+            values, _ = self.load(config, space, codes)
+        return Recent(view, codes, values, Retention.of(config))
+
+    async def recent_async(self, config: Any, view: LogView, codes: Mapping[str, Array]) -> Recent:
+        """As ``recent``."""
+        space, count = self.space(config, view), view.log.count()
+        values, held = await self.load_async(config, space, codes)
+        if held < count:
+            await asyncio.to_thread(self.follow, config)
+            values, _ = await self.load_async(config, space, codes)
+        return Recent(view, codes, values, Retention.of(config))
+
+    def wanted(self, config: Any, source: Any, keys: Mapping[str, Array]) -> tuple[str, Array] | None:
+        """(entity kind, its codes ascending, each once) whose kept events a source's features are made of; None for a table."""
+        if not isinstance(source, EventSource):
+            return None
+        if source.body not in Retention.of(config).sources and source.body not in Retention.again(config).sources:
+            return None  # declared, and applied nowhere: the log answers
+        entity = source.aggregation.entity[0]  # type: ignore[union-attr]
+        codes = keys[entity]
+        return entity, codes if len(codes) == 1 else np.unique(codes)
 
     def features(
-        self, config: Any, view: LogView, source: Any, keys: Mapping[str, Array], times: Array, kept: dict[str, Any] | None = None
+        self, view: LogView, source: Any, keys: Mapping[str, Array], times: Array, recent: Recent
     ) -> tuple[dict[str, Column], Array | None]:
         """(columns by name, newest event's time int64 (n,) or None for a table) of a source for n rows, computed as offline.
 
-        keys: codes int32 (n,) by join key. kept: passed to several calls with the same rows, reads each entity's events once.
+        keys: codes int32 (n,) by join key.
         """
         if not isinstance(source, EventSource):
             return features_of(view, source, dict(keys), times), None
-        kept = {} if kept is None else kept
-        entity = source.aggregation.entity[0]  # type: ignore[union-attr]
-        unique, inverse = np.unique(keys[entity], return_inverse=True)
-        if entity not in kept or not np.array_equal(kept[entity][0], unique):
-            kept[entity] = unique, Evaluator(self.events(config, view, entity, unique), view.event_types())
-        evaluator: Evaluator = kept[entity][1]
-        own = {**keys, entity: (inverse + 2).astype(np.int32)}
-        seen = times + 1 if source.aggregation.include_equal else times  # type: ignore[union-attr]
-        return features_of(view, source, own, times, evaluator), evaluator.index.newest(own[entity], seen)
+        aggregation = source.aggregation
+        entity = aggregation.entity[0]  # type: ignore[union-attr]
+        seen = times + 1 if aggregation.include_equal else times  # type: ignore[union-attr]
+        if entity in recent.evaluators:
+            rows = recent.rows(entity, keys[entity])
+            if (recent.since[entity][rows] <= times).all():
+                evaluator = recent.evaluators[entity]
+                own = {**keys, entity: (rows + 2).astype(np.int32)}
+                return features_of(view, source, own, times, evaluator), evaluator.index.newest(own[entity], seen)
+        return features_of(view, source, dict(keys), times), view.index(entity).newest(keys[entity], seen)
 
     def online_read(
         self, config: Any, table: Any, entity_keys: list[Any], requested_features: list[str] | None = None
@@ -108,7 +223,9 @@ class EventOnlineStore:
         reader = LogReader.of(config)
         view, now = reader.view(), reader.now()
         keys = keys_of(view, table, entity_keys)
-        columns, newest = self.features(config, view, source, keys, np.full(len(entity_keys), now, np.int64))
+        wanted = self.wanted(config, source, keys)
+        recent = self.recent(config, view, dict([wanted]) if wanted else {})
+        columns, newest = self.features(view, source, keys, np.full(len(entity_keys), now, np.int64), recent)
         if newest is None:
             found = np.all([codes > 1 for codes in keys.values()], axis=0)
             newest = np.full(len(found), now)
@@ -139,11 +256,13 @@ class EventOnlineStore:
             super().online_write_batch(config, table, data, progress)  # type: ignore[misc]
             return
         if isinstance(source, EventSource) and source.aggregation is None:
-            self.append(config, raw_events(data))
+            self.push(config, raw_events(data))
         elif isinstance(source, EventSource):
             view = LogReader.of(config).view()
             entity = source.aggregation.entity[0]  # type: ignore[union-attr]
-            self.copy(config, view, entity, np.unique(keys_of(view, table, [key for key, *_ in data])[entity]))
+            codes = np.unique(keys_of(view, table, [key for key, *_ in data])[entity])
+            if entity in Retention.of(config).reaches:
+                Bulk(self, config).entities(view, entity, codes)
             self.follow(config)
         if progress:
             progress(len(data))
@@ -152,7 +271,7 @@ class EventOnlineStore:
         """``online_write_batch`` in a thread."""
         await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
 
-    def append(self, config: Any, rows: pa.Table, idempotency_key: str | None = None) -> Any:
+    def push(self, config: Any, rows: pa.Table, idempotency_key: str | None = None) -> Any:
         """Append raw events to the log, durable first, then make them visible online. Returns the log's report.
 
         Events that move the clock far, where it is the log's end, are warned of, in the report and by this module's logger.
@@ -171,55 +290,109 @@ class EventOnlineStore:
         """Bring in what the log holds and the store does not; returns how many events that were. Any number may do so at once."""
         with self._following:
             view = LogReader.of(config).view()
-            _, held = self.load(config, view.log.id, ENTITIES[0], np.zeros(0, np.int32))
-            count = view.log.count(view.version)
-            if count - held > TAIL:
-                for entity in ENTITIES:
-                    self.copy(config, view, entity)
-            elif count > held:
-                self._merge_tail(config, view, held)
-            if count > held:
-                self.mark(config, view.log.id, count)
-            return max(count - held, 0)
+            space, count = self.space(config, view), view.log.count()
+            held = began = self._held.get(space.name, -1)
+            if held < 0 or held >= count:  # what this process knows may be out of date either way; a step from it is refused then
+                held = began = self.load(config, space, {})[1]
+            while held < count:
+                if count - held > TAIL:
+                    Bulk(self, config).everything(view)
+                    reached: int | None = None
+                else:
+                    reached = self._append(config, view, space, held)
+                held = self.load(config, space, {})[1] if reached is None else reached
+            self._held[space.name] = held
+            return max(held - began, 0)
 
-    def _merge_tail(self, config: Any, view: LogView, held: int) -> None:
-        encoded = encode(view.log, view.log.tail(held - 1, columns_of(view.log)))
-        for entity in ENTITIES:
-            codes = encoded.keys(entity)
-            numbers, own = np.unique(codes, return_inverse=True)  # numbered densely: a push names few of all entities
-            own = np.where(codes > 0, own + 2, 0)
-            index = Index.build(own, encoded.time, encoded.seq, encoded.others(entity), len(numbers) + 2)
-            there = np.flatnonzero(numbers > 0)
-            self._write(config, view, entity, index, numbers[there], there + 2, whole=False)
+    def _append(self, config: Any, view: LogView, space: Space, held: int) -> int | None:
+        """Append the log's events from ``held`` on; returns the watermark, None where another writer has moved it."""
+        events, kept = encode(view.log, view.log.tail(held - 1, columns_of(view.log))), Retention.of(config)
+        for at in range(0, len(events), AT_ONCE):
+            part = slice(at, at + AT_ONCE)
+            time_, seq = events.time[part], events.seq[part]
+            frames: list[tuple[str, int, bytes]] = []
+            for entity in kept.reaches:
+                codes = events.keys(entity)[part]
+                order = np.lexsort((seq, time_, codes))
+                order = order[codes[order] > 0]
+                own = {name: values[part][order] for name, values in kept.columns(entity, events.others(entity)).items()}
+                begins = np.flatnonzero(np.diff(codes[order], prepend=0))
+                ends = np.append(begins, len(order))[1:]
+                columns = {"time": time_[order], "seq": seq[order], **own}
+                packed = pack_slices(columns, begins, ends, narrow=len(order) > _FEW)
+                frames += zip([entity] * len(packed), codes[order][begins].tolist(), packed)
+            stop = int(seq[-1]) + 1
+            lengths = self.append(config, space, held, stop, frames)
+            if lengths is None:
+                return None
+            held = self._held[space.name] = stop
+            self._compact(config, view, space, [(e, code) for (e, code, f), n in zip(frames, lengths) if _crowds(len(f), n)])
+        return held
 
-    def copy(self, config: Any, view: LogView, entity: str, codes: Array | None = None, progress: Progress | None = None) -> int:
-        """Copy entities' events from the log (all entities without ``codes``); returns how many entities. Safe beside pushes."""
-        index = view.index(entity)
-        if codes is None:
-            codes = np.flatnonzero(np.diff(index.offsets)).astype(np.int32)
-        low, high = index.bounds(codes)
-        codes = codes[(codes > 1) & (high > low)]
-        self._write(config, view, entity, index, codes, codes, progress, whole=True)
-        return len(codes)
+    def _compact(self, config: Any, view: LogView, space: Space, keys: Sequence[Key]) -> None:
+        """Make one frame of each entity's, without what no view reaches back to; left as it is where a writer comes between."""
+        if not keys:
+            return
+        now = LogReader.of(config).now()
+        codes = {
+            entity: np.array([code for e, code in keys if e == entity], np.int32) for entity in dict.fromkeys(e for e, _ in keys)
+        }
+        values, _ = self.load(config, space, codes)
+        changes: list[tuple[Key, bytes | None, bytes]] = []
+        for entity, found in values.items():
+            there = [(int(code), value) for code, value in zip(codes[entity], found) if value is not None]
+            index, since = index_of([value for _, value in there], {}, view.facts())
+            own = np.arange(2, len(there) + 2, dtype=np.int32)
+            low, cut = Retention.of(config).bounds(entity, Evaluator(index, view.event_types()), *index.bounds(own), now)
+            columns = {"time": index.time, "seq": index.seq, **index.columns}
+            packed = pack_slices(columns, low, index.bounds(own)[1], np.maximum(since, cut).tolist())
+            changes += [((entity, code), value, new) for (code, value), new in zip(there, packed)]
+        self.exchange(config, space, changes)
 
-    def _write(
-        self,
-        config: Any,
-        view: LogView,
-        entity: str,
-        index: Index,
-        codes: Array,
-        own: Array,
-        progress: Progress | None = None,
-        *,
-        whole: bool,
-    ) -> None:
-        """Merge the events of entities ``codes``, which the index knows as ``own``."""
-        low, high = index.bounds(own)
-        low = np.maximum(low, high - config.online_store.max_events)
-        for at in range(0, len(codes), self.chunk):
-            part = slice(at, at + self.chunk)
-            blobs = pack_slices(index, low[part].tolist(), high[part].tolist())
-            self.merge(config, view.log.id, entity, dict(zip(codes[part].tolist(), blobs)), whole=whole)
-            if progress:
-                progress(min(at + self.chunk, len(codes)) / len(codes), f"events of {len(codes):,} {entity[:-3]}s")
+    def materialize(self, config: Any, progress: Progress | None = None) -> dict[str, int]:
+        """Copy every entity's recent events from the log; returns entities by kind. Goes on where a killed one stopped.
+
+        What was kept for views that are applied no longer, or for a log that was rewritten since, is removed.
+        """
+        reader = LogReader.of(config)
+        Retention.again(config)
+        view = reader.view()
+        copied = Bulk(self, config).everything(view, progress)
+        self.follow(config)
+        here = self.space(config, view)
+        for other in self.names(config, here.log):
+            if other.name != here.name:
+                self.drop(config, other)
+        return copied
+
+    def forget(self, config: Any, log: str, entity: str, codes: Iterable[int]) -> int:
+        """Remove entities of a kind, and the events of other kinds' entities that name them; returns how many values were touched.
+
+        No byte of them stays in the store. The log comes first: what it still holds is brought in again.
+        """
+        gone, touched = sorted(set(codes)), 0
+        for space in self.names(config, log):
+            self.remove(config, space, [(entity, code) for code in gone])
+            touched += len(gone)
+            for kind in ENTITIES:
+                changes: list[tuple[Key, bytes | None, bytes]] = []
+                for code, value in self.values(config, space, kind) if kind != entity else ():
+                    left = without(value, entity, gone)
+                    if left is not None:
+                        changes.append(((kind, code), value, left))
+                touched += len(changes)
+                while changes:  # a push may come between
+                    again = self.exchange(config, space, changes) or []
+                    keys = [changes[i][0] for i in again]
+                    values, _ = self.load(config, space, {kind: np.array([code for _, code in keys], np.int32)})
+                    pairs = ((key, value) for key, value in zip(keys, values[kind]) if value is not None)
+                    rest = ((key, value, without(value, entity, gone)) for key, value in pairs)
+                    changes = [(key, value, left) for key, value, left in rest if left is not None]
+        self.erase(config)
+        return touched
+
+
+def _crowds(added: int, length: int) -> bool:
+    """Whether a value of this length is worth making one frame of, after so many bytes of it were appended."""
+    step = _CROWDED if added < _CROWDED else _LONG
+    return added < length and length // step != (length - added) // step

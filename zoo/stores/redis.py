@@ -1,26 +1,61 @@
-"""Recent events in Redis: one blob an entity, updated by compare-and-set."""
+"""Recent events in Redis: one string an entity, changed by scripts, each of which is one step to every other client.
+
+A script touches many keys, so a Redis Cluster is refused.
+"""
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
 
 from zoo.contract import Array
 from zoo.errors import FeatureError
-from zoo.stores.blob import merge
-from zoo.stores.online import EventOnlineStore
+from zoo.stores.frames import IDENTITY
+from zoo.stores.online import EventOnlineStore, Key, Space
 
-_ATTEMPTS = 50
 _TIMEOUT = 5
 """Seconds to wait for an answer where the connection string does not say (``socket_timeout=``)."""
-_RAISE = """
-local held = tonumber(redis.call('GET', KEYS[1]) or '0')
-if tonumber(ARGV[1]) > held then redis.call('SET', KEYS[1], ARGV[1]) end
+_BYTES = 8 << 20
+"""Bytes written in one script: a server does nothing else meanwhile."""
+_SCAN = 1_000
+_CONNECTIONS = 64
+"""Connections of one event loop; further reads wait for one."""
+
+# KEYS: watermark, values. ARGV: the watermark before and after, frames.
+_APPEND = """
+if (redis.call('GET', KEYS[1]) or '0') ~= ARGV[1] then return false end
+local lengths = {}
+for i = 2, #KEYS do lengths[i - 1] = redis.call('APPEND', KEYS[i], ARGV[i + 1]) end
+redis.call('SET', KEYS[1], ARGV[2])
+return lengths
+"""
+# KEYS: record, values. ARGV: record before and after, bytes that tell a value, then of each its length, those bytes, its successor.
+_EXCHANGE = """
+if ARGV[1] ~= '' and redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
+local others = {}
+for i = 2, #KEYS do
+    local at = 3 * i - 2
+    if redis.call('STRLEN', KEYS[i]) == tonumber(ARGV[at]) and redis.call('GETRANGE', KEYS[i], 0, ARGV[3] - 1) == ARGV[at + 1] then
+        redis.call('SET', KEYS[i], ARGV[at + 2])
+    else
+        others[#others + 1] = i - 2
+    end
+end
+if ARGV[2] ~= '' and #others == 0 then redis.call('SET', KEYS[1], ARGV[2]) end
+return others
+"""
+# KEYS: record, watermark. ARGV: record, watermark.
+_FINISH = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if tonumber(ARGV[2]) > tonumber(redis.call('GET', KEYS[2]) or '0') then redis.call('SET', KEYS[2], ARGV[2]) end
+redis.call('DEL', KEYS[1])
+return 1
 """
 
 
@@ -34,9 +69,12 @@ class RedisEventOnlineStoreConfig(RedisOnlineStoreConfig):
 
 
 class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
-    """Any number of writers: an update that meets another is tried again on what the other left."""
+    """Any number of writers and readers, in threads or in one event loop at a time."""
 
-    chunk = 250  # a batch that meets another writer is done again, so it is kept small
+    def __init__(self) -> None:
+        super().__init__()
+        self._scripts: dict[str, Any] = {}
+        self._loop: Any = None
 
     # Feast's Redis store reads all views in one pipeline of hashes; ours are computed, one view at a time
     _read_features_per_fv = OnlineStore._read_features_per_fv
@@ -50,58 +88,123 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
     def _get_client(self, online_store_config: Any) -> Any:
         if not self._client:
             from redis.backoff import NoBackoff
+            from redis.exceptions import ConnectionError
             from redis.retry import Retry
 
             # once more at once, for a connection that a restarted server dropped; by default the client waits for seconds
-            super()._get_client(online_store_config).set_retry(Retry(NoBackoff(), 1))
+            super()._get_client(online_store_config).set_retry(Retry(NoBackoff(), 1, (ConnectionError,)))
         return self._client
 
-    def load(self, config: Any, log: str, entity: str, codes: Array) -> tuple[list[bytes | None], int]:
-        keys = [_held(config, log), *_keys(config, log, entity, codes.tolist())]
-        held, *blobs = self._answer(config, lambda client: client.mget(keys))
-        return blobs, int(held or 0)
+    def load(self, config: Any, space: Space, codes: Mapping[str, Array]) -> tuple[dict[str, list[bytes | None]], int]:
+        keys = _asked(space, codes)
+        return _split(codes, self._answer(config, lambda client: client.mget(keys)))
 
-    def merge(self, config: Any, log: str, entity: str, blobs: Mapping[int, bytes], *, whole: bool) -> None:
-        if not blobs:
-            return
-        from redis.exceptions import WatchError
+    async def load_async(
+        self, config: Any, space: Space, codes: Mapping[str, Array]
+    ) -> tuple[dict[str, list[bytes | None]], int]:
+        from redis.exceptions import RedisError
 
-        keys, limit = _keys(config, log, entity, blobs), config.online_store.max_events
+        keys = _asked(space, codes)
+        client = await self._get_client_async(config.online_store)
+        # A reply that nobody waits for any longer is read to its end all the same, so that the connection's next one is its own.
+        asking = asyncio.ensure_future(client.mget(keys))
+        try:
+            return _split(codes, await asyncio.shield(asking))
+        except asyncio.CancelledError:
+            asking.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise
+        except RedisError as error:
+            raise _unanswered(config, error) from error
 
-        def update(client: Any) -> bool:
-            with client.pipeline() as pipe:
-                try:
-                    pipe.watch(*keys)
-                    rows = [
-                        (key, old, merge(old, new, limit, whole=whole))
-                        for key, old, new in zip(keys, pipe.mget(keys), blobs.values())
-                    ]
-                    changed = {key: blob for key, old, blob in rows if blob is not old}
-                    if changed:
-                        pipe.multi()
-                        pipe.mset(changed)
-                        pipe.execute()
-                except WatchError:
-                    return False
-            return True
+    async def _get_client_async(self, online_store_config: Any) -> Any:
+        from redis.asyncio import BlockingConnectionPool, Redis
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+        from redis.exceptions import ConnectionError
 
-        for attempt in range(_ATTEMPTS):
-            if self._answer(config, update):
-                return
-            time.sleep(random.random() * min(0.001 * 2**attempt, 0.1))
-        raise FeatureError(
-            f"{_ATTEMPTS} other writers came first to the same {entity} keys; push smaller batches or fewer at once"
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # connections belong to the loop that made them
+            nodes, options = self._parse_connection_string(online_store_config.connection_string)
+            options = {"retry": Retry(NoBackoff(), 1, (ConnectionError,)), **nodes[0], **options}
+            pool = BlockingConnectionPool(max_connections=_CONNECTIONS, timeout=options["socket_timeout"], **options)
+            self._client_async, self._loop = Redis.from_pool(pool), loop
+        return self._client_async
+
+    def append(
+        self, config: Any, space: Space, start: int, stop: int, frames: Sequence[tuple[str, int, bytes]]
+    ) -> list[int] | None:
+        keys = [f"{space.name}:held", *(f"{space.name}:{entity}:{code}" for entity, code, _ in frames)]
+        found = self._run(config, _APPEND, keys, [start, stop, *(frame for *_, frame in frames)])
+        return None if found is None else list(found)
+
+    def exchange(
+        self, config: Any, space: Space, changes: Sequence[tuple[Key, bytes | None, bytes]], record: str = "", then: str = ""
+    ) -> list[int] | None:
+        failed: list[int] = []
+        ends = np.cumsum([len(new) for *_, new in changes]) // _BYTES
+        parts = np.split(np.arange(len(changes)), np.flatnonzero(np.diff(ends)) + 1)
+        for part in parts:
+            own = [changes[i] for i in part]
+            keys = [f"{space.name}:copying", *(f"{space.name}:{entity}:{code}" for (entity, code), *_ in own)]
+            told = [x for _, old, new in own for x in (len(old or b""), (old or b"")[:IDENTITY], new)]
+            last = part is parts[-1] and not failed
+            found = self._run(config, _EXCHANGE, keys, [record, then if last else "", IDENTITY, *told])
+            if found is None:
+                return None
+            failed += [int(part[i]) for i in found]
+        return failed
+
+    def copying(self, config: Any, space: Space, record: str = "") -> str:
+        key = f"{space.name}:copying"
+        if record:
+            self._answer(config, lambda client: client.set(key, record, nx=True))
+        return (self._answer(config, lambda client: client.get(key)) or b"").decode()
+
+    def finish(self, config: Any, space: Space, record: str, count: int) -> bool:
+        return bool(self._run(config, _FINISH, [f"{space.name}:copying", f"{space.name}:held"], [record, count]))
+
+    def names(self, config: Any, log: str) -> list[Space]:
+        first = f"{config.project}:zoo:{log}:"
+        found = self._answer(
+            config, lambda client: [key.decode() for key in client.scan_iter(f"{_escaped(first)}*", count=_SCAN)]
         )
+        return [Space(config.project, log, first + rest) for rest in sorted({key[len(first) :].split(":")[0] for key in found})]
 
-    def mark(self, config: Any, log: str, count: int) -> None:
-        self._answer(config, lambda client: client.eval(_RAISE, 1, _held(config, log), count))
+    def values(self, config: Any, space: Space, entity: str) -> Iterator[tuple[int, bytes]]:
+        first, seen = f"{space.name}:{entity}:", set()
+        for key in self._answer(config, lambda client: list(client.scan_iter(f"{_escaped(first)}*", count=_SCAN))):
+            value = None if key in seen else self._answer(config, lambda client: client.get(key))  # noqa: B023 - called at once
+            seen.add(key)
+            if value is not None:
+                yield int(key[len(first) :]), value
 
-    def teardown(self, config: Any, tables: Any, entities: Any) -> None:
+    def remove(self, config: Any, space: Space, keys: Iterable[Key]) -> None:
+        gone = [f"{space.name}:{entity}:{code}" for entity, code in keys]
+        for at in range(0, len(gone), _SCAN):
+            self._answer(config, lambda client: client.unlink(*gone[at : at + _SCAN]))  # noqa: B023 - called at once
+
+    def drop(self, config: Any, space: Space) -> None:
+        self._clear(config, f"{space.name}:")
+
+    def _clear(self, config: Any, first: str) -> None:
         def clear(client: Any) -> None:
-            for key in client.scan_iter(f"{config.project}:zoo:*", count=1000):
+            for key in client.scan_iter(f"{_escaped(first)}*", count=_SCAN):
                 client.unlink(key)
 
         self._answer(config, clear)
+
+    def _run(self, config: Any, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        """The script's answer; it is sent to the server once, and by its digest from then on."""
+
+        def ask(client: Any) -> Any:
+            if script not in self._scripts:
+                self._scripts[script] = client.register_script(script)
+            return self._scripts[script](keys, arguments, client=client)
+
+        return self._answer(config, ask)
+
+    def teardown(self, config: Any, tables: Any, entities: Any) -> None:
+        self._clear(config, f"{config.project}:zoo:")
         super().teardown(config, tables, entities)
 
     def _answer(self, config: Any, ask: Callable[[Any], Any]) -> Any:
@@ -110,15 +213,27 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
         try:
             return ask(self._get_client(config.online_store))
         except RedisError as error:
-            where = config.online_store.connection_string.split(",")[0]
-            raise FeatureError(
-                f"Redis at {where} does not answer: {error}. Start it, or name another in feature_store.yaml"
-            ) from error
+            raise _unanswered(config, error) from error
 
 
-def _held(config: Any, log: str) -> str:
-    return f"{config.project}:zoo:{log}:held"
+def _unanswered(config: Any, error: Exception) -> FeatureError:
+    where = config.online_store.connection_string.split(",")[0]
+    return FeatureError(f"Redis at {where} does not answer: {error}. Start it, or name another in feature_store.yaml")
 
 
-def _keys(config: Any, log: str, entity: str, codes: Iterable[int]) -> list[str]:
-    return [f"{config.project}:zoo:{log}:{entity}:{code}" for code in codes]
+def _asked(space: Space, codes: Mapping[str, Array]) -> list[str]:
+    name = space.name
+    return [f"{name}:held", *(f"{name}:{entity}:{code}" for entity, own in codes.items() for code in own.tolist())]
+
+
+def _split(codes: Mapping[str, Array], found: list[bytes | None]) -> tuple[dict[str, list[bytes | None]], int]:
+    values, at = {}, 1
+    for entity, own in codes.items():
+        values[entity] = found[at : at + len(own)]
+        at += len(own)
+    return values, int(found[0] or 0)
+
+
+def _escaped(text: str) -> str:
+    """A text that SCAN's pattern takes as it is."""
+    return re.sub(r"([*?\[\]\\])", r"\\\1", text)

@@ -1,10 +1,10 @@
-"""Recent events in SQLite: one blob an entity, in the file where Feast's own SQLite store keeps other views."""
+"""Recent events in SQLite: a row an entity, in the file where Feast's own SQLite store keeps other views."""
 
 from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -14,16 +14,21 @@ from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStor
 from zoo.contract import Array
 from zoo.errors import FeatureError
 from zoo.events.view import ENTITIES
-from zoo.stores.blob import merge
-from zoo.stores.online import EventOnlineStore
+from zoo.stores.frames import IDENTITY
+from zoo.stores.online import EventOnlineStore, Key, Space
 
-# A row's key is one number, so that finding and appending rows is as cheap as SQLite can: log, entity kind, code.
+# A row's key is one number, so that finding and appending rows is as cheap as SQLite can: space, entity kind, code.
 _TABLES = """
-CREATE TABLE IF NOT EXISTS zoo_logs (
-    id INTEGER PRIMARY KEY, project TEXT NOT NULL, log TEXT NOT NULL, held INTEGER NOT NULL, UNIQUE (project, log)
+CREATE TABLE IF NOT EXISTS zoo_spaces (
+    id INTEGER PRIMARY KEY, project TEXT NOT NULL, log TEXT NOT NULL, name TEXT NOT NULL UNIQUE, held INTEGER NOT NULL,
+    copying TEXT NOT NULL DEFAULT ''
 );
-CREATE TABLE IF NOT EXISTS zoo_events (key INTEGER PRIMARY KEY, events BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS zoo_frames (key INTEGER PRIMARY KEY, events BLOB NOT NULL);
 """
+_APPEND = (
+    "INSERT INTO zoo_frames VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET events = CAST(events || excluded.events AS BLOB)"
+    " RETURNING length(events)"
+)
 _REMEDIES = {
     **dict.fromkeys(("SQLITE_CORRUPT", "SQLITE_NOTADB"), "The log holds every event: remove it and materialize again"),
     **dict.fromkeys(("SQLITE_FULL", "SQLITE_IOERR"), "Free some space on its disk and try again; the log holds every event"),
@@ -44,7 +49,7 @@ class SqliteEventOnlineStoreConfig(SqliteOnlineStoreConfig):
 
 
 class SqliteEventOnlineStore(EventOnlineStore, SqliteOnlineStore):
-    """Each batch of entities is one transaction; readers never wait for it (WAL)."""
+    """Each change is one transaction; readers never wait for it (WAL)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,54 +78,118 @@ class SqliteEventOnlineStore(EventOnlineStore, SqliteOnlineStore):
             connection = sqlite3.connect(path, timeout=30, isolation_level=None)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA secure_delete=ON")
             connection.executescript(_TABLES)
             self._local.connection = connection
         return connection
 
     @staticmethod
-    def _log(connection: sqlite3.Connection, config: Any, log: str) -> tuple[int, int]:
-        """(number of this log, events held); (0, 0) where it is not there yet."""
-        query = "SELECT id, held FROM zoo_logs WHERE project = ? AND log = ?"
-        return connection.execute(query, (config.project, log)).fetchone() or (0, 0)
+    def _space(connection: sqlite3.Connection, space: Space) -> tuple[int, int]:
+        """(number of this space, events held); (0, 0) where it is not there yet."""
+        return connection.execute("SELECT id, held FROM zoo_spaces WHERE name = ?", (space.name,)).fetchone() or (0, 0)
 
     @staticmethod
     def _kept(connection: sqlite3.Connection, keys: list[int]) -> dict[int, bytes]:
+        if len(keys) == 1:
+            return dict(connection.execute("SELECT key, events FROM zoo_frames WHERE key = ?", keys).fetchall())
         found: dict[int, bytes] = {}
         for at in range(0, len(keys), _VARIABLES):
             part = keys[at : at + _VARIABLES]
             marks = ",".join("?" * len(part))
-            found.update(connection.execute(f"SELECT key, events FROM zoo_events WHERE key IN ({marks})", part))  # noqa: S608 - marks only
+            found.update(connection.execute(f"SELECT key, events FROM zoo_frames WHERE key IN ({marks})", part))  # noqa: S608 - marks only
         return found
 
-    def load(self, config: Any, log: str, entity: str, codes: Array) -> tuple[list[bytes | None], int]:
+    @contextmanager
+    def _changing(self, config: Any, space: Space) -> Iterator[tuple[sqlite3.Connection, int, int]]:
+        """(connection, number of the space, events held) in one transaction that holds the write lock."""
+        with self._connected(config) as connection, _transaction(connection):
+            insert = "INSERT OR IGNORE INTO zoo_spaces (project, log, name, held) VALUES (?, ?, ?, 0)"
+            connection.execute(insert, (space.project, space.log, space.name))
+            yield connection, *self._space(connection, space)
+
+    def load(self, config: Any, space: Space, codes: Mapping[str, Array]) -> tuple[dict[str, list[bytes | None]], int]:
         with self._connected(config) as connection:
             # the watermark first: what is read after it is at least as new
-            number, held = self._log(connection, config, log)
-            keys = _keys(number, entity, codes.tolist())
-            found = self._kept(connection, keys)
-            return [found.get(key) for key in keys], held
+            number, held = self._space(connection, space)
+            values: dict[str, list[bytes | None]] = {}
+            for entity, own in codes.items():
+                keys = _keys(number, entity, own.tolist())
+                found = self._kept(connection, keys)
+                values[entity] = [found.get(key) for key in keys]
+            return values, held
 
-    def merge(self, config: Any, log: str, entity: str, blobs: Mapping[int, bytes], *, whole: bool) -> None:
-        limit = config.online_store.max_events
-        with self._connected(config) as connection, _transaction(connection):
-            insert = "INSERT OR IGNORE INTO zoo_logs (project, log, held) VALUES (?, ?, 0)"
-            connection.execute(insert, (config.project, log))
-            number, _ = self._log(connection, config, log)
-            keys = _keys(number, entity, blobs)
+    def append(
+        self, config: Any, space: Space, start: int, stop: int, frames: Sequence[tuple[str, int, bytes]]
+    ) -> list[int] | None:
+        with self._changing(config, space) as (connection, number, held):
+            if held != start:
+                return None
+            rows = ((_key(number, entity, code), frame) for entity, code, frame in frames)
+            lengths = [connection.execute(_APPEND, row).fetchone()[0] for row in rows]
+            connection.execute("UPDATE zoo_spaces SET held = ? WHERE id = ?", (stop, number))
+            return lengths
+
+    def exchange(
+        self, config: Any, space: Space, changes: Sequence[tuple[Key, bytes | None, bytes]], record: str = "", then: str = ""
+    ) -> list[int] | None:
+        with self._changing(config, space) as (connection, number, _):
+            if record and self._record(connection, number) != record:
+                return None
+            keys = [_key(number, *key) for key, *_ in changes]
             kept = self._kept(connection, keys)
-            rows = (
-                (key, kept.get(key), merge(kept.get(key), blob, limit, whole=whole)) for key, blob in zip(keys, blobs.values())
-            )
-            changed = ((key, blob) for key, old, blob in rows if blob is not old)
-            connection.executemany("INSERT OR REPLACE INTO zoo_events VALUES (?, ?)", changed)
+            same = [_same(kept.get(key), old) for key, (_, old, _) in zip(keys, changes)]
+            rows = [(key, new) for key, (_, _, new), good in zip(keys, changes, same) if good]
+            connection.executemany("INSERT OR REPLACE INTO zoo_frames VALUES (?, ?)", rows)
+            if record and all(same):
+                connection.execute("UPDATE zoo_spaces SET copying = ? WHERE id = ?", (then, number))
+            return [i for i, good in enumerate(same) if not good]
 
-    def mark(self, config: Any, log: str, count: int) -> None:
-        update = (
-            "INSERT INTO zoo_logs (project, log, held) VALUES (?, ?, ?)"
-            " ON CONFLICT (project, log) DO UPDATE SET held = max(held, excluded.held)"
-        )
+    @staticmethod
+    def _record(connection: sqlite3.Connection, number: int) -> str:
+        return str(connection.execute("SELECT copying FROM zoo_spaces WHERE id = ?", (number,)).fetchone()[0])
+
+    def copying(self, config: Any, space: Space, record: str = "") -> str:
+        with self._changing(config, space) as (connection, number, _):
+            connection.execute("UPDATE zoo_spaces SET copying = ? WHERE id = ? AND copying = ''", (record, number))
+            return self._record(connection, number)
+
+    def finish(self, config: Any, space: Space, record: str, count: int) -> bool:
+        with self._changing(config, space) as (connection, number, _):
+            if self._record(connection, number) != record:
+                return False
+            connection.execute("UPDATE zoo_spaces SET copying = '', held = max(held, ?) WHERE id = ?", (count, number))
+            return True
+
+    def names(self, config: Any, log: str) -> list[Space]:
         with self._connected(config) as connection:
-            connection.execute(update, (config.project, log, count))
+            found = connection.execute("SELECT name FROM zoo_spaces WHERE project = ? AND log = ?", (config.project, log))
+            return [Space(config.project, log, name) for (name,) in found.fetchall()]
+
+    def values(self, config: Any, space: Space, entity: str) -> Iterator[tuple[int, bytes]]:
+        with self._connected(config) as connection:
+            number, _ = self._space(connection, space)
+            first, stop = _key(number, entity, 0), _key(number, entity, 1 << 32)
+            at = first - 1
+            query = "SELECT key, events FROM zoo_frames WHERE key > ? AND key < ? ORDER BY key LIMIT 1000"
+            while rows := connection.execute(query, (at, stop)).fetchall():
+                for key, value in rows:
+                    yield key - first, value
+                at = rows[-1][0]
+
+    def remove(self, config: Any, space: Space, keys: Iterable[Key]) -> None:
+        with self._changing(config, space) as (connection, number, _):
+            connection.executemany("DELETE FROM zoo_frames WHERE key = ?", ((_key(number, *key),) for key in keys))
+
+    def drop(self, config: Any, space: Space) -> None:
+        with self._changing(config, space) as (connection, number, _):
+            bounds = (_key(number, ENTITIES[0], 0), _key(number + 1, ENTITIES[0], 0))
+            connection.execute("DELETE FROM zoo_frames WHERE key >= ? AND key < ?", bounds)
+            connection.execute("DELETE FROM zoo_spaces WHERE id = ?", (number,))
+
+    def erase(self, config: Any) -> None:
+        with self._connected(config) as connection:
+            connection.execute("VACUUM")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def teardown(self, config: Any, tables: Any, entities: Any) -> None:
         connection = getattr(self._local, "connection", None)
@@ -130,9 +199,19 @@ class SqliteEventOnlineStore(EventOnlineStore, SqliteOnlineStore):
         super().teardown(config, tables, entities)
 
 
-def _keys(number: int, entity: str, codes: Any) -> list[int]:
-    first = (number * len(ENTITIES) + ENTITIES.index(entity)) << 32
+def _key(number: int, entity: str, code: int) -> int:
+    return ((number * len(ENTITIES) + ENTITIES.index(entity)) << 32) + code
+
+
+def _keys(number: int, entity: str, codes: Iterable[int]) -> list[int]:
+    first = _key(number, entity, 0)
     return [first + code for code in codes]
+
+
+def _same(kept: bytes | None, read: bytes | None) -> bool:
+    if kept is None or read is None:
+        return kept is read
+    return len(kept) == len(read) and kept[:IDENTITY] == read[:IDENTITY]
 
 
 @contextmanager

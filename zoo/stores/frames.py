@@ -1,0 +1,348 @@
+"""One entity's recent events as bytes: frames one after another, each a few columns as narrow as their values allow.
+
+Appending a frame is merging: reading takes the union of the frames by ``seq``, in order of (time, seq), column by column as asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from zoo.contract import Array
+from zoo.errors import ArtefactError
+from zoo.events.index import MISSING, Index
+from zoo.events.slices import Slices
+
+_PREFIX = struct.Struct("<4sIIIq8s")
+"""Magic, bytes of the frame, events, bytes of the header, ``since``, a mark that tells this frame from any that replaces it."""
+IDENTITY = _PREFIX.size
+"""First bytes of a value that, with its length, tell whether it is the one that was read."""
+_MAGIC = b"zoe3"
+_KINDS = {"<i4", "<i8", "<f8"}
+_STORED = {*_KINDS, "<f4", "|u1", "<u2", "<u4"}
+_SCALES = (60_000_000, 1_000_000, 10_000, 1_000, 100)
+"""Units in which times (minutes, seconds, milliseconds) and fixed-point money (whole, cents) are often whole."""
+_UNSIGNED = (("|u1", 1 << 8), ("<u2", 1 << 16), ("<u4", 1 << 32))
+_REBUILD = "Materialize again to rebuild them from the log"
+
+ALWAYS = int(np.iinfo(np.int64).min)
+"""``since`` of a frame from which nothing was dropped: answers are exact at every instant."""
+NEVER = int(np.iinfo(np.int64).max)
+"""``since`` of events that lack some in their midst: the log answers until they are copied anew."""
+
+
+@dataclass(frozen=True)
+class _Column:
+    """How a column lies in a frame: ``number`` events of ``width`` bytes from ``before`` bytes an event on.
+
+    stored: dtype in the frame; kind: dtype of the column; scale: 0 as it is, else value = base + scale * stored; missing: whether
+    a stored 0 is a missing value; number: which of the frame's bases is its.
+    """
+
+    stored: np.dtype[Any]
+    kind: np.dtype[Any]
+    scale: int
+    missing: bool
+    before: int
+    number: int
+
+    def plain(self, stored: Array, base: Any) -> Array:
+        """Values (m,) as they were, aligned. base: int64, one or one an event."""
+        if not self.scale:
+            return stored
+        out = stored.astype(self.kind)
+        if self.kind.itemsize == 8 and self.kind.kind == "i":
+            if self.scale != 1:
+                out *= self.scale
+            out += base
+            if self.missing:
+                out[stored == 0] = MISSING
+        return out
+
+
+@dataclass(frozen=True)
+class _Layout:
+    header: bytes
+    columns: Mapping[str, _Column]
+    bases: struct.Struct
+    width: int
+    """Bytes an event."""
+
+
+def _layout_of(kinds: Sequence[tuple[str, str, str, int, int]]) -> _Layout:
+    """(name, stored, kind, scale, missing) of each column -> the layout, checked."""
+    names = [name for name, *_ in kinds]
+    if not {"time", "seq"} <= set(names) or len(set(names)) < len(names):
+        raise ArtefactError(f"stored events have the columns {names}; expected time and seq among them. {_REBUILD}")
+    columns, before = {}, 0
+    for number, (name, stored, kind, scale, missing) in enumerate(kinds):
+        if kind not in _KINDS or stored not in _STORED or not isinstance(scale, int) or not 0 <= scale <= _SCALES[0]:
+            raise ArtefactError(f"stored events hold a column of type {stored!r} as {kind!r}; expected another. {_REBUILD}")
+        dtype = np.dtype(stored)
+        columns[str(name)] = _Column(dtype, np.dtype(kind), scale, bool(missing), before, number)
+        before += dtype.itemsize
+    header = json.dumps(kinds, separators=(",", ":")).encode()
+    return _Layout(header, columns, struct.Struct(f"<{len(columns)}q"), before)
+
+
+@lru_cache(maxsize=1024)
+def _parsed(header: bytes) -> _Layout:
+    try:
+        found = _layout_of([tuple(column) for column in json.loads(header)])
+    except (ValueError, TypeError) as error:
+        raise ArtefactError(f"stored events cannot be unpacked ({error}). {_REBUILD}") from error
+    return _Layout(header, found.columns, found.bases, found.width)
+
+
+# Writing
+
+
+def _narrow(values: Array) -> tuple[Array, str, int, int, int]:
+    """(as stored, dtype of the column, scale, missing, base) of one column."""
+    kind = values.dtype.str
+    if kind == "<f8":
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float32)
+        if np.array_equal(half, values, equal_nan=True):
+            return half, kind, 1, 0, 0
+    elif kind == "<i4" and len(values) and values.min() >= 0:
+        high = int(values.max())
+        return values.astype(next((d for d, room in _UNSIGNED if high < room), kind)), kind, 1, 0, 0
+    elif kind == "<i8" and len(values):
+        none = values == MISSING
+        some = values[~none] if none.any() else values
+        missing = int(len(some) < len(values))
+        low, high = (int(some.min()), int(some.max())) if len(some) else (0, 0)
+        scale = 1
+        if high - low >= 1 << 8:
+            scale = next((s for s in _SCALES if not ((some - low) % s).any()), 1)
+        dtype = next((d for d, room in _UNSIGNED if (high - low) // scale + missing < room), None)
+        if dtype is not None and high - low < 1 << 62:
+            stored = np.where(none, 0, (np.where(none, low, values) - low) // scale + 1) if missing else (values - low) // scale
+            return stored.astype(dtype), kind, scale, missing, low - scale * missing
+    return values, kind, 0, 0, 0
+
+
+def pack_slices(
+    columns: Mapping[str, Array], low: Array, high: Array, since: Iterable[int] | None = None, *, narrow: bool = True
+) -> list[bytes]:
+    """A frame for each slice [low, high) of the columns, ``time`` and ``seq`` among them, each sorted by (time, seq).
+
+    since: of each frame, ALWAYS by default. narrow: look for narrower types, which pays where many events are written at once.
+    """
+    number = len(low)
+    if not number:
+        return []
+    stored, kinds, bases = [], [], []
+    slices = Slices(low, high)
+    positions, offsets = slices.positions, slices.offsets
+    for name, values in columns.items():
+        own = np.ascontiguousarray(values[positions])
+        as_stored, kind, scale, missing, base = _narrow(own) if narrow else (own, own.dtype.str, 0, 0, 0)
+        stored.append((as_stored.view(np.uint8).data, as_stored.itemsize))
+        kinds.append((name, as_stored.dtype.str, kind, scale, missing))
+        bases.append(base)
+    layout = _layout_of(kinds)
+    head, mark = layout.header + layout.bases.pack(*bases), os.urandom(8)
+    fixed = _PREFIX.size + len(head)
+    out, ends = [], offsets.tolist()
+    for a, b, at in zip(ends, ends[1:], since or [ALWAYS] * number):
+        prefix = _PREFIX.pack(_MAGIC, fixed + (b - a) * layout.width, b - a, len(layout.header), at, mark)
+        out.append(b"".join([prefix, head, *(data[a * width : b * width] for data, width in stored)]))
+    return out
+
+
+def pack(columns: Mapping[str, Array], since: int = ALWAYS) -> bytes:
+    """One frame of columns of equal length, ``time`` and ``seq`` among them, sorted by (time, seq)."""
+    return pack_slices(columns, np.array([0]), np.array([len(columns["time"])]), [since])[0]
+
+
+# Reading
+
+
+@dataclass(slots=True)
+class _Frame:
+    value: bytes
+    at: int
+    """Where the first column begins."""
+    count: int
+    layout: _Layout
+    since: int
+
+    def slice(self, column: _Column) -> tuple[int, int]:
+        begin = self.at + self.count * column.before
+        return begin, begin + self.count * column.stored.itemsize
+
+    def base(self, column: _Column) -> int:
+        return int(self.layout.bases.unpack_from(self.value, self.at - self.layout.bases.size)[column.number])
+
+
+def _frames(value: bytes) -> Iterator[_Frame]:
+    """The frames of a value. Raises ArtefactError where it is torn or foreign."""
+    at, end = 0, len(value)
+    if not end:
+        raise ArtefactError(f"stored events are empty; expected a frame that begins with {_MAGIC!r}. {_REBUILD}")
+    while at < end:
+        if end - at < _PREFIX.size or value[at : at + 4] != _MAGIC:
+            raise ArtefactError(f"stored events begin with {value[at : at + 4]!r}; expected {_MAGIC!r}. {_REBUILD}")
+        _, size, count, header, since, _ = _PREFIX.unpack_from(value, at)
+        begin = at + _PREFIX.size + header
+        if at + size > end:
+            raise ArtefactError(f"stored events end after {end - at} bytes; expected {size} by their prefix. {_REBUILD}")
+        layout = _parsed(value[at + _PREFIX.size : begin])
+        begin += layout.bases.size
+        if size != begin - at + count * layout.width:
+            raise ArtefactError(f"stored events are {size} bytes; expected another number by their header. {_REBUILD}")
+        yield _Frame(value, begin, count, layout, since)
+        at += size
+
+
+def _nothing(kind: Any, count: int) -> Array:
+    """Missing values of a column: code 0, MISSING or NaN."""
+    dtype = np.dtype(kind)
+    return np.full(count, {"i4": 0, "i8": MISSING}.get(dtype.str[1:], np.nan), dtype)
+
+
+def _decoded(frames: Sequence[_Frame], name: str, kind: Any) -> Array:
+    """(m,): a column of consecutive frames of one layout; missing where they lack it."""
+    layout = frames[0].layout
+    column = layout.columns.get(name)
+    if column is None:
+        return _nothing(kind, sum(f.count for f in frames))
+    if len(frames) == 1:
+        begin, end = frames[0].slice(column)
+        stored = np.frombuffer(frames[0].value[begin:end], column.stored)
+        return column.plain(stored, frames[0].base(column) if column.scale else 0)
+    stored = np.frombuffer(b"".join([f.value[slice(*f.slice(column))] for f in frames]), column.stored)
+    if not column.scale or column.kind.str != "<i8":
+        return column.plain(stored, 0)
+    bases = [f.base(column) for f in frames]
+    same = bases.count(bases[0]) == len(bases)
+    return column.plain(stored, bases[0] if same else np.repeat(np.array(bases), [f.count for f in frames]))
+
+
+class _Columns(Mapping[str, Array]):
+    """Columns of frames, decoded when they are asked for."""
+
+    def __init__(self, frames: Sequence[_Frame], kinds: Mapping[str, Any]) -> None:
+        self._groups: list[list[_Frame]] = []
+        for frame in frames:
+            if self._groups and self._groups[-1][0].layout is frame.layout:
+                self._groups[-1].append(frame)
+            else:
+                self._groups.append([frame])
+        self.order: Array | None = None
+        """Positions of the events that count, in order; None: all as they lie."""
+        self._kinds = dict(kinds)
+        for group in self._groups:
+            self._kinds.update((name, column.kind) for name, column in group[0].layout.columns.items())
+        del self._kinds["time"], self._kinds["seq"]
+        self._held: dict[str, Array] = {}
+
+    def raw(self, name: str, kind: Any) -> Array:
+        """A column as it lies in the frames."""
+        parts = [_decoded(group, name, kind) for group in self._groups]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else _nothing(kind, 0)
+
+    def __getitem__(self, name: str) -> Array:
+        found = self._held.get(name)
+        if found is None:
+            found = self.raw(name, self._kinds[name])
+            if self.order is not None:
+                found = found[self.order]
+            self._held[name] = found
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._kinds
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kinds)
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+
+def index_of(
+    values: Sequence[bytes | None], kinds: Mapping[str, Any] | None = None, facts: Mapping[str, Any] | None = None
+) -> tuple[Index, Array]:
+    """(an index over entities with codes 2, 3, ... whose values these are, int64 (n,) since when each one's answers are exact).
+
+    kinds: dtype by name of the columns that there are at least. facts: as ``LogView.facts``.
+    """
+    frames: list[_Frame] = []
+    lengths, since, several = [0, 0], [], False
+    for value in values:
+        if value is None:
+            lengths.append(0)
+            since.append(ALWAYS)
+            continue
+        own = list(_frames(value))
+        several |= len(own) > 1
+        frames += own
+        lengths.append(sum([f.count for f in own]))
+        since.append(max([f.since for f in own]))
+    columns = _Columns(frames, {"time": "<i8", "seq": "<i8", **(kinds or {})})
+    time, seq = columns.raw("time", "<i8"), columns.raw("seq", "<i8")
+    counts = np.array([0, *lengths], np.int64)
+    exact = np.array(since, np.int64)
+    if several:
+        time, seq, counts = _united(columns, frames, time, seq, counts, exact)
+    return Index(counts.cumsum(), time, seq, columns, **(facts or {})), exact
+
+
+def _united(
+    columns: _Columns, frames: Sequence[_Frame], time: Array, seq: Array, counts: Array, exact: Array
+) -> tuple[Array, Array, Array]:
+    """Put events in order of (entity, time, seq), each once. Returns their time and seq, and the entities' numbers of events.
+
+    exact: set to NEVER where an event is older than those of a frame from which older ones were dropped.
+    """
+    entity = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+    later = (time[1:] > time[:-1]) | ((time[1:] == time[:-1]) & (seq[1:] > seq[:-1])) | (entity[1:] != entity[:-1])
+    if later.all():
+        return time, seq, counts
+    order = np.lexsort((seq, time, entity))
+    once = np.ones(len(order), bool)
+    once[1:] = (np.diff(seq[order]) != 0) | (np.diff(entity[order]) != 0)
+    order = order[once]
+    columns.order = order
+    counts = np.bincount(entity[order], minlength=len(counts))
+    time, seq = time[order], seq[order]
+    first = np.append(0, counts.cumsum())
+    at = 0
+    raw = None
+    for frame in frames:
+        if frame.since != ALWAYS and frame.count:
+            raw = columns.raw("time", "<i8") if raw is None else raw
+            if time[first[entity[at]]] < raw[at]:
+                exact[entity[at] - 3] = NEVER
+        at += frame.count
+    return time, seq, counts
+
+
+def newer(value: bytes, count: int) -> bytes | None:
+    """A frame of a value's events with ``seq >= count``; None where there are none."""
+    index, _ = index_of([value])
+    at = np.flatnonzero(index.seq >= count)
+    if not len(at):
+        return None
+    columns = {"time": index.time, "seq": index.seq, **index.columns}
+    return pack({name: values[at] for name, values in columns.items()})
+
+
+def without(value: bytes, column: str, codes: Iterable[int]) -> bytes | None:
+    """A value without the events whose column is one of these codes, in one frame; None where no event is. Same ``since``."""
+    index, since = index_of([value])
+    gone = np.isin(index.columns[column], list(codes)) if column in index.columns else np.zeros(len(index), bool)
+    if not gone.any():
+        return None
+    columns = {"time": index.time, "seq": index.seq, **index.columns}
+    return pack({name: values[~gone] for name, values in columns.items()}, int(since[0]))
