@@ -55,7 +55,11 @@ def missing_imports(code: str) -> list[str]:
     """Names that a snippet imports from zoo or a plugin and that are not there."""
     out = []
     for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.ImportFrom) and node.module and re.match(r"zoo(_(gbdt|recurrent|bert))?(\.|$)", node.module):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and re.match(r"zoo(_(gbdt|recurrent|bert|neighbours))?(\.|$)", node.module)
+        ):
             module = importlib.import_module(node.module)
             out += [f"{node.module}.{alias.name}" for alias in node.names if not hasattr(module, alias.name)]
     return out

@@ -12,10 +12,15 @@ from environments import Environment
 
 MODELS = {
     "bert": "feature-zoo-bert",
+    "covisit": "feature-zoo-neighbours",
+    "ease": "feature-zoo-neighbours",
     "gbdt": "feature-zoo-gbdt",
     "gru": "feature-zoo-recurrent",
+    "itemknn": "feature-zoo-neighbours",
     "lstm": "feature-zoo-recurrent",
+    "popularity": "feature-zoo-neighbours",
     "rnn": "feature-zoo-recurrent",
+    "slit": "feature-zoo-neighbours",
 }
 
 

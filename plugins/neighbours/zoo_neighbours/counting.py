@@ -1,0 +1,169 @@
+"""Models that count: items (popularity), and pairs of items in one history (co-visitation, cosine)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zoo.plugin import UNKNOWN, Array, Artefact, FeatureBatch, Progress, TrainingData
+from zoo_neighbours.histories import Histories, faded, of_items
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+    from zoo_neighbours.params import CovisitParams, ItemKNNParams, PopularityParams
+
+FIRST = UNKNOWN + 1
+
+
+@dataclass(frozen=True)
+class FittedPopularity:
+    """counts: float64 (size,), decayed to the newest event of training. own, half_life, event_weights: the parameters."""
+
+    counts: Array
+    own: float
+    half_life: float | None
+    event_weights: dict[str, float]
+
+    @staticmethod
+    def fit(data: TrainingData, params: PopularityParams) -> FittedPopularity:
+        histories = Histories.training(data, params.event_weights)
+        weight = histories.weight
+        if params.half_life is not None and len(weight):
+            time = histories.days("half_life")
+            weight = weight * 0.5 ** ((time.max() - time) / params.half_life)
+        counts = np.bincount(histories.items, weight, minlength=histories.size)
+        return FittedPopularity(counts, params.own, params.half_life, dict(params.event_weights))
+
+    def score_items(self, batch: FeatureBatch, items: Array | None = None) -> Array:
+        scores = np.repeat(self.counts[None].astype(np.float32), len(batch), axis=0)
+        if self.own:
+            histories = Histories.of(batch, self.event_weights)
+            weight = histories.weight
+            if self.half_life is not None:
+                # as of the row's own instant: its newest event may be long ago
+                age = batch.as_of[histories.row] / 86_400e6 - histories.days("half_life")
+                weight = weight * 0.5 ** (age / self.half_life)
+            known = histories.items < len(self.counts)
+            np.add.at(scores, (histories.row[known], histories.items[known]), (self.own * weight[known]).astype(np.float32))
+        return of_items(scores, batch, items)
+
+    def predict(self, batch: FeatureBatch) -> Array:
+        return self.score_items(batch)
+
+    def save(self) -> Artefact:
+        about = {"own": self.own, "half_life": self.half_life, "event_weights": self.event_weights}
+        return Artefact({"counts": self.counts}, {"popularity.json": json.dumps(about)})
+
+    @staticmethod
+    def load(artefact: Artefact) -> FittedPopularity:
+        return FittedPopularity(artefact.arrays["counts"], **json.loads(artefact.texts["popularity.json"]))
+
+
+@dataclass(frozen=True)
+class FittedSimilar:
+    """Each event of a row votes for what is similar to its item.
+
+    similar: sparse float32 (size, size), row i: what item i speaks for. length: newest events that vote, 0 for all. fade, power: how the
+    vote of older ones falls, by half every ``fade`` events (None: not so) and as r ** -power.
+    """
+
+    similar: csr_array
+    length: int
+    fade: float | None
+    power: float
+    event_weights: dict[str, float]
+
+    def score_items(self, batch: FeatureBatch, items: Array | None = None) -> Array:
+        histories = Histories.of(batch, self.event_weights)
+        back = histories.back
+        weight = histories.weight * faded(back, self.fade) * back.astype(np.float64) ** -self.power
+        if self.length:
+            weight[back > self.length] = 0.0
+        votes = histories.votes(weight)[:, : self.similar.shape[0]]
+        return of_items((votes @ self.similar).toarray(), batch, items)
+
+    def predict(self, batch: FeatureBatch) -> Array:
+        return self.score_items(batch)
+
+    def save(self) -> Artefact:
+        about = {"length": self.length, "fade": self.fade, "power": self.power, "event_weights": self.event_weights}
+        matrix = self.similar
+        arrays = {
+            "data": matrix.data,
+            "indices": matrix.indices.astype(np.int32),
+            "indptr": matrix.indptr.astype(np.int64),
+        }
+        return Artefact(arrays, {"similar.json": json.dumps(about)})
+
+    @staticmethod
+    def load(artefact: Artefact) -> FittedSimilar:
+        arrays = artefact.arrays
+        return FittedSimilar(
+            _csr(arrays["data"], arrays["indices"], arrays["indptr"]), **json.loads(artefact.texts["similar.json"])
+        )
+
+
+def covisit(data: TrainingData, params: CovisitParams, progress: Progress) -> FittedSimilar:
+    """Row i, column j: how often j came after i (or, for less, before), nearer events counting more, over j's popularity."""
+    from scipy.sparse import coo_array, csr_array
+
+    histories = Histories.training(data, params.event_weights)
+    size, items = histories.size, histories.items
+    total = csr_array((size, size), dtype=np.float64)
+    for lag, older, newer in histories.pairs(params.window):
+        apart = np.full(len(older), lag**-params.lag_power)
+        if params.half_life is not None:
+            time = histories.days("half_life")
+            apart *= 0.5 ** ((time[newer] - time[older]) / params.half_life)
+        weights = [apart * histories.weight[newer], params.backward * apart * histories.weight[older]]
+        sources, followers = (items[older], items[newer]), (items[newer], items[older])
+        for weight, source, follower in zip(weights, sources, followers, strict=True):
+            if weight.any():
+                total = total + coo_array((weight, (source, follower)), shape=(size, size)).tocsr()
+        progress(0.9 * lag / params.window, f"pairs {lag} apart")
+    popular = np.maximum(histories.counts(), 1.0) ** -params.normalise
+    total.data *= popular[total.indices]
+    return FittedSimilar(
+        strongest(total, params.neighbours), params.length, None, params.recency_power, dict(params.event_weights)
+    )
+
+
+def itemknn(data: TrainingData, params: ItemKNNParams, progress: Progress) -> FittedSimilar:
+    """Cosine between the users of two items, each user counted once; an item is not its own neighbour."""
+    histories = Histories.training(data, params.event_weights)
+    users = histories.votes(histories.weight)
+    users.data[:] = 1.0
+    together = (users.T @ users).tocoo()
+    progress(0.7, "pairs of items")
+    counts = np.asarray(users.sum(axis=0), np.float64)
+    row, column = together.coords
+    cosine = together.data / (np.sqrt(counts[row] * counts[column]) + params.shrink)
+    cosine[row == column] = 0.0
+    together.data = cosine
+    matrix = together.tocsr()
+    matrix.eliminate_zeros()
+    return FittedSimilar(strongest(matrix, params.neighbours), 0, params.fade, 0.0, dict(params.event_weights))
+
+
+def strongest(matrix: csr_array, count: int) -> csr_array:
+    """float32: the ``count`` largest entries of each row (0: all), equal ones by column."""
+    matrix.sort_indices()
+    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    kept = np.arange(len(matrix.data))
+    if count:
+        order = np.lexsort((matrix.indices, -matrix.data, row))
+        place = np.arange(len(order)) - matrix.indptr[row]  # rows are in order, so the p-th of a row is p behind its start
+        kept = np.sort(order[place < count])
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(row[kept], minlength=matrix.shape[0]))])
+    return _csr(matrix.data[kept].astype(np.float32), matrix.indices[kept], indptr)
+
+
+def _csr(data: Array, indices: Array, indptr: Array) -> Any:
+    from scipy.sparse import csr_array
+
+    size = len(indptr) - 1
+    return csr_array((data, indices, indptr), shape=(size, size))
