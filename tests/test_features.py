@@ -216,7 +216,7 @@ def test_a_folder_that_is_no_repository_is_named(tmp_path: Path) -> None:
 def test_a_repository_without_a_log_or_with_another_offline_store_is_told_so(repo: Path) -> None:
     text = shop.settings()
     (repo / "feature_store.yaml").write_text(text.replace("data/log", "data/nothing"))
-    with pytest.raises(Exception, match=r"no event log in .*data/nothing; ingest events first"):
+    with pytest.raises(Exception, match=r"no event log in .*data/nothing; .zoo ingest FILE. makes"):
         Features.open(repo).online("users", {"user_id": [1]})
     other = text.replace("zoo.stores.EventLogOfflineStore", "dask").replace("  log: data/log\n  clock: log_end\n", "")
     (repo / "feature_store.yaml").write_text(other)

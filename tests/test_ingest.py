@@ -327,7 +327,9 @@ def test_times_of_every_unit_are_microseconds(log, write, unit):
 @pytest.mark.parametrize(("unit", "scale"), [("s", 1), ("ms", 1_000), ("ns", 10**9)])
 def test_whole_number_times_need_a_unit(log, write, unit, scale):
     path = write(events(1).set_column(3, "timestamp", pa.array([MORNING * scale])))
-    with pytest.raises(SchemaError, match=r"'timestamp' is int64.*say their unit: s, ms, us or ns"):
+    with pytest.raises(
+        SchemaError, match=r"'timestamp' is int64.*say their unit \(s, ms, us or ns\): time_unit under \[ingest\]"
+    ):
         ingest(log, path)
     ingest(log, path, time_unit=unit)
     assert log.end() == MORNING * SECOND
@@ -457,7 +459,7 @@ def test_every_row_is_in_the_log_or_repeated_or_in_quarantine(tmp_path_factory, 
         (lambda t: t.set_column(2, "event_type", pa.array([1, 2, 3])), "'event_type' is int64; expected text"),
         (lambda t: t.append_column("price", pa.array(["1"] * 3)), "'price' is string; expected numbers"),
         (lambda t: t.append_column("session", pa.array([0.5] * 3)), "'session' is double; expected text or whole numbers"),
-        (lambda t: t.set_column(3, "timestamp", pa.array([0] * 3, pa.timestamp("us"))), "naive times.*stated timezone"),
+        (lambda t: t.set_column(3, "timestamp", pa.array([0] * 3, pa.timestamp("us"))), "naive times.*states a timezone"),
         (lambda t: t.set_column(3, "timestamp", pa.array(["2019-07-01 06:00:00"] * 3)), "naive times"),
         (lambda t: t.set_column(3, "timestamp", pa.array([1.5] * 3)), "'timestamp' is double; expected times"),
         (lambda t: t.append_column("user_id", t["user_id"]), "'user_id' 2 times"),

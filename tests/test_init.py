@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -145,6 +146,57 @@ def test_the_report_says_what_was_found_and_what_is_left_out(files: Path, tmp_pa
     assert "users.values" in report["left_out"]
     assert report["next"][1] == f"zoo --repo {tmp_path / 'shop'} ingest {files / 'events.parquet'}"
     assert [step.split()[3] for step in report["next"]] == ["apply", "ingest", "materialize", "train", "promote", "predict"]
+
+
+def test_a_log_that_is_gone_is_made_again_by_ingest(files: Path, tmp_path: Path, zoo: Zoo) -> None:
+    root, events = tmp_path / "shop", files / "events.parquet"
+    init(zoo, root, events, "--items", files / "items.csv", "--users", files / "users.ndjson")
+    schema, held = EventLog.open(root / "data/log").schema, ready(zoo, root, events).reader.log.count()
+    shutil.rmtree(root / "data")
+    assert zoo("--repo", root, "materialize").err.endswith("run: zoo apply\n")
+    apply(root)
+    assert "`zoo ingest FILE` makes that of a project" in zoo("--repo", root, "materialize").err
+    assert zoo("--repo", root, "ingest", tmp_path / "none.parquet").code == 2
+    assert not (root / "data/log").exists()
+    text = " ".join(zoo("--repo", root, "ingest", events, "--items", files / "items.csv").out.split())
+    assert "There was no event log, so an empty one was made" in text
+    log = EventLog.open(root / "data/log")
+    assert (log.schema, log.count(), sorted(log.tables())) == (schema, held, ["items"])
+    again = zoo("--repo", root, "ingest", events, "--users", files / "users.ndjson", "--json").json
+    assert (again["made"], again["tables"], again["added"], again["events"]) == (False, ["users"], 0, held)
+    assert sorted(log.tables()) == ["items", "users"]
+    batch = Features.open(root).online("churn", {"user_id": [2]})
+    assert batch.column("region").values[0] > 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('user_id = "int"', 'user_id = "string"', "is not the schema of the log"),
+        ('user_id = "int"', 'user = "int"', "unknown key in [log] 'user'; choose one of: clock, event_types, extra"),
+        ("session = true", 'session = "yes"', "[log] session is 'yes'; expected bool"),
+    ],
+)
+def test_a_schema_in_zoo_toml_that_is_not_the_logs_is_refused(
+    old: str, new: str, said: str, files: Path, tmp_path: Path, zoo: Zoo
+) -> None:
+    root = tmp_path / "shop"
+    init(zoo, root, files / "events.parquet")
+    settings = (root / "zoo.toml").read_text()
+    assert old in settings
+    (root / "zoo.toml").write_text(settings.replace(old, new, 1))
+    answer = zoo("--repo", root, "ingest", files / "events.parquet")
+    assert (answer.code, said in answer.err) == (2, True)
+
+
+def test_where_nothing_says_the_schema_ingest_says_who_makes_the_log(tmp_path: Path, zoo: Zoo) -> None:
+    repo = Path(__file__).parents[1] / "feature_repo"
+    for name in ("zoo.toml", "feature_store.yaml"):
+        shutil.copy(repo / name, tmp_path / name)
+    frame().write_parquet(tmp_path / "events.parquet")
+    answer = zoo("--repo", tmp_path, "ingest", tmp_path / "events.parquet")
+    assert (answer.code, "`zoo demo` the demo's" in answer.err) == (1, True)
+    assert not (tmp_path / "data").exists()
 
 
 def test_the_text_says_the_same(files: Path, tmp_path: Path, zoo: Zoo) -> None:

@@ -71,7 +71,7 @@ def test_a_schema_that_cannot_be_meant_is_refused_with_the_choices(arguments, sa
 
 
 def test_opening_nothing_says_what_is_missing(tmp_path):
-    with pytest.raises(ZooError, match=r"no event log in .*ingest events first"):
+    with pytest.raises(ZooError, match=r"no event log in .*zoo ingest FILE. makes that of a project"):
         EventLog.open(tmp_path / "absent")
 
 

@@ -12,6 +12,7 @@ from zoo.errors import UsageError, choices
 
 FILE = "zoo.toml"
 _ZOO = {"timezone", "registry"}
+_LOG = {"user_id": str, "item_id": str, "clock": str, "timezone": str, "event_types": list, "session": bool, "extra": dict}
 _TASK = {"members", "folds", "final", "params", "seed", "task"}
 """Keys of a task's table that training reads; the rest belongs to the task."""
 
@@ -46,6 +47,7 @@ class Project:
     """What ``zoo.toml`` says, checked.
 
     root: the repository's folder. timezone: for calendar features and naive input. registry: SQLAlchemy URL.
+    log: ``[log]``, the schema of an event log that has to be made (fields of ``LogSchema``); empty where the file does not say.
     """
 
     root: Path
@@ -53,6 +55,7 @@ class Project:
     registry: str
     tasks: Mapping[str, TaskSettings]
     ingest: IngestSettings = field(default_factory=IngestSettings)
+    log: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, root: Path | str = ".") -> Project:
@@ -69,14 +72,21 @@ class Project:
             raise UsageError(f"{path} is not TOML: {error}") from error
         top = raw.get("zoo", {})
         for key in raw:
-            if key not in ("zoo", "tasks", "ingest"):
-                raise UsageError(f"{path}: {choices('table', key, ('zoo', 'ingest', 'tasks.NAME'))}")
+            if key not in ("zoo", "tasks", "ingest", "log"):
+                raise UsageError(f"{path}: {choices('table', key, ('zoo', 'log', 'ingest', 'tasks.NAME'))}")
         for key in top:
             if key not in _ZOO:
                 raise UsageError(f"{path}: {choices('key in [zoo]', key, _ZOO)}")
         tasks = {name: _task(path, name, table) for name, table in raw.get("tasks", {}).items()}
         registry = top.get("registry", "sqlite:///data/registry.db")
-        return cls(folder, top.get("timezone", "UTC"), registry, tasks, _ingest(path, raw.get("ingest", {})))
+        return cls(
+            folder,
+            top.get("timezone", "UTC"),
+            registry,
+            tasks,
+            _ingest(path, raw.get("ingest", {})),
+            _log(path, raw.get("log", {})),
+        )
 
     def task(self, name: str) -> TaskSettings:
         """Settings of a task. Raises UsageError with the choices."""
@@ -104,6 +114,17 @@ class Project:
         if self.registry.startswith(prefix) and not self.registry.startswith(prefix + "/"):
             return f"{prefix}{self.root / self.registry[len(prefix) :]}"
         return self.registry
+
+
+def _log(path: Path, table: Any) -> Mapping[str, Any]:
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: log is {type(table).__name__}; expected a table [log]")
+    for key in table:
+        if key not in _LOG:
+            raise UsageError(f"{path}: {choices('key in [log]', key, _LOG)}")
+        if not isinstance(table[key], _LOG[key]):
+            raise UsageError(f"{path}: [log] {key} is {table[key]!r}; expected {_LOG[key].__name__}")
+    return table
 
 
 def _ingest(path: Path, table: Any) -> IngestSettings:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from zoo.events.ingest import IngestReport
+    from zoo.events.log import EventLog
     from zoo.project import Project
 
 
@@ -51,12 +52,18 @@ def ingest(
     files: Annotated[
         list[Path], typer.Argument(help="Parquet, CSV or NDJSON files; the last two also gzipped.", metavar="FILE...")
     ],
+    items: Annotated[
+        Path | None, typer.Option(help="Put this in place of the item table: one row an item.", metavar="FILE")
+    ] = None,
+    users: Annotated[
+        Path | None, typer.Option(help="Put this in place of the user table: one row a user.", metavar="FILE")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Take files of events into the log.
 
     Each file is taken whole and once: one that the log holds already adds nothing. Bad rows are kept apart with their reason.
-    Columns are found by the names that `zoo init` wrote under [ingest] in zoo.toml.
+    Columns are found by the names that `zoo init` wrote under [ingest] in zoo.toml. A log that is not there is made by [log] there.
     """
     own = state(ctx)
     project = own.project
@@ -65,10 +72,12 @@ def ingest(
     with own.progress("ingest") as say:
         from zoo.events.clock import moved
         from zoo.events.ingest import ingest
-        from zoo.events.log import EventLog
 
-        log = EventLog.open(folder)
         mapping, absent = _mapping(files, settings.columns)
+        log, made = _log(project, folder)
+        tables = {name: path for name, path in (("items", items), ("users", users)) if path is not None}
+        for name, entries in _tables(log, tables).items():
+            log.put_table(name, entries, key=f"{name[:-1]}_id")
         before = log.end()
         report = ingest(log, files, mapping=mapping, progress=say, time_unit=settings.time_unit, now=_fixed(clock))
         report = replace(report, warnings=moved(log, before) if clock == "log_end" else ())
@@ -76,6 +85,8 @@ def ingest(
     document = {
         **report_document(report),
         "absent": absent,
+        "made": made,
+        "tables": list(tables),
         "events": log.count(),
         "end": end,
         "order_only": log.schema.clock == "order",
@@ -94,10 +105,16 @@ def ingest(
             "columns that zoo.toml names and no file has": ", ".join(absent) or None,
             "events in the log": log.count(),
             "newest event": "order only" if log.schema.clock == "order" else moment(end),
+            "tables put": ", ".join(tables) or None,
             "log version": report.version,
             "seconds": f"{report.seconds:.1f}",
         }
         console.print(pairs("", {name: value for name, value in facts.items() if value is not None}))
+        if made:
+            console.print(
+                f"There was no event log, so an empty one was made in {folder}, as [log] in zoo.toml says it. "
+                "Tables of items and users are put in with --items FILE and --users FILE"
+            )
         for warning in report.warnings:
             console.print(f"Note: {warning}")
         if report.added:
@@ -165,6 +182,30 @@ def log_settings(project: Project) -> tuple[Path, str]:
             f"{path} names no event log; expected offline_store with type: zoo.stores.EventLogOfflineStore and log: PATH"
         )
     return project.root / str(offline.get("log", "data/log")), str(offline.get("clock", "wall"))
+
+
+def _log(project: Project, folder: Path) -> tuple[EventLog, bool]:
+    """The project's log, and whether it had to be made. Raises UsageError where [log] is another schema than its."""
+    from zoo.events.log import EventLog
+    from zoo.events.schema import LogSchema
+
+    stated = LogSchema(**project.log) if project.log else None
+    if stated is not None and not (folder / "log" / "_delta_log").is_dir():
+        return EventLog.create(folder, stated), True
+    log = EventLog.open(folder)
+    if stated not in (None, log.schema):
+        raise UsageError(
+            f"[log] in {project.root / 'zoo.toml'} is not the schema of the log in {folder}, which is {log.schema.to_json()}; "
+            "a log's schema is fixed when it is made: put [log] back, or make another log"
+        )
+    return log, False
+
+
+def _tables(log: EventLog, files: dict[str, Path]) -> dict[str, Any]:
+    """Entity tables by name, all of them read before any is put into the log."""
+    from zoo.cli.survey import entity_table
+
+    return {name: entity_table(path, f"{name[:-1]}_id", log.schema).table for name, path in files.items()}
 
 
 def _fixed(clock: str) -> int | None:

@@ -279,6 +279,18 @@ def _toml(shape: Shape, ingest: IngestSettings) -> str:
         f"timezone = {_text(shape.schema.timezone or 'UTC')}",
         'registry = "sqlite:///data/registry.db"',
     ]
+    schema = shape.schema
+    lines += [
+        "",
+        "[log]  # the event log's schema, fixed once there is one: `zoo ingest` makes the log by it where there is none",
+        f'user_id = "{schema.user_id}"',
+        f'item_id = "{schema.item_id}"',
+        f'clock = "{schema.clock}"',
+        *([f"timezone = {_text(schema.timezone)}"] if schema.timezone else []),
+        f"session = {str(schema.session).lower()}",
+    ]
+    if schema.extra:
+        lines.append(f"extra = {{ {', '.join(f'{name} = {_text(kind)}' for name, kind in schema.extra.items())} }}")
     if ingest.columns or ingest.time_unit:
         lines += ["", "[ingest]  # how `zoo ingest FILE` reads files such as the one that this project was made from"]
         if ingest.time_unit:

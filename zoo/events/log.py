@@ -77,7 +77,10 @@ class EventLog:
         """The log in a folder. Raises ZooError where there is none, or where it cannot be read."""
         root = Path(root)
         if not (root / "log" / "_delta_log").is_dir():
-            raise ZooError(f"no event log in {root}; ingest events first, or point to the folder that holds the log")
+            raise ZooError(
+                f"no event log in {root}; `zoo ingest FILE` makes that of a project by zoo init, `zoo demo` the demo's. One that lies "
+                "elsewhere: name its folder as log in feature_store.yaml"
+            )
         return cls(root)
 
     # Reading

@@ -41,8 +41,8 @@ def naive_to_utc(values: pa.Array, timezone: str) -> pa.Array:
 
 def _naive_refused(column: str, found: str) -> SchemaError:
     return SchemaError(
-        f"column {column!r} holds naive times ({found}); expected times with an offset, or a stated timezone "
-        "(timezone = in zoo.toml, or the log's schema)"
+        f"column {column!r} holds naive times ({found}); expected times with an offset, or a log whose schema "
+        "states a timezone (zoo init --timezone NAME; in Python timezone=NAME)"
     )
 
 
@@ -55,7 +55,8 @@ def check_type(column: str, found: pa.DataType, timezone: str | None, unit: str 
     elif types.is_integer(found):
         if unit is None:
             raise SchemaError(
-                f"column {column!r} is {found}; expected times. For numbers since 1970 say their unit: s, ms, us or ns"
+                f"column {column!r} is {found}; expected times. For numbers since 1970 say their unit (s, ms, us or ns): time_unit "
+                "under [ingest] in zoo.toml, in Python time_unit="
             )
     elif not (types.is_timestamp(found) or types.is_null(found) or is_text(found)):
         raise SchemaError(f"column {column!r} is {found}; expected times, ISO 8601 text, or whole numbers with a stated unit")
