@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+from hypothesis import settings
 from services import _postgres, _redis, postgres_url, redis_url
 from shop import Shop, make_shop
 
 __all__ = ["_postgres", "_redis", "postgres_url", "redis_url"]
+
+
+settings.register_profile("default", deadline=None, max_examples=100)
+settings.register_profile("nightly", deadline=None, max_examples=2_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,28 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_evaluate import FEATURES, SECOND, TYPES, Event, build, logs
+from oracle import SECOND, Event
+from random_logs import DEAR, FEATURES, MILK, TYPES, build, code, logs
 
 from zoo.contract import Array
 from zoo.events.evaluate import Evaluator
 from zoo.events.index import Index
 from zoo.events.reach import Reach, oldest, reach, reach_of
-from zoo.events.specs import Aggregation, Feature, Kind, count, last_n, recency, tenure, total
+from zoo.events.specs import (
+    Aggregation,
+    Feature,
+    Kind,
+    count,
+    decayed,
+    first_n,
+    last_distinct_n,
+    last_n,
+    mean,
+    ratio,
+    recency,
+    tenure,
+    total,
+)
 
 
 def cut(index: Index, start: Array, stop: Array, columns: frozenset[str]) -> Index:
@@ -30,28 +45,30 @@ def test_every_kind_has_a_feature_that_is_tried() -> None:
     assert {f.kind for f in FEATURES} == set(get_args(Kind))
 
 
-@pytest.mark.parametrize("feature", FEATURES, ids=lambda f: f.name)
 @given(
     events=logs(),
-    times=st.lists(st.integers(0, 41 * 86_400), min_size=1, max_size=3),
+    times=st.lists(st.integers(0, 41 * 86_400), min_size=1, max_size=2),
     sessions=st.booleans(),
+    lag=st.sampled_from((0, 3600)),
     later=st.integers(0, 30 * 86_400),
 )
-@settings(deadline=None, max_examples=15)
-def test_what_is_reached_is_enough_at_that_time_and_later(
-    feature: Feature, events: list[Event], times: list[int], sessions: bool, later: int
+@settings(max_examples=max(settings.default.max_examples // 4, 1))  # a feature at a time
+def test_what_a_feature_reaches_is_enough_at_that_time_and_later(
+    events: list[Event], times: list[int], sessions: bool, lag: int, later: int
 ) -> None:
-    aggregation = Aggregation(("user_id",), (feature,))
-    whole = Evaluator(build(events, sessions=sessions), TYPES)
+    whole = Evaluator(build(events, sessions=sessions), TYPES, code)
     codes, at = (a.ravel() for a in np.meshgrid(np.arange(2, 6), np.array(times) * SECOND))
     low, high = whole.index.bounds(codes)
-    start = oldest(whole, reach(aggregation), low, whole.index.search(low, high, at), at)
-    part = Evaluator(cut(whole.index, start, high, reach(aggregation).columns), TYPES)
-    own = np.arange(2, 2 + len(codes), dtype=np.int32)
-    for t in (at, at + later * SECOND):
-        expected, got = (e.evaluate(aggregation, c, t)[feature.name] for e, c in ((whole, codes), (part, own)))
-        np.testing.assert_array_equal(got.values, expected.values)
-        np.testing.assert_array_equal(got.offsets, expected.offsets)
+    stop, own = whole.index.search(low, high, at), np.arange(2, 2 + len(codes), dtype=np.int32)
+    expected = [whole.evaluate(Aggregation(("user_id",), FEATURES, lag=lag), codes, t) for t in (at, at + later * SECOND)]
+    for f in FEATURES:
+        alone = Aggregation(("user_id",), (f,), lag=lag)
+        reached = reach(alone)
+        part = whole.over(cut(whole.index, oldest(whole, reached, low, stop, at), high, reached.columns))
+        for full, t in zip(expected, (at, at + later * SECOND)):
+            got = part.evaluate(alone, own, t)[f.name]
+            np.testing.assert_allclose(got.values, full[f.name].values, rtol=1e-9, err_msg=f.name)
+            np.testing.assert_array_equal(got.offsets, full[f.name].offsets, f.name)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +81,12 @@ def test_what_is_reached_is_enough_at_that_time_and_later(
             Reach(frozenset({"item_id", "value"}), {(): 9}, window=7 * 86_400),
         ),
         ((recency("r"), tenure("t")), Reach(newest={(): 1}, window=None)),
+        (
+            (mean("m", "gap", "7d", where=("cart", DEAR)), ratio("r", (MILK,), ("view",), "2d")),
+            Reach(frozenset({"event_type", "value", "item_id"}), before=frozenset({("cart", DEAR)}), window=7 * 86_400),
+        ),
+        ((last_distinct_n("d", "age", 3, by="shop", max_age="1d"),), Reach(frozenset({"shop"}), window=86_400)),
+        ((first_n("f", "value", 3), decayed("d", "1d")), Reach(frozenset({"value"}), window=None)),
         ((count("v", "7d", step="visit"),), Reach(frozenset({"session"}), window=7 * 86_400, session_gap=1800)),
     ],
 )
@@ -73,7 +96,7 @@ def test_reach_says_columns_events_and_window(features: tuple[Feature, ...], exp
 
 def test_a_pair_reaches_as_far_as_its_windows_and_sees_the_partners_column() -> None:
     pair = Aggregation(("user_id", "campaign_id"), (count("n", "7d"),))
-    assert reach(pair) == Reach(frozenset({"campaign_id"}), window=7 * 86_400)
+    assert reach(pair) == Reach(frozenset({"campaign_id", "item_id"}), window=7 * 86_400)
     assert reach(replace(pair, features=(recency("r"),))).window is None
     assert reach(replace(pair, members="campaign_items")).columns == {"item_id"}
 
@@ -83,3 +106,9 @@ def test_aggregations_together_reach_as_far_as_the_farther() -> None:
     second = Aggregation(("user_id",), (last_n("a", "value", 7), count("n", "1d")), session_gap=60)
     assert reach_of([first, second]) == Reach(frozenset({"item_id", "value"}), {(): 7}, window=86_400)
     assert reach_of([]) == Reach()
+
+
+def test_newest_events_are_counted_behind_the_lag_which_is_kept_whole() -> None:
+    late = Aggregation(("user_id",), (last_n("a", "item_id", 5), count("n", "1d")), lag=3600)
+    assert reach(late) == Reach(frozenset({"item_id"}), {(): 5}, window=86_400, lag=3600)
+    assert reach(replace(late, features=late.features[:1])).window == 3600

@@ -5,36 +5,44 @@ Used alike for history (the whole log) and online (the requested entities' event
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from zoo.contract import Array, Column
 from zoo.errors import FeatureError
-from zoo.events.filtered import FilteredEvents
-from zoo.events.index import Index
-from zoo.events.sequences import different, last_events, last_visits, total
-from zoo.events.slices import MICROSECONDS, Slices, chunks, joined, waits
-from zoo.events.specs import Aggregation, Feature
+from zoo.events.filtered import Code, FilteredEvents
+from zoo.events.index import NO_SESSION, Index
+from zoo.events.reductions import decay, quietness, reduced, share
+from zoo.events.sequences import sequence
+from zoo.events.slices import MICROSECONDS, Slices, chunks, joined
+from zoo.events.specs import CALENDAR, OF_STEPS, REDUCTIONS, SEQUENCES, Aggregation, Condition, Feature, Where
+from zoo.events.steps import Steps, different
 
-_NEEDS_TIME = ("recency", "tenure", "quiet", "survival")
-_READS_ALL = ("decay", "quiet", "survival", "distinct", "sum", "mean")
-"""Kinds that may look at each event of a row's slice, so that their memory grows with its length."""
+_NEEDS_TIME = ("recency", "tenure", "quiet", "survival", "decay")
+_READS_FEW = ("last_n", "first_n", "count", "recency", "tenure", "last")
+"""Kinds that look at a bounded number of a row's events; the memory of the others grows with the length of its slice."""
+_NUMBERS = (*REDUCTIONS, "ratio", "decay")
 
 
 class Evaluator:
     """Evaluates aggregations over one index, sharing what features have in common (filtered events, prefixes)."""
 
-    def __init__(self, index: Index, event_types: Mapping[str, int]) -> None:
-        """event_types: name -> code, for the features' ``where``."""
+    def __init__(self, index: Index, event_types: Mapping[str, int], code: Code | None = None) -> None:
+        """event_types: name -> code, for the features' ``where``. code: finds texts and identifiers that conditions name."""
         self.index = index
         self.event_types = event_types
-        self._events: dict[tuple[str, ...], FilteredEvents] = {}
+        self.code = code or _no_code
+        self._events: dict[Where, FilteredEvents] = {}
 
-    def events(self, where: tuple[str, ...]) -> FilteredEvents:
+    def events(self, where: Where) -> FilteredEvents:
         if where not in self._events:
-            self._events[where] = FilteredEvents(self.index, where, self.event_types)
+            self._events[where] = FilteredEvents(self.index, where, self.event_types, self.code)
         return self._events[where]
+
+    def over(self, index: Index) -> Evaluator:
+        """The same over other events."""
+        return Evaluator(index, self.event_types, self.code)
 
     def evaluate(self, aggregation: Aggregation, codes: Array, times: Array) -> dict[str, Column]:
         """Columns of the aggregation's features for n rows.
@@ -42,88 +50,128 @@ class Evaluator:
         codes: int32 (n,) entity codes; times: int64 (n,) microseconds UTC. Features are built from events with time < t
         (<= t with ``include_equal``). Raises FeatureError where the log lacks a column or the times that a feature needs.
         """
-        self._check(aggregation)
-        low, high = self.index.bounds(codes)
-        stop = self.index.search(low, high, times, right=aggregation.include_equal)
-        if not any(f.kind in _READS_ALL for f in aggregation.features):
-            return _Rows(self, aggregation, low, stop, times).columns()
+        self.check(aggregation)
+        low, stop = self.seen(aggregation, codes, times)
+        if all(f.kind in _READS_FEW for f in aggregation.features):
+            return self.columns(aggregation, low, stop, times)
         parts = chunks(stop - low)
-        return joined([_Rows(self, aggregation, low[rows], stop[rows], times[rows]).columns() for rows in parts])
+        return joined([self.columns(aggregation, low[rows], stop[rows], times[rows]) for rows in parts])
 
-    def _check(self, aggregation: Aggregation) -> None:
-        if not self.index.ordered_only:
-            return
-        bad = [
-            f.name
-            for f in aggregation.features
-            if f.window or f.kind in _NEEDS_TIME or f.column in ("gap", "wait", "age", "day", "weekday", "hour")
-        ]
-        if bad or aggregation.entity[0] != "user_id":
+    def seen(self, aggregation: Aggregation, codes: Array, times: Array) -> tuple[Array, Array]:
+        """int64 (n,) each: the slice of the index that each row sees at its time."""
+        low, high = self.index.bounds(codes)
+        return low, self.index.search(low, high, times - aggregation.lag * MICROSECONDS, right=aggregation.include_equal)
+
+    def columns(self, aggregation: Aggregation, low: Array, stop: Array, times: Array) -> dict[str, Column]:
+        """Columns for rows that see the events at positions ``low`` to ``stop``."""
+        rows = _Rows(self, aggregation.session_gap, low, stop, times)
+        return {f.name: rows.column(f) for f in aggregation.features}
+
+    def check(self, aggregation: Aggregation) -> None:
+        """Refuse what this log cannot answer."""
+        for f in aggregation.features:
+            if f.kind in _NUMBERS and f.of not in ("count", "length", "distinct") and self.index.dictionary(f.column):
+                raise FeatureError(f"feature {f.name!r} is a {f.kind} of {f.column!r}, which holds names; expected numbers")
+        if self.index.ordered_only:
+            self._check_order(aggregation)
+
+    def _check_order(self, aggregation: Aggregation) -> None:
+        bad = [f.name for f in aggregation.features if self._needs_time(f)]
+        if bad or aggregation.lag or aggregation.entity[0] != "user_id":
             what = f"features {', '.join(bad)}" if bad else f"the aggregation of {aggregation.entity[0]}"
+            what = "an aggregation with a lag" if aggregation.lag else what
             raise FeatureError(
                 f"{what} need times, but this log has only an order (clock=order): positions say what came first, not how "
-                "long ago or what others did meanwhile; use last_n, count and distinct without a window on user_id"
+                "long ago or what others did meanwhile; use sequences, counts, sums, means, extremes, ratios and distinct without a "
+                "window on user_id, visits where every event has a session"
             )
+
+    def _needs_time(self, f: Feature) -> bool:
+        columns = [f.column, *(part.column for part in (*f.where, *f.over) if isinstance(part, Condition))]
+        timed = f.window or f.kind in _NEEDS_TIME or f.of == "length" or any(c in (*OF_STEPS, *CALENDAR) for c in columns)
+        return bool(timed) or (f.step == "visit" and not self._all_in_sessions())
+
+    def _all_in_sessions(self) -> bool:
+        sessions = self.index.columns.get("session")
+        if sessions is None:
+            return False
+        return bool(self.index.keep("all in sessions", lambda: np.array((sessions != NO_SESSION).all())))
+
+
+def _no_code(dictionary: str, value: object) -> int:
+    raise FeatureError(
+        f"a condition names {value!r} of {dictionary}, but nothing here knows its codes; evaluate through a LogView"
+    )
 
 
 class _Rows:
     """One evaluation: rows whose events are positions ``low`` to ``stop``, and the slices that their features share."""
 
-    def __init__(self, evaluator: Evaluator, aggregation: Aggregation, low: Array, stop: Array, times: Array) -> None:
-        self.evaluator, self.aggregation = evaluator, aggregation
-        self.low, self.stop, self.times = low, stop, times
-        self.gap = aggregation.session_gap
+    def __init__(self, evaluator: Evaluator, gap: int, low: Array, stop: Array, times: Array) -> None:
+        self.evaluator, self.gap, self.low, self.stop, self.times = evaluator, gap, low, stop, times
         self._starts: dict[int | None, Array] = {None: low}
-        self._slices: dict[tuple[tuple[str, ...], int | None, str], Slices] = {}
-
-    def columns(self) -> dict[str, Column]:
-        return {f.name: self._one(f) for f in self.aggregation.features}
-
-    def _slice(self, f: Feature, step: str = "event") -> Slices:
-        """Each row's slice of the events that the feature looks at, or of their visits."""
-        window = None if f.kind == "decay" else f.window
-        key = (f.where, window, step)
-        if key not in self._slices:
-            if step == "visit":
-                rows, starts = self._slice(f), self.evaluator.events(f.where).visit_starts(self.gap)
-                self._slices[key] = Slices(np.searchsorted(starts, rows.start), np.searchsorted(starts, rows.stop))
-            else:
-                rank = self.evaluator.events(f.where).rank
-                self._slices[key] = Slices(rank(self._start(window)), rank(self.stop))
-        return self._slices[key]
+        self._ranks: dict[tuple[Where, int | None, str], Array] = {}
+        self._steps: dict[tuple[Where, int | None, str], Steps] = {}
 
     def _start(self, window: int | None) -> Array:
+        """First position of each row's window."""
         if window not in self._starts:
             assert window is not None
             self._starts[window] = self.evaluator.index.search(self.low, self.stop, self.times - window * MICROSECONDS)
         return self._starts[window]
 
-    def _one(self, f: Feature) -> Column:
-        events, rows = self.evaluator.events(f.where), self._slice(f)
-        if f.kind == "last_n":
-            if f.step == "event":
-                return last_events(f, events, rows, self.times)
-            return last_visits(f, events, rows, self._slice(f, "visit"), self.times, self.gap)
+    def _rank(self, where: Where, window: int | None, step: str, *, stop: bool = False) -> Array:
+        """The first step of each row's window, or (``stop``) past its last, among the steps that a filter leaves."""
+        key = (where, -1 if stop else window, step)
+        if key not in self._ranks:
+            events = self.evaluator.events(where)
+            if step == "visit":
+                ranks = self._rank(where, window, "event", stop=stop)
+                self._ranks[key] = np.searchsorted(events.visit_starts(self.gap), ranks)
+            else:
+                self._ranks[key] = events.rank(self.stop if stop else self._start(window))
+        return self._ranks[key]
+
+    def steps(self, where: Where, window: int | None, step: str) -> Steps:
+        key = (where, window, step)
+        if key not in self._steps:
+            stop = self._rank(where, None, step, stop=True)
+            self._steps[key] = Steps(
+                self.evaluator.events(where),
+                Slices(self._rank(where, window, step), stop),
+                self._rank(where, None, step),
+                stop,
+                self._rank(where, None, "event", stop=True),
+                self.times,
+                self.gap if step == "visit" else None,
+            )
+        return self._steps[key]
+
+    def column(self, f: Feature) -> Column:
+        steps = self.steps(f.where, None if f.kind == "decay" else f.window, f.step)
+        rows = steps.picked
+        assert isinstance(rows, Slices)
+        if f.kind in SEQUENCES:
+            return sequence(f, steps)
         if f.kind == "count":
-            return Column(self._slice(f, f.step).lengths)
-        if f.kind == "sum":
-            return Column(total(f.column, events, rows))
-        if f.kind == "mean":
-            present = events.present(f.column)
-            number = present[rows.stop] - present[rows.start]
-            with np.errstate(invalid="ignore", divide="ignore"):
-                return Column(np.where(number > 0, total(f.column, events, rows) / number, np.nan))
+            return Column(rows.lengths)
         if f.kind == "distinct":
-            return Column(different(f.column, events, rows))
+            return Column(different(f.column, steps.events, rows))
         if f.kind in ("recency", "tenure"):
-            some = rows.lengths > 0
-            at = (rows.stop - 1 if f.kind == "recency" else rows.start)[some]
-            age = np.full(len(rows), np.nan)
-            age[some] = (self.times[some] - events.column("time")[at]) / MICROSECONDS
-            return Column(age)
+            return Column(self._age(steps.events, rows, first=f.kind == "tenure"))
         if f.kind == "last":
-            return self._last(f, events, rows)
-        return Column(self._decay(f, events) if f.kind == "decay" else self._waiting(f, events))
+            return self._last(f, steps.events, rows)
+        if f.kind == "ratio":
+            return Column(share(f, steps, self.steps(f.over, f.window, f.step)))
+        make: Callable[[Feature, Steps], Array] = reduced if f.kind in REDUCTIONS else decay if f.kind == "decay" else quietness
+        return Column(make(f, steps))
+
+    def _age(self, events: FilteredEvents, rows: Slices, *, first: bool) -> Array:
+        some = rows.lengths > 0
+        age = np.full(len(rows), np.nan)
+        at = (rows.start if first else rows.stop - 1)[some]
+        age[some] = (self.times[some] - events.column("time")[at]) / MICROSECONDS
+        return age
 
     def _last(self, f: Feature, events: FilteredEvents, rows: Slices) -> Column:
         values, dictionary = events.column(f.column), self.evaluator.index.dictionary(f.column)
@@ -131,29 +179,3 @@ class _Rows:
         some = rows.lengths > 0
         out[some] = events.plain(f.column, values[rows.stop[some] - 1])
         return Column(out, dictionary=dictionary)
-
-    def _steps(self, f: Feature, events: FilteredEvents) -> tuple[Slices, Array]:
-        """(each row's slice of events or visits, the time of each of its positions)."""
-        steps = self._slice(f, f.step)
-        return steps, (events.column("time") if f.step == "event" else events.visit_times(self.gap))[steps.positions]
-
-    def _decay(self, f: Feature, events: FilteredEvents) -> Array:
-        steps, time = self._steps(f, events)
-        half_lives = (np.repeat(self.times, steps.lengths) - time) / ((f.window or 1) * MICROSECONDS)
-        return steps.sum(np.exp2(-half_lives))
-
-    def _waiting(self, f: Feature, events: FilteredEvents) -> Array:
-        steps, time = self._steps(f, events)
-        wait, horizon = waits(time, steps.offsets, self.times), float(f.horizon or 0)
-        some = steps.lengths > 0
-        if f.kind == "quiet":
-            idle, span = steps.sum(np.maximum(wait - horizon, 0)), steps.sum(wait)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                return np.where(span > 0, idle / span, np.nan)
-        newest = np.zeros(len(steps))
-        newest[some] = wait[steps.offsets[1:][some] - 1]
-        present = np.repeat(newest, steps.lengths)
-        past = np.ones(len(wait), bool)
-        past[steps.offsets[1:][some] - 1] = False
-        longer, lasted = steps.count(past & (wait >= present)), steps.count(past & (wait >= present + horizon))
-        return np.where(some, (lasted + 1) / (longer + 4), np.nan)

@@ -2,27 +2,72 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from zoo.contract import Array
+from zoo.contract import UNKNOWN, Array
+from zoo.errors import FeatureError
 from zoo.events.index import MISSING, Index, from_fixed
 from zoo.events.slices import MICROSECONDS
+from zoo.events.specs import Condition, Where
+
+Code = Callable[[str, Any], int]
+"""The code of an identifier or text in a dictionary, 1 where it is not there: (dictionary, value) -> code."""
+
+_COMPARE: Mapping[str, Callable[[Array, Any], Array]] = {
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+def _missing(index: Index, name: str, values: Array) -> Array:
+    if values.dtype.kind == "f":
+        return np.isnan(values)
+    none: Array = values == (0 if index.dictionary(name) else MISSING)
+    return none
+
+
+def _satisfying(condition: Condition, index: Index, code: Code) -> Array:
+    """bool (m,): which events of the index satisfy a condition."""
+    name, op, values = condition.column, condition.op, index.column(condition.column)
+    there, dictionary = ~_missing(index, name, values), index.dictionary(name)
+    wanted = list(condition.values)
+    if dictionary is not None:
+        if op not in ("==", "!=", "in"):
+            raise FeatureError(
+                f"a condition {name} {op} {wanted[0]!r}: {name!r} holds names, which have no order; use ==, != or in"
+            )
+        codes = [c for c in (code(dictionary, value) for value in wanted) if c != UNKNOWN]
+        found = np.isin(values, codes)
+        return there & ~found if op == "!=" else found
+    if any(isinstance(value, str) for value in wanted):
+        raise FeatureError(f"a condition compares {name!r} with the text {condition.value!r}, but it holds numbers")
+    plain = from_fixed(values) if index.is_fixed(name) else values
+    return there & (np.isin(plain, wanted) if op in ("==", "in") else _COMPARE[op](plain, wanted[0]))
 
 
 class FilteredEvents:
     """The events that a ``where`` leaves; an event's rank is its place among them. What is derived is kept."""
 
-    def __init__(self, index: Index, where: tuple[str, ...], event_types: Mapping[str, int]) -> None:
-        """event_types: name -> code; a type that no event has yet leaves nothing."""
+    def __init__(self, index: Index, where: Where, event_types: Mapping[str, int], code: Code) -> None:
+        """event_types: name -> code; a type that no event has yet leaves nothing. code: of a text or identifier in conditions."""
         self.index = index
         self.positions: Array | None = None
         """int64, ascending positions in the index; None where all events pass."""
         if where:
-            codes = [event_types[name] for name in where if name in event_types]
-            passing = np.isin(index.column("event_type"), codes)
+            passing = np.ones(len(index), bool)
+            types = [part for part in where if isinstance(part, str)]
+            if types:
+                passing = np.isin(index.column("event_type"), [event_types[name] for name in types if name in event_types])
+            for part in where:
+                if not isinstance(part, str):
+                    passing = passing & _satisfying(part, index, code)
             self.positions = None if passing.all() else np.flatnonzero(passing)
         self._kept: dict[Any, Array] = {}
 
@@ -63,10 +108,7 @@ class FilteredEvents:
 
     def missing(self, name: str, values: Array) -> Array:
         """bool: which values of a column say nothing: code 0, MISSING or NaN."""
-        if values.dtype.kind == "f":
-            return np.isnan(values)
-        none: Array = values == (0 if self.index.dictionary(name) else MISSING)
-        return none
+        return _missing(self.index, name, values)
 
     def _entities(self) -> Array:
         return self.of(self.index.entity_of())
@@ -115,6 +157,20 @@ class FilteredEvents:
             return out
 
         return self.keep(("previous", name), make)
+
+    def following(self, name: str) -> Array:
+        """int64 (m,): the entity's next event with the same value, m where this is the last (missing: -1)."""
+
+        def make() -> Array:
+            previous = self.previous(name)
+            out = np.full(len(previous), len(previous), np.int64)
+            here = np.arange(len(previous))
+            again = (previous >= 0) & (previous < here)
+            out[previous[again]] = here[again]
+            out[previous == here] = -1
+            return out
+
+        return self.keep(("following", name), make)
 
     def visit_starts(self, gap: int) -> Array:
         """int64 (v,): ranks of the events that are the first of their visit."""

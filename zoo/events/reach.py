@@ -11,12 +11,12 @@ import numpy as np
 from zoo.contract import Array
 from zoo.events.evaluate import Evaluator
 from zoo.events.slices import MICROSECONDS
-from zoo.events.specs import Aggregation, Feature
+from zoo.events.specs import CALENDAR, OF_STEPS, Aggregation, Condition, Feature, Where
 
-Where = tuple[str, ...]
-_DERIVED = ("", "time", "day", "weekday", "hour", "gap", "wait", "age")
 _NEWEST = ("last_n", "last", "recency")
-"""Kinds that look at the newest few steps; the others look at a window, or at everything."""
+"""Kinds that look at the newest few steps, whatever their window."""
+_EVERYTHING = ("decay", "tenure", "survival")
+"""Kinds that look at everything; the others look at their window."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,12 @@ class Reach:
     """Which of an entity's events decide its features at t. All of these together:
 
     window: seconds; every event with time >= t - window. 0: no window. None: all events, and nothing below matters.
+    lag: seconds; ``newest`` and ``visits`` count among the events with time < t - lag (the younger ones are within the window).
     newest: filter -> n; the newest n events that pass it.
     visits: filter -> n; the newest n visits that hold an event that passes it, from their first event (of any type) on.
     before: filters of which one event (visit) more is needed, older than the window: a gap reaches back to it.
     session_gap: seconds; where some feature looks at visits, what is kept must begin where a visit begins. None: no visits.
-    columns: the log's columns that are looked at, besides time and seq.
+    columns: the log's columns that are looked at, besides time and seq; one that the log lacks is to be passed over.
 
     ``|`` joins what two aggregations reach. As t grows the events that are needed move forward only.
     """
@@ -38,6 +39,7 @@ class Reach:
     visits: Mapping[Where, int] = field(default_factory=dict)
     before: frozenset[Where] = frozenset()
     window: int | None = 0
+    lag: int = 0
     session_gap: int | None = None
 
     def __or__(self, other: Reach) -> Reach:
@@ -48,6 +50,7 @@ class Reach:
             _most(self.visits, other.visits),
             self.before | other.before,
             None if self.window is None or other.window is None else max(self.window, other.window),
+            max(self.lag, other.lag),
             max(gaps, default=None),  # what begins a visit by a longer pause begins one by a shorter pause, too
         )
 
@@ -68,20 +71,31 @@ def reach_of(aggregations: Iterable[Aggregation]) -> Reach:
 
 def _one(aggregation: Aggregation, f: Feature) -> Reach:
     pair = len(aggregation.entity) == 2
-    columns = {f.column, f.via, "event_type" if f.where else ""}
-    if pair:
-        columns.add("item_id" if aggregation.members else aggregation.entity[1])
-    columns = {"item_id" if name.startswith("items.") else name for name in columns} - set(_DERIVED)
-    gap = None
-    if f.step == "visit":
-        columns.add("session")
-        gap = aggregation.session_gap
-    common = Reach(frozenset(columns), session_gap=gap)
-    if f.kind in _NEWEST and not pair:  # a pair's newest events may lie anywhere among the entity's
-        number = max(f.n, 1) + (f.column == "gap")
-        return replace(common, **{"visits" if f.step == "visit" else "newest": {f.where: number}})  # type: ignore[arg-type]
-    window = None if f.kind in ("decay", "tenure", "survival") else f.window
-    return replace(common, window=window)
+    visits, gaps = f.step == "visit", f.column == "gap"
+    common = Reach(
+        _columns(aggregation, f),
+        window=aggregation.lag,
+        lag=aggregation.lag,
+        session_gap=aggregation.session_gap if visits else None,
+    )
+    if pair:  # a pair's newest event may lie anywhere among the entity's, and so may the one before its window
+        window = None if f.kind in _EVERYTHING or visits or f.column in OF_STEPS else f.window
+    elif f.kind in _NEWEST:
+        number = max(f.n, 1) + gaps
+        return replace(common, **{"visits" if visits else "newest": {f.where: number}})  # type: ignore[arg-type]
+    else:
+        window = None if f.kind in _EVERYTHING else f.window
+    before = frozenset({f.where, f.over} if f.kind == "ratio" else {f.where}) if gaps else frozenset()
+    return replace(common, window=None if window is None else max(window, aggregation.lag), before=before)
+
+
+def _columns(aggregation: Aggregation, f: Feature) -> frozenset[str]:
+    names = {f.column, f.by, f.via, "session" if f.step == "visit" else ""}
+    for part in (*f.where, *f.over):
+        names.add(part.column if isinstance(part, Condition) else "event_type")
+    if len(aggregation.entity) == 2:  # a partner is named by a column or by an attribute of the item
+        names |= {"item_id"} if aggregation.members else {"item_id", aggregation.entity[1]}
+    return frozenset({"item_id" if name.startswith("items.") else name for name in names} - {*OF_STEPS, *CALENDAR, "", "time"})
 
 
 def oldest(evaluator: Evaluator, reach: Reach, low: Array, stop: Array, times: Array) -> Array:
@@ -92,14 +106,15 @@ def oldest(evaluator: Evaluator, reach: Reach, low: Array, stop: Array, times: A
     if reach.window is None:
         return low
     begin = evaluator.index.search(low, stop, times - reach.window * MICROSECONDS) if reach.window else stop
+    seen = evaluator.index.search(low, stop, times - reach.lag * MICROSECONDS) if reach.lag else stop
     out = begin
     for where, number in reach.newest.items():
-        out = np.minimum(out, _newest(evaluator, where, number, low, stop))
+        out = np.minimum(out, _newest(evaluator, where, number, low, seen))
     for where in reach.before:
         out = np.minimum(out, _newest(evaluator, where, 1, low, begin))
     if reach.session_gap is None:
         return out
-    wanted = [*((where, number, stop) for where, number in reach.visits.items()), *((w, 1, begin) for w in reach.before)]
+    wanted = [*((where, number, seen) for where, number in reach.visits.items()), *((w, 1, begin) for w in reach.before)]
     for where, number, until in wanted:
         events = evaluator.events(where)
         starts = events.visit_starts(reach.session_gap)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -15,41 +14,28 @@ AT_ONCE = 1 << 20
 """Events looked at together: enough to be fast, few enough to stay within tens of megabytes."""
 
 
-@dataclass(frozen=True)
-class Slices:
-    """Row i is positions ``start[i]`` to ``stop[i]`` (int64 (n,) each); what is derived is computed once and shared."""
+class Picked:
+    """Some positions a row, ascending: row i has ``positions[offsets[i]:offsets[i + 1]]`` (int64 (m,), int64 (n + 1,))."""
 
-    start: Array
-    stop: Array
+    def __init__(self, positions: Array, offsets: Array) -> None:
+        self.positions, self.offsets = positions, offsets
 
     def __len__(self) -> int:
-        return len(self.start)
+        return len(self.offsets) - 1
 
     @cached_property
     def lengths(self) -> Array:
-        return self.stop - self.start
-
-    @cached_property
-    def offsets(self) -> Array:
-        """int64 (n + 1,): where each row's slice begins among ``positions``."""
-        out = np.zeros(len(self) + 1, np.int64)
-        self.lengths.cumsum(out=out[1:])
-        return out
-
-    @cached_property
-    def positions(self) -> Array:
-        """int64 (m,): the slices one after another."""
-        out: Array = np.arange(self.offsets[-1]) + np.repeat(self.start - self.offsets[:-1], self.lengths)
-        return out
+        return np.diff(self.offsets)
 
     @cached_property
     def rows(self) -> Array:
         """int64 (m,): the row of each position."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
-    def newest(self, number: int) -> Slices:
-        """The last ``number`` positions of each slice."""
-        return Slices(np.maximum(self.start, self.stop - number), self.stop)
+    def newest(self, number: int) -> Picked:
+        """The last ``number`` positions of each row."""
+        kept = Slices(np.maximum(self.offsets[:-1], self.offsets[1:] - number), self.offsets[1:])
+        return Picked(self.positions[kept.positions], kept.offsets)
 
     def count(self, hits: Array) -> Array:
         """int64 (n,): how many of each row's positions (bool (m,)) are hits."""
@@ -62,20 +48,53 @@ class Slices:
         """float64 (n,): sum of each row's values (float64 (m,))."""
         return np.bincount(self.rows, values, minlength=len(self)).astype(np.float64)  # of no values it is integers
 
+    def reduced(self, reduce: np.ufunc, values: Array) -> Array:
+        """float64 (n,): each row's values (float64 (m,)) reduced, NaN for a row without any."""
+        out = np.full(len(self), np.nan)
+        some = self.lengths > 0
+        if some.any():
+            out[some] = reduce.reduceat(values, self.offsets[:-1][some])
+        return out
+
+
+class Slices(Picked):
+    """Row i is positions ``start[i]`` to ``stop[i]`` (int64 (n,) each); what is derived is computed once and shared."""
+
+    def __init__(self, start: Array, stop: Array) -> None:
+        self.start, self.stop = start, stop
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @cached_property
+    def lengths(self) -> Array:
+        return self.stop - self.start
+
+    @cached_property
+    def offsets(self) -> Array:  # type: ignore[override]
+        """int64 (n + 1,): where each row's slice begins among ``positions``."""
+        out = np.zeros(len(self) + 1, np.int64)
+        self.lengths.cumsum(out=out[1:])
+        return out
+
+    @cached_property
+    def positions(self) -> Array:  # type: ignore[override]
+        """int64 (m,): the slices one after another."""
+        out: Array = np.arange(self.offsets[-1]) + np.repeat(self.start - self.offsets[:-1], self.lengths)
+        return out
+
+    def newest(self, number: int) -> Slices:
+        """The last ``number`` positions of each slice."""
+        return Slices(np.maximum(self.start, self.stop - number), self.stop)
+
+    def oldest(self, number: int) -> Slices:
+        """The first ``number`` positions of each slice."""
+        return Slices(self.start, np.minimum(self.stop, self.start + number))
+
 
 def or_zero(values: Array) -> Array:
     """The values, 0 in place of NaN."""
     return np.where(np.isnan(values), 0.0, values)
-
-
-def waits(time: Array, offsets: Array, times: Array) -> Array:
-    """Seconds from each step of a sequence to the next, and from the newest to t."""
-    after = np.empty(len(time), np.int64)
-    after[:-1] = time[1:]
-    some = np.diff(offsets) > 0
-    after[offsets[1:][some] - 1] = times[some]
-    out: Array = (after - time) / MICROSECONDS
-    return out
 
 
 def chunks(lengths: Array) -> list[slice]:

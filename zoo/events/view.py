@@ -145,7 +145,15 @@ class LogView:
 
     def evaluator(self, entity: str) -> Evaluator:
         """Computes features of an entity kind; kept, so that filtered events and prefix sums are shared by all calls."""
-        return self._keep(("evaluator", entity), lambda: Evaluator(self.index(entity), self.event_types()))
+        return self._keep(("evaluator", entity), lambda: self.evaluator_of(self.index(entity)))
+
+    def evaluator_of(self, index: Index) -> Evaluator:
+        """Computes features from an index over some of this log's events, such as an online store's."""
+        return Evaluator(index, self.event_types(), self.code)
+
+    def code(self, dictionary: str, value: Any) -> int:
+        """The code of one identifier or text, 1 where the dictionary does not hold it. Raises UnknownIdError on a wrong type."""
+        return int(self.log.dictionary(dictionary).encode([value])[0])
 
     def evaluate(
         self, aggregation: Aggregation, keys: Mapping[str, Array], times: Array, evaluator: Evaluator | None = None
@@ -167,15 +175,16 @@ class LogView:
         return evaluate_pairs(evaluator, aggregation, keys[first], keys[second], times, sets, carried)
 
     def _carried(self, entity: str, index: Index) -> Array:
-        """int32 (m,): the code of the second entity that each event names in its own column."""
-        values = index.column(entity)
-        if entity in ENTITIES:
+        """int32 (m,): the code of the second entity that each event names, in a column of its own or as its item's attribute."""
+        name = f"items.{entity}" if f"items.{entity}" in index.attributes and entity not in index.columns else entity
+        values, dictionary = index.column(name), index.dictionary(name)
+        if entity in ENTITIES or (dictionary is not None and dictionary == self._partner_dictionary(entity)):
             return values
-        if index.dictionary(entity) is None:
+        if dictionary is None:
             import pyarrow as pa
 
             return index.keep(("carried", entity), lambda: self.codes(entity, pa.array(values, from_pandas=True)))
-        ids = self.log.dictionary(f"events.{entity}").ids
+        ids = self.log.dictionary(dictionary).ids
         return index.keep(("carried", entity), lambda: np.append([PADDING, UNKNOWN], self.codes(entity, ids))[values])
 
     # Identifiers and entity tables
@@ -184,6 +193,9 @@ class LogView:
         """int32 (n,): codes of raw identifiers; 1 where the log does not know one, 0 for null. Raises UnknownIdError on a wrong type."""
         if entity in ENTITIES:
             return self.log.dictionary(entity).encode(ids)
+        named = self._partner_dictionary(entity)
+        if named is not None:
+            return self.log.dictionary(named).encode(ids)
         keys = self._partner_keys(entity)
         text = keys.dtype == object
         values = as_ids(ids, "string" if text else "int", entity)
@@ -199,24 +211,45 @@ class LogView:
         """Arrow array (n,) of identifiers, the inverse of ``codes``; null for 0 and 1."""
         if entity in ENTITIES:
             return self.log.dictionary(entity).decode(codes)
+        named = self._partner_dictionary(entity)
+        if named is not None:
+            return self.log.dictionary(named).decode(codes)
         import pyarrow as pa
 
         return pa.array(self._partner_keys(entity)).take(pa.array(codes.astype(np.int64) - FIRST, mask=codes < FIRST))
 
     def _partner_keys(self, entity: str) -> Array:
         """Sorted identifiers of an entity that has a table of its own (``campaign_id`` in ``campaigns``)."""
-
-        def make() -> Array:
-            for name in self.tables():
-                table = self.log.read_table(name, self._tables[name])
-                values = set(table[entity].to_pylist()) if table.column_names[0] == entity else {}
-                if len(values) == len(table) or (values and VALID_FROM in table.column_names):
-                    text = any(isinstance(value, str) for value in values)
-                    return np.array(sorted(values), dtype=object if text else np.int64)
+        keys = self._table_keys(entity)
+        if keys is None:
             raise FeatureError(
                 f"no entity table has the key {entity!r}; tables: {', '.join(sorted(self.tables())) or '(none)'}. "
-                f"Write one whose first column is {entity!r}"
+                f"Write one whose first column is {entity!r}, or name a text column of the events or items"
             )
+        return keys
+
+    def _partner_dictionary(self, entity: str) -> str | None:
+        """The dictionary of an entity without a table, which events or their items name in a text column (``category``)."""
+
+        def make() -> str | None:
+            if self._table_keys(entity) is not None:
+                return None
+            facts = self.facts()
+            items = facts["attributes"].get(f"items.{entity}")
+            found: str | None = facts["dictionaries"].get(entity) or (items.dictionary if items else None)
+            return found
+
+        return self._keep(("keys", entity, "dictionary"), make)
+
+    def _table_keys(self, entity: str) -> Array | None:
+        def make() -> Array | None:
+            for name in self.tables():
+                table = self.log.read_table(name, self._tables[name])
+                values = set(table[entity].to_pylist()) if table.column_names[0] == entity else set()
+                if values and (len(values) == len(table) or VALID_FROM in table.column_names):
+                    text = any(isinstance(value, str) for value in values)
+                    return np.array(sorted(values), dtype=object if text else np.int64)
+            return None
 
         return self._keep(("keys", entity), make)
 

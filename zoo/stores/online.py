@@ -70,7 +70,7 @@ class Recent:
             columns = kept.reaches[entity].columns
             kinds = {name: kind for name, kind in view.kinds(entity).items() if name in columns}
             index, self.since[entity] = index_of(found, kinds, view.facts())
-            self.evaluators[entity] = Evaluator(index, view.event_types())
+            self.evaluators[entity] = view.evaluator_of(index)
 
     def rows(self, entity: str, codes: Array) -> Array:
         """int64 (n,): which of the entity's values each row's is."""
@@ -343,7 +343,7 @@ class EventOnlineStore:
             there = [(int(code), value) for code, value in zip(codes[entity], found) if value is not None]
             index, since = index_of([value for _, value in there], {}, view.facts())
             own = np.arange(2, len(there) + 2, dtype=np.int32)
-            low, cut = Retention.of(config).bounds(entity, Evaluator(index, view.event_types()), *index.bounds(own), now)
+            low, cut = Retention.of(config).bounds(entity, view.evaluator_of(index), *index.bounds(own), now)
             columns = {"time": index.time, "seq": index.seq, **index.columns}
             packed = pack_slices(columns, low, index.bounds(own)[1], np.maximum(since, cut).tolist())
             changes += [((entity, code), value, new) for (code, value), new in zip(there, packed)]

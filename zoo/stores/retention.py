@@ -62,7 +62,8 @@ class Retention:
     def digest(self) -> str:
         """The same for what keeps the same; part of the store's keys, so that what was kept for other views is never mistaken."""
         said = [
-            [e, sorted(r.columns), sorted(r.newest.items()), sorted(r.visits.items()), sorted(r.before), r.window, r.session_gap]
+            [e, sorted(r.columns), *(sorted(map(repr, part)) for part in (r.newest.items(), r.visits.items(), r.before))]
+            + [r.window, r.lag, r.session_gap]
             for e, r in self.reaches.items()
         ]
         return hashlib.sha256(repr((said, self.max_events)).encode()).hexdigest()[:12]

@@ -1,0 +1,143 @@
+"""The steps, events or visits, of each row, and what their columns hold as of the row's time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from zoo.contract import Array
+from zoo.events.filtered import FilteredEvents
+from zoo.events.slices import MICROSECONDS, Picked, Slices, or_zero
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps that some rows look at.
+
+    events: those that pass the feature's ``where``. picked: each row's steps, ranks among the events or numbers of their visits.
+    first, stop: int64 (n,), each row's first step and past its last, whatever the window. seen: int64 (n,) rank of the first event
+    that is not seen. times: int64 (n,) the rows' t. gap: session gap where steps are visits, None where they are events.
+    """
+
+    events: FilteredEvents
+    picked: Picked
+    first: Array
+    stop: Array
+    seen: Array
+    times: Array
+    gap: int | None
+
+    def picking(self, picked: Picked) -> Steps:
+        """Other steps of the same rows."""
+        return replace(self, picked=picked)
+
+    def begun(self) -> Array:
+        """int64 (m,): when each step began."""
+        return self._all_times()[self.picked.positions]
+
+    def _all_times(self) -> Array:
+        return self.events.column("time") if self.gap is None else self.events.visit_times(self.gap)
+
+    def _each(self, by_row: Array) -> Array:
+        return np.repeat(by_row, self.picked.lengths)
+
+    def ages(self) -> Array:
+        """float64 (m,): seconds from each step to t."""
+        out: Array = (self._each(self.times) - self.begun()) / MICROSECONDS
+        return out
+
+    def waits(self) -> Array:
+        """float64 (m,): seconds from each step to the entity's next, or to t."""
+        time, after = self._all_times(), self.picked.positions + 1
+        ends = after >= self._each(self.stop)
+        until = np.where(ends, self._each(self.times), time[np.where(ends, 0, after)] if len(time) else 0)
+        out: Array = (until - self.begun()) / MICROSECONDS
+        return out
+
+    def gaps(self) -> Array:
+        """float64 (m,): seconds from the entity's step before to each, NaN for its first."""
+        if self.gap is None:
+            return self.events.column("gap")[self.picked.positions]
+        time, at = self._all_times(), self.picked.positions
+        before = np.where(at > self._each(self.first), at - 1, at)
+        return np.where(before < at, (time[at] - time[before]) / MICROSECONDS, np.nan)
+
+    def values(self, column: str, of: str) -> tuple[Array, str | None]:
+        """((m,) values as features show them, the dictionary of codes or None)."""
+        if column == "age":
+            return self.ages(), None
+        if column == "wait":
+            return self.waits(), None
+        if column == "gap":
+            return self.gaps(), None
+        if self.gap is None:
+            at = self.picked.positions
+        elif of == "first":
+            at = self.events.visit_starts(self.gap)[self.picked.positions]
+        elif of == "last":
+            at = self._inside().stop - 1
+        else:
+            return _held(of, column, self.events, self._inside()), None
+        values = self.events.plain(column, self.events.column(column)[at])
+        return values, self.events.index.dictionary(column)
+
+    def numbers(self, column: str, of: str) -> Array:
+        """float64 (m,): values as numbers, NaN for what is missing."""
+        return np.asarray(self.values(column, of)[0], np.float64)
+
+    def _inside(self) -> Slices:
+        """The events of each visit; one still running at t holds only its events before t."""
+        assert self.gap is not None
+        starts, visit = self.events.visit_starts(self.gap), self.picked.positions
+        end = np.append(starts, len(self.events.column("time")))[visit + 1]
+        return Slices(starts[visit], np.minimum(end, self._each(self.seen)))
+
+
+def _held(of: str, column: str, events: FilteredEvents, inside: Slices) -> Array:
+    """float64 (m,): what each visit's events are together."""
+    if of == "count":
+        return inside.lengths.astype(np.float64)
+    if of == "length":
+        time = events.column("time")
+        out: Array = (time[inside.stop - 1] - time[inside.start]) / MICROSECONDS
+        return out
+    if of == "distinct":
+        return different(column, events, inside).astype(np.float64)
+    if of == "max":
+        return inside.reduced(np.fmax, plain_numbers(column, events, inside))
+    return total(column, events, inside) if of == "sum" else average(column, events, inside)
+
+
+def plain_numbers(column: str, events: FilteredEvents, rows: Picked) -> Array:
+    """float64 (m,): an event column at the rows' positions, NaN for what is missing."""
+    return np.asarray(events.plain(column, events.column(column)[rows.positions]), np.float64)
+
+
+def total(name: str, events: FilteredEvents, rows: Slices) -> Array:
+    """float64 (n,): sum of a column over each slice, missing values counted as 0; exact where it is kept as integers."""
+    values = events.column(name)
+    if values.dtype.kind in "iub":
+        prefix = events.prefix(name)
+        return events.plain(name, prefix[rows.stop] - prefix[rows.start]).astype(np.float64)
+    # floats are summed slice by slice: differences of a running float sum would carry the whole log's rounding
+    return rows.sum(or_zero(values[rows.positions]))
+
+
+def average(name: str, events: FilteredEvents, rows: Slices) -> Array:
+    """float64 (n,): mean of a column over each slice's events that have it, NaN where none has."""
+    present = events.present(name)
+    return divided(total(name, events, rows), present[rows.stop] - present[rows.start])
+
+
+def different(name: str, events: FilteredEvents, rows: Slices) -> Array:
+    """int64 (n,): different values of a column in each slice."""
+    # an event is the first of its value within [start, stop) exactly when the previous one with that value lies before start
+    return rows.count(events.previous(name)[rows.positions] < np.repeat(rows.start, rows.lengths))
+
+
+def divided(above: Array, below: Array, otherwise: Any = np.nan) -> Array:
+    """float64: the quotient, ``otherwise`` where the divisor is 0."""
+    out = np.full(len(above), otherwise, np.float64)
+    return np.divide(above, below, out=out, where=below != 0)
