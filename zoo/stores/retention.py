@@ -61,11 +61,10 @@ class Retention:
     @cached_property
     def digest(self) -> str:
         """The same for what keeps the same; part of the store's keys, so that what was kept for other views is never mistaken."""
-        said = [
-            [e, sorted(r.columns), *(sorted(map(repr, part)) for part in (r.newest.items(), r.visits.items(), r.before))]
-            + [r.window, r.lag, r.session_gap]
-            for e, r in self.reaches.items()
-        ]
+        said: list[Any] = []
+        for entity, r in self.reaches.items():
+            filters = [sorted(map(repr, part)) for part in (r.newest.items(), r.visits.items(), r.before)]
+            said.append([entity, sorted(r.columns), filters, r.window, r.lag, r.session_gap])
         return hashlib.sha256(repr((said, self.max_events)).encode()).hexdigest()[:12]
 
     def columns(self, entity: str, columns: Mapping[str, Array]) -> dict[str, Array]:
