@@ -1,225 +1,353 @@
-"""History of random (household, time) rows with two aligned lists of 50: ours against Feast's DuckDB store, ``make bench-features``.
+"""Features against what one machine runs otherwise: ``make bench-features``, rows F1 to F6 of the issue.
 
-Ours answers from the event log through ``store.get_historical_features(...).to_arrow()``. The peer gets what it needs to give the same
-answer, a snapshot of both lists for every event; neither our index nor its snapshots are counted, being made beforehand. It runs in an
-environment of its own, made once in ``.peers``. 100,000 rows took it 126 s and 20 GB, so it is asked for fewer; the ratio is at equal
-rows. A basket's lines share one instant, at which Feast takes any of their snapshots: so the peer is also given only the last one of
-each instant, which is a tenth of the snapshots and lets its answers be compared with ours.
+Every measurement is a process of its own; ours answers through ``store.get_historical_features(...).to_arrow()``. Logs, indexes and what
+was measured already are kept in ``.peers/logs``, so that a run that was cut short goes on; FRESH=1 measures anew. Peers run in
+environments of their own (``.peers/feast``, ``.peers/queries``), made once. What each prepares beforehand (our index, the peers' sorted
+tables, running sums and snapshots) is not in the seconds; F4 and F5 say what ours costs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import resource
+import os
+import statistics
 import subprocess
 import sys
-import tempfile
-import time
 import venv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import features_cases as cases
+from features_queries import WAYS
+from features_snapshots import snapshot_bytes, write_newest, write_snapshots
 from figures import QUICK, Figure, report
+from measured import child
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
-PEER = ROOT / ".peers" / "feast-duckdb"
+PEERS = ROOT / ".peers"
+RUNS = 5
 ROWS = 100_000
-PEER_ROWS = 1_000 if QUICK else 10_000
-SEED = 0
-FEATURES = """
-from feast import Entity, FeatureView, ValueType
-from zoo.events.specs import Aggregation, last_n
-from zoo.stores import EventSource
-from zoo.stores.source import schema_of
-
-user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.INT64)
-lists = Aggregation(
-    ("user_id",), (last_n("items", "item_id", 50, where=("purchase",)), last_n("values", "value", 50, where=("purchase",)))
-)
-sequence = FeatureView(name="sequence", entities=[user], source=EventSource(name="lists", aggregation=lists), schema=schema_of(lists))
-"""
+LARGE = (1_000_000, 100_000) if QUICK else (10_000_000, 1_000_000)
+"""Events and rows of F3."""
+SIZES = (100_000, 1_000_000) if QUICK else (1_000_000, 10_000_000, 100_000_000)
+SIZE_ROWS = 200_000
+COPIED = 100_000 if QUICK else 1_000_000
+"""Events of the log whose users F6 materializes, a fiftieth as many."""
+TOLERANCE = 1e-9
 
 
-def peer_python() -> Path:
-    """The interpreter of the peer's environment, made the first time."""
-    python = PEER / "bin" / "python"
-    if not (PEER / "complete").exists():
-        venv.create(PEER, with_pip=True, clear=True)
+def python(name: str, *packages: str) -> Path:
+    """The interpreter of a peers' environment, made the first time."""
+    folder = PEERS / name
+    if not (folder / "complete").exists():
+        venv.create(folder, with_pip=True, clear=True)
         pins = ["--constraint", str(ROOT / "constraints.txt")]
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *pins, "feast[duckdb]==0.67.0"], check=True)
-        (PEER / "complete").touch()
-    return python
+        subprocess.run([folder / "bin/python", "-m", "pip", "install", "--quiet", *pins, *packages], check=True)
+        (folder / "complete").touch()
+    return folder / "bin/python"
 
 
-def write_repository(folder: Path, log: Path) -> None:
-    (folder / "features.py").write_text(FEATURES, encoding="utf-8")
-    (folder / "feature_store.yaml").write_text(
-        "project: bench\nprovider: local\nregistry: registry.db\nentity_key_serialization_version: 3\n"
-        f"offline_store:\n  type: zoo.stores.EventLogOfflineStore\n  log: {log}\n  clock: log_end\n"
-        "online_store:\n  type: zoo.stores.SqliteEventOnlineStore\n  path: online.db\n",
-        encoding="utf-8",
-    )
+def feast() -> Path:
+    return python("feast", "feast[duckdb,redis]==0.67.0")
 
 
-def write_peer_data(folder: Path, view: Any, entity_rows: Any) -> None:
-    """Snapshots of both lists after every purchase, and after the last purchase of every instant; and the entity rows."""
-    from zoo.events.index import SCALE
-
-    index = view.index("user_id")
-    bought = np.flatnonzero(index.column("event_type") == view.event_types()["purchase"])
-    users, times = index.entity_of()[bought], index.time[bought]
-    first = np.searchsorted(users, users, side="left")
-    length = np.minimum(np.arange(len(bought)) - first + 1, 50)
-    items = np.asarray(view.log.dictionary("item_id").decode(index.column("item_id")[bought]))
-    values = index.column("value")[bought] / SCALE
-    ids = np.asarray(view.log.dictionary("user_id").decode(users))
-    last = np.append((np.diff(users) != 0) | (np.diff(times) != 0), True)
-    for name, rows in (("event", np.arange(len(bought))), ("instant", np.flatnonzero(last))):
-        write_snapshots(folder / f"{name}.parquet", rows, times, length, ids, items, values)
-    entity_rows.to_parquet(folder / "rows.parquet")
+def queries() -> Path:
+    return python("queries", "polars", "duckdb==2.0.0", "pyarrow", "numpy", "pandas")
 
 
-def write_snapshots(path: Path, rows: Any, times: Any, length: Any, ids: Any, items: Any, values: Any) -> None:
-    """The lists that end at these positions of the sorted purchases."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+class Kept:
+    """What was measured already by this very code."""
 
-    with pq.ParquetWriter(path, schema()) as writer:
-        for at in range(0, len(rows), 200_000):
-            part = rows[at : at + 200_000]
-            offsets = np.concatenate(([0], np.cumsum(length[part]))).astype(np.int32)
-            flat = np.arange(offsets[-1]) + np.repeat(part - length[part] + 1 - offsets[:-1], length[part])
-            lists = [pa.ListArray.from_arrays(pa.array(offsets), pa.array(column[flat])) for column in (items, values)]
-            columns = [pa.array(ids[part]), pa.array(times[part], pa.timestamp("us", "UTC")), *lists]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema()))
+    def __init__(self) -> None:
+        code = hashlib.sha256()
+        for path in sorted([*ROOT.glob("zoo/**/*.py"), *HERE.glob("*.py")]):
+            code.update(path.read_bytes())
+        self.path = cases.CASES / f"measured-{code.hexdigest()[:12]}{'-quick' if QUICK else ''}.json"
+        fresh = os.environ.get("FRESH", "0") not in ("", "0")
+        self.found: dict[str, Any] = {} if fresh or not self.path.exists() else json.loads(self.path.read_text())
 
-
-def schema() -> Any:
-    import pyarrow as pa
-
-    lists = [("items", pa.list_(pa.int64())), ("values", pa.list_(pa.float64()))]
-    return pa.schema([("user_id", pa.int64()), ("event_timestamp", pa.timestamp("us", "UTC")), *lists])
+    def __call__(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self.found:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            self.found[name] = make()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.found, indent=1))
+        return self.found[name]
 
 
-def same_answers(path: Path, ours: Any) -> int:
-    """How many of the peer's rows hold the lists that ours hold for the same household and time; no list is as good as an empty one."""
+def ours(case: Path, what: str, *rest: Any) -> dict[str, Any]:
+    return child([sys.executable, HERE / "features_ours.py", case, what, *rest])
+
+
+def span(found: dict[str, Any]) -> tuple[float, float]:
+    return min(found["seconds"]), max(found["seconds"])
+
+
+def bound(must: str, reached: bool, why: str) -> dict[str, Any]:
+    return {"must": must, "reached": reached, "why": "" if reached else why}
+
+
+def same_lists(case: Path, other: str, rename: bool = False) -> int:
+    """How many rows of a peer's answers are ours; no list is as good as an empty one. rename: its rows come in an order of its own."""
     import polars as pl
 
-    keys = ["user_id", "event_timestamp"]
+    def lists(path: Path) -> Any:
+        frame = pl.read_parquet(path).select("user_id", pl.nth(1).alias("t"), "items", "values")
+        at = pl.col("t").dt.epoch("us") if frame.schema["t"].is_temporal() else pl.col("t").cast(pl.Int64)
+        return frame.select("user_id", at, pl.col("items", "values").fill_null([]))
 
-    def lists(frame: Any) -> Any:
-        filled = frame.select(*keys, pl.col("items").fill_null([]), pl.col("values").fill_null([]))
-        return filled.with_columns(pl.col("event_timestamp").dt.cast_time_unit("us"))
+    mine, theirs = lists(case / "ours-lists.parquet"), lists(case / f"{other}.parquet")
+    if rename:
+        both = theirs.join(mine.unique(["user_id", "t"]), on=["user_id", "t"], suffix="_ours")
+    else:
+        both = pl.concat([theirs, mine.select(pl.all().name.suffix("_ours"))], how="horizontal")
+    same = (pl.col("items") == pl.col("items_ours")) & (pl.col("values") == pl.col("values_ours"))
+    return int(both.select(same.fill_null(False).sum()).item())
 
-    both = lists(pl.read_parquet(path)).join(lists(pl.from_arrow(ours)).unique(keys), on=keys, suffix="_ours")
-    return int(both.select((pl.col("items") == pl.col("items_ours")) & (pl.col("values") == pl.col("values_ours"))).sum().item())
+
+def different_windows(case: Path, other: str) -> int:
+    """How many values of a peer's twelve windows are not ours, to one part in a billion."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    mine, theirs, bad = pq.read_table(case / "ours-windows.parquet"), pq.read_table(case / f"{other}.parquet"), 0
+    for name in theirs.column_names[2:]:
+        a, b = (np.asarray(table[name].cast("float64").fill_null(np.nan)) for table in (mine, theirs))
+        bad += int((~np.isclose(a, b, rtol=TOLERANCE, atol=0, equal_nan=True)).sum())
+    return bad
+
+
+def free_gib() -> float:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
+
+
+def f1(kept: Kept) -> list[Figure]:
+    case = cases.demo()
+    rows = kept("F1 rows", lambda: 1_000 if QUICK else ROWS if free_gib() > 21 else 10_000)
+    mine = kept("F1 ours", lambda: ours(case, "lists", rows, RUNS))
+    write_snapshots(case)
+
+    def peer(kind: str) -> dict[str, Any]:
+        found = child([feast(), HERE / "feast_duckdb_peer.py", case, rows, kind])
+        return found | {"same": same_lists(case, f"{kind}-answers", rename=True)}
+
+    event, instant = (kept(f"F1 {kind}", lambda kind=kind: peer(kind)) for kind in ("event", "instant"))
+    faster, seconds = event["seconds"] / statistics.median(mine["seconds"]), statistics.median(mine["seconds"])
+    smaller = event["peak_mb"] / mine["peak_mb"]
+    shared = {"id": "F1", "seeds": (cases.SEED,), "peer_name": "Feast DuckDB store over per-event snapshots"}
+    fewer = "" if rows == ROWS else f"; {rows:,} rows only, as 100,000 take the peer 20 GB"
+    return [
+        Figure(
+            **shared,
+            what=f"history of {rows:,} rows, two lists of 50, demo data ({event['same']:,} of the peer's answers are ours){fewer}",
+            ours=seconds,
+            peer=event["seconds"],
+            unit="s",
+            interval=span(mine),
+            **bound("at least 300 times faster", faster >= 300, f"{faster:.0f} times{fewer}"),
+        ),
+        Figure(
+            **shared,
+            what=f"the same, peak memory of the whole process{fewer}",
+            ours=mine["peak_mb"],
+            peer=event["peak_mb"],
+            unit="MB",
+            **bound("at most a tenth", smaller >= 10, f"a {smaller:.1f}th{fewer}"),
+        ),
+        Figure(
+            **{**shared, "peer_name": "Feast DuckDB store over per-instant snapshots"},
+            what=f"the same, the peer over the last snapshot of each instant only ({instant['same']:,} of its answers are ours)",
+            ours=seconds,
+            peer=instant["seconds"],
+            unit="s",
+            interval=span(mine),
+        ),
+        Figure(
+            **shared,
+            what="the same, rows answered",
+            ours=mine["rows"],
+            peer=event["returned"],
+            unit="rows",
+            lower_is_better=False,
+        ),
+    ]
+
+
+def against_queries(
+    kept: Kept, id_: str, case: Path, what: str, rows: int, text: str, same: Callable[[str], str], times: float
+) -> tuple[dict[str, Any], list[Figure]]:
+    """Ours and each hand-written query, a figure each; the bound stands at the quickest."""
+    mine = kept(f"{id_} ours", lambda: ours(case, what, rows, RUNS))
+    seconds, figures = statistics.median(mine["seconds"]), []
+    found = {}
+    for way in WAYS[what]:
+
+        def peer(way: str = way) -> dict[str, Any]:
+            said = child([queries(), HERE / "features_queries.py", case, way, rows, RUNS])
+            return said | {"same": same(way)}
+
+        found[way] = kept(f"{id_} {way}", peer)
+    quickest = min(found, key=lambda way: statistics.median(found[way]["seconds"]))
+    for way, said in found.items():
+        took = statistics.median(said["seconds"])
+        ratio = took / seconds
+        figures.append(
+            Figure(
+                id=id_,
+                what=f"{text}, median of {RUNS} runs ({said['same']})",
+                ours=seconds,
+                peer=took,
+                peer_name=f"{way}, hand-written",
+                unit="s",
+                interval=span(mine),
+                seeds=(cases.SEED,),
+                **(bound(f"at least {times:g} times faster", ratio >= times, f"{ratio:.1f} times") if way == quickest else {}),
+            )
+        )
+    return mine, figures
+
+
+def f2(kept: Kept) -> list[Figure]:
+    case = cases.demo()
+    same = lambda way: f"{same_lists(case, way):,} of its rows are ours"  # noqa: E731 - one argument of one call
+    return against_queries(kept, "F2", case, "lists", ROWS, f"history of {ROWS:,} rows, two lists of 50, demo data", same, 3)[1]
+
+
+def f3(kept: Kept) -> list[Figure]:
+    events, rows = LARGE
+    case = cases.generated(events, rows)
+    same = lambda way: f"{different_windows(case, way):,} of its values differ from ours"  # noqa: E731 - as above
+    text = f"history of {rows:,} rows, 12 aggregations, generated log of {events:,} events"
+    mine, figures = against_queries(kept, "F3", case, "windows", rows, text, same, 3)
+    times = mine["grown_mb"] / mine["output_mb"]
+    figures.append(
+        Figure(
+            id="F3",
+            what=f"the same, anonymous memory of the first run beside what was there; arrays derived once for all runs, {mine['kept_mb']:.0f} MB, "
+            "are apart",
+            ours=mine["grown_mb"],
+            peer=mine["output_mb"],
+            peer_name="the output's bytes",
+            unit="MB",
+            seeds=(cases.SEED,),
+            **bound("at most twice the output", times <= 2, f"{times:.1f} times"),
+        )
+    )
+    return figures
+
+
+def index_bytes(root: Path) -> dict[str, int]:
+    """Bytes of the index by entity kind."""
+    out = dict.fromkeys(("user_id", "item_id"), 0)
+    for path in (root / "index").rglob("*"):
+        for entity in out:
+            if path.is_file() and entity in path.relative_to(root).parts[1]:
+                out[entity] += path.stat().st_size
+    return out
+
+
+def log_bytes(root: Path) -> int:
+    """Uncompressed Arrow bytes of the log's columns, text as dictionaries of the log hold it."""
+    from zoo.events.log import EventLog
+
+    log = EventLog.open(root)
+    return sum(table.nbytes for table in log.chunks(None))
+
+
+def f4(kept: Kept) -> list[Figure]:
+    figures = []
+    for name, case in (("demo", cases.demo()), (f"generated, {LARGE[0]:,} events", cases.generated(*LARGE))):
+        root = case / "repo" / "log"
+        whole = kept(f"F4 {name} log", lambda root=root: log_bytes(root))
+        snapshots = kept(f"F4 {name} snapshots", lambda case=case: snapshot_bytes(case))
+        for entity, size in kept(f"F4 {name} index", lambda root=root: index_bytes(root)).items():
+            times = size / whole
+            figures.append(
+                Figure(
+                    id="F4",
+                    what=f"index of {entity}, {name}; a table of per-event snapshots of two lists of 50 has {snapshots / 1e6:,.0f} MB",
+                    ours=size / 1e6,
+                    peer=whole / 1e6,
+                    peer_name="the log's columns as Arrow",
+                    unit="MB",
+                    **bound("at most 1.5 times", times <= 1.5, f"{times:.2f} times"),
+                )
+            )
+    return figures
+
+
+def f5(kept: Kept) -> list[Figure]:
+    figures, rates = [], {}
+    for events in SIZES:
+        case = cases.generated(events, LARGE[1] if events == LARGE[0] else SIZE_ROWS)
+        rows = min(SIZE_ROWS, LARGE[1] if events == LARGE[0] else SIZE_ROWS)
+        found = kept(f"F5 {events}", lambda case=case, rows=rows: ours(case, "windows", rows, RUNS))
+        rates[events] = rows / statistics.median(found["seconds"])
+        made = json.loads((case / "ingest.json").read_text())
+        falls = rates[SIZES[0]] / rates[events]
+        figures += [
+            Figure(
+                id="F5",
+                what=f"history of {rows:,} rows, 12 aggregations, log of {events:,} events",
+                ours=rates[events],
+                unit="rows/s",
+                lower_is_better=False,
+                interval=tuple(sorted(rows / s for s in span(found))),  # type: ignore[arg-type]
+                seeds=(cases.SEED,),
+                **(bound("falls by less than 2 times", falls < 2, f"{falls:.1f} times") if events == SIZES[-1] else {}),
+            ),
+            Figure(id="F5", what=f"ingest of {events:,} events", ours=made["ingest"], unit="s"),
+            Figure(id="F5", what=f"index of {events:,} events, both entity kinds", ours=made["index"], unit="s"),
+            Figure(
+                id="F5",
+                what=f"peak memory of ingest and index, {events:,} events",
+                ours=made["peak_mb"],
+                unit="MB",
+                **(bound("at most 6000", made["peak_mb"] <= 6000, f"{made['peak_mb']:.0f} MB") if events == SIZES[-1] else {}),
+            ),
+        ]
+    return figures
+
+
+def f6(kept: Kept) -> list[Figure]:
+    sys.path.insert(0, str(HERE.parent))
+    from services import redis_service
+
+    case, figures = cases.generated(COPIED, SIZE_ROWS), []
+    users = kept("F6 users", lambda: write_newest(case))
+    for store in ("sqlite", "redis"):
+
+        def both(store: str = store) -> dict[str, Any]:
+            with redis_service() as one, redis_service() as other:
+                places = [url.split("//")[1].split("/")[0] for url in (one, other)]
+                mine = ours(case, store, places[0])
+                peer = child([feast(), HERE / "feast_materialize_peer.py", case, store, places[1]])
+            return {"ours": mine, "peer": peer["seconds"]}
+
+        found = kept(f"F6 {store}", both)
+        faster = found["peer"] / found["ours"]["seconds"]
+        copied = ", ".join(f"{number:,} of {kind}" for kind, number in found["ours"]["copied"].items())
+        figures.append(
+            Figure(
+                id="F6",
+                what=f"materialize all users of a generated log of {COPIED:,} events (ours copies the events of {copied}; the peer the "
+                f"newest snapshot of two lists of 50 of {users:,} users)",
+                ours=found["ours"]["seconds"],
+                peer=found["peer"],
+                peer_name=f"Feast {store} store",
+                unit="s",
+                **bound("at least 20 times faster", faster >= 20, f"{faster:.1f} times"),
+            )
+        )
+    return figures
 
 
 def main() -> int:
-    import pandas as pd
-
-    from zoo.cli.demo import Demo, event_log
-    from zoo.cli.render import console
-    from zoo.features import Features, apply
-    from zoo.jobs import Serial
-    from zoo.manager import plugins
-    from zoo.project import Project
-
-    project = Project.open(ROOT / "feature_repo")
-    event_log(Demo(project, plugins(), Serial(), console(sys.stderr)))
-    with tempfile.TemporaryDirectory(prefix="bench-features-") as name:
-        folder = Path(name)
-        write_repository(folder, project.data / "log")
-        apply(folder)
-        features = Features.open(folder)
-        view = features.reader.view()
-        rng = np.random.default_rng(SEED)
-        time_of = view.index("user_id").time
-        codes = rng.integers(2, view.log.dictionary("user_id").size, ROWS).astype(np.int32)
-        times = rng.integers(int(time_of.min()), int(time_of.max()), ROWS)
-        rows = pd.DataFrame(
-            {
-                "user_id": np.asarray(view.log.dictionary("user_id").decode(codes)),
-                "event_timestamp": pd.to_datetime(times, unit="us", utc=True),
-            }
-        )
-
-        def ours(count: int) -> tuple[float, tuple[float, float], Any]:
-            """(median seconds of five runs, the fastest and the slowest, the answers)."""
-            took = []
-            for _ in range(5):
-                started = time.perf_counter()
-                job = features.store.get_historical_features(rows.head(count), ["sequence:items", "sequence:values"])
-                table = job.to_arrow()
-                took.append(time.perf_counter() - started)
-            assert table.num_rows == count
-            return float(np.median(took)), (min(took), max(took)), table
-
-        (many, many_span, _), (few, few_span, answers) = ours(ROWS), ours(PEER_ROWS)
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-        write_peer_data(folder, view, rows)
-        peers = {}
-        for kind in ("event", "instant"):
-            command = [peer_python(), HERE / "feast_duckdb_peer.py", folder, str(PEER_ROWS), kind]
-            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1]
-            peers[kind] = json.loads(said) | {"same": same_answers(folder / f"{kind}-answers.parquet", answers)}
-    peer, fair = peers["event"], peers["instant"]
-    reached = peer["seconds"] / few >= 100
-    name = "Feast DuckDB store over per-event snapshots"
-    figures = [
-        Figure(
-            id="history",
-            what=f"history of {PEER_ROWS:,} rows, two lists of 50, demo data (median of 5 runs; interval: fastest and slowest)",
-            ours=few,
-            peer=peer["seconds"],
-            peer_name=name,
-            unit="s",
-            interval=few_span,
-            seeds=(SEED,),
-            must="at least 100 times faster",
-            reached=reached,
-            why="" if reached else "see the ratio",
-        ),
-        Figure(
-            id="history",
-            what=f"the same, the peer over snapshots of the last event at each instant only ({fair['same']:,} of its answers are ours)",
-            ours=few,
-            peer=fair["seconds"],
-            peer_name="Feast DuckDB store over per-instant snapshots",
-            unit="s",
-            interval=few_span,
-            seeds=(SEED,),
-        ),
-        Figure(
-            id="history",
-            what=f"the same, rows answered of {PEER_ROWS:,} (over per-event snapshots {peer['same']:,} of the peer's answers are ours)",
-            ours=answers.num_rows,
-            peer=peer["returned"],
-            peer_name=name,
-            lower_is_better=False,
-            unit="rows",
-            seeds=(SEED,),
-        ),
-        Figure(
-            id="history",
-            what=f"history of {ROWS:,} rows, two lists of 50, demo data (as above)",
-            ours=many,
-            unit="s",
-            interval=many_span,
-            seeds=(SEED,),
-        ),
-        Figure(
-            id="history",
-            what=f"peak memory of the whole process (ours {ROWS:,} rows, peer {PEER_ROWS:,})",
-            ours=memory,
-            peer=peer["peak_mb"],
-            peer_name=name,
-            unit="MB",
-            seeds=(SEED,),
-        ),
-    ]
-    report("features", figures)
+    kept = Kept()
+    report("features", [figure for part in (f1, f2, f3, f4, f5, f6) for figure in part(kept)])
     return 0
 
 

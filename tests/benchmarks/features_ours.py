@@ -1,0 +1,88 @@
+"""Our side of ``make bench-features``, one measurement a process: ``python features_ours.py CASE WHAT [ROWS RUNS]``.
+
+CASE is a folder that ``features_cases`` made. WHAT: ``lists`` or ``windows`` (history), ``ingest`` (files to log to index),
+``sqlite`` or ``redis`` (materialize). Prints one JSON line; history also writes its answers to CASE/ours-WHAT.parquet.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from measured import measure, say
+
+VIEWS = {"lists": ("sequence", ("items", "values")), "windows": ("windows", None)}
+
+
+def history(case: Path, what: str, rows: int, runs: int) -> dict[str, Any]:
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    from zoo.features import Features
+
+    features = Features.open(case / "repo")
+    entity_rows = pd.read_parquet(case / "rows.parquet").head(rows)
+    view, names = VIEWS[what]
+    names = names or [f.name for f in features.store.get_feature_view(view).features]
+    references = [f"{view}:{name}" for name in names]
+    features.reader.view().index("user_id")  # opening the index belongs to no run
+
+    def answer(number: int) -> Any:
+        return features.store.get_historical_features(entity_rows.head(number), references).to_arrow()
+
+    found, table = measure(lambda: answer(rows), runs, lambda: answer(1))
+    pq.write_table(table, case / f"ours-{what}.parquet")
+    return {**found, "rows": table.num_rows, "output_mb": table.nbytes / 1e6}
+
+
+def ingested(case: Path) -> dict[str, Any]:
+    """Seconds of ingest and of the index of both entity kinds, and the process's peak memory."""
+    from zoo.events.ingest import ingest
+    from zoo.events.log import EventLog
+    from zoo.events.schema import LogSchema
+    from zoo.events.view import ENTITIES, LogView
+
+    root = case / "repo" / "log"
+    shutil.rmtree(root, ignore_errors=True)
+    log = EventLog.create(root, LogSchema(timezone="UTC", event_types=("view", "cart", "purchase")))
+    started = time.perf_counter()
+    report = ingest(log, sorted((case / "files").glob("*.parquet")))
+    middle = time.perf_counter()
+    view = LogView.open(root)
+    for entity in ENTITIES:
+        view.index(entity)
+    ended = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    return {"added": report.added, "ingest": middle - started, "index": ended - middle, "peak_mb": peak}
+
+
+def materialized(case: Path, store: str, url: str) -> dict[str, Any]:
+    """Seconds to copy every user to an empty online store."""
+    from features_cases import write_repository
+
+    from zoo.features import Features, apply
+
+    repo = case / f"repo-{store}"
+    shutil.rmtree(repo, ignore_errors=True)
+    write_repository(repo, case / "repo" / "log", store, url)
+    apply(repo)
+    features = Features.open(repo)
+    for entity in ("user_id", "item_id"):
+        features.reader.view().index(entity)
+    started = time.perf_counter()
+    copied = features.materialize()
+    return {"seconds": time.perf_counter() - started, "copied": copied}
+
+
+if __name__ == "__main__":
+    folder, kind, *rest = Path(sys.argv[1]), *sys.argv[2:]
+    if kind == "ingest":
+        say(ingested(folder))
+    elif kind in VIEWS:
+        say(history(folder, kind, int(rest[0]), int(rest[1])))
+    else:
+        say(materialized(folder, kind, rest[0] if rest else ""))
