@@ -271,7 +271,11 @@ def test_a_list_of_feast_cannot_hold_null_so_an_event_without_item_shows_as_empt
 # File-backed views, and time to live
 
 
-def test_file_backed_views_are_joined_as_of_the_row_and_read_online(repo: Path) -> None:
+@pytest.mark.parametrize("rows", [1 << 17, 2])
+def test_file_backed_views_are_joined_as_of_the_row_and_read_online(
+    repo: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr("zoo.stores.job._LARGE", rows)  # so few that the answer is made in parts
     from feast import FeatureStore
 
     day = pd.Timestamp("2017-07-14", tz="UTC")

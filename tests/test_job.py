@@ -47,6 +47,15 @@ def test_batches_are_the_table_piece_by_piece_whatever_is_committed_meanwhile(re
     assert pl.from_arrow(pa.concat_tables(found)).equals(pl.from_arrow(whole))  # type: ignore[arg-type]
 
 
+def test_a_table_answered_in_parts_by_threads_is_the_table(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = filled(repo)
+    whole = asked(features, 200).to_arrow()
+    monkeypatch.setattr("zoo.stores.job._LARGE", 23)
+    parts = asked(features, 200).to_arrow()
+    assert parts["items"].num_chunks == 9
+    assert pl.from_arrow(parts).equals(pl.from_arrow(whole))  # type: ignore[arg-type]
+
+
 def test_a_table_that_is_there_is_not_computed_again(repo: Path) -> None:
     job = asked(filled(repo))
     whole = job.to_arrow()

@@ -226,8 +226,8 @@ def f3(kept: Kept) -> list[Figure]:
     figures.append(
         Figure(
             id="F3",
-            what=f"the same, anonymous memory of the first run beside what was there; arrays derived once for all runs, {mine['kept_mb']:.0f} MB, "
-            "are apart",
+            what="the same, anonymous memory of the first run beside what was there (what is derived once for all runs, "
+            f"{mine['kept_mb']:.0f} MB, is apart)",
             ours=mine["grown_mb"],
             peer=mine["output_mb"],
             peer_name="the output's bytes",

@@ -43,15 +43,19 @@ def _read(source: FileSource, config: RepoConfig, columns: list[str]) -> pl.Data
     return table.sort([source.timestamp_field, *created]).select(at, *(pl.col(theirs.get(c, c)).alias(c) for c in wanted))
 
 
-def as_of_join(
-    source: FileSource, config: RepoConfig, view: FeatureView, rows: pa.Table, names: list[str], times: Array
-) -> pa.Table:
+def read_view(view: FeatureView, config: RepoConfig, names: list[str]) -> pl.DataFrame:
+    """A file-backed view's join keys and columns ``names``, in order of time, for ``as_of_join``."""
+    assert isinstance(view.batch_source, FileSource)
+    return _read(view.batch_source, config, list(dict.fromkeys([*view.join_keys, *names])))
+
+
+def as_of_join(table: pl.DataFrame, view: FeatureView, rows: pa.Table, names: list[str], times: Array) -> pa.Table:
     """A view's newest values at or before each row's time (Feast's rule for such views) and within its TTL, in the rows' order.
 
-    rows: the view's join keys, n rows; times: int64 (n,) microseconds UTC. Returns columns ``names``, n rows.
+    table: as ``read_view`` gives it; rows: the view's join keys, n rows; times: int64 (n,) microseconds UTC. Returns columns
+    ``names``, n rows.
     """
     keys = rows.column_names
-    table = _read(source, config, list(dict.fromkeys([*keys, *names])))
     left = pl.from_arrow(rows)
     assert isinstance(left, pl.DataFrame)
     for key in keys:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast.feature_view import FeatureView
@@ -23,7 +25,7 @@ from zoo.contract import Array
 from zoo.errors import FeatureError, UsageError
 from zoo.events.view import LogView
 from zoo.stores.columns import chosen, features_of, join_columns, source_of, to_arrow
-from zoo.stores.files import as_of_join, newest_rows
+from zoo.stores.files import as_of_join, newest_rows, read_view
 from zoo.stores.job import EventLogRetrievalJob
 from zoo.stores.pull import pulled
 from zoo.stores.reader import LogReader, instant
@@ -76,13 +78,14 @@ class EventLogOfflineStore(OfflineStore):
         groups, _ = _get_requested_feature_views_to_features_dict(feature_refs, feature_views, [])
 
         @cache  # read once, when the first answers are asked for, so that every batch is of the same version
-        def asked() -> tuple[LogView, pa.Table]:
-            return LogReader.of(config).view(), pa.Table.from_pandas(entity_df, preserve_index=False)
+        def asked() -> tuple[LogView, pa.Table, dict[str, pl.DataFrame]]:
+            files = {v.name: read_view(v, config, n) for v, n in groups.items() if isinstance(v.batch_source, FileSource)}
+            return LogReader.of(config).view(), pa.Table.from_pandas(entity_df, preserve_index=False), files
 
         def compute(part: slice) -> pa.Table:
-            view, rows = asked()
+            view, rows, files = asked()
             rows = rows[part]
-            answer = _Answer(config, view, rows, entity_times(rows[stamp]))
+            answer = _Answer(files, view, rows, entity_times(rows[stamp]))
             for feature_view, names in groups.items():
                 prefix = f"{feature_view.projection.name_to_use()}__" if full_feature_names else ""
                 for name, column in answer.columns(feature_view, names).items():
@@ -124,7 +127,7 @@ class EventLogOfflineStore(OfflineStore):
 class _Answer:
     """Feature views' columns for the same rows: entity keys (n rows) and times int64 (n,)."""
 
-    config: RepoConfig
+    files: Mapping[str, pl.DataFrame]
     view: LogView
     rows: pa.Table
     times: Array
@@ -139,7 +142,7 @@ class _Answer:
                 )
         if isinstance(feature_view.batch_source, FileSource):
             keys = self.rows.select(list(joins.values())).rename_columns(list(joins))
-            found = as_of_join(feature_view.batch_source, self.config, feature_view, keys, names, self.times)
+            found = as_of_join(self.files[feature_view.name], feature_view, keys, names, self.times)
             return {name: found[name] for name in names}
         source = source_of(feature_view)
         for key, column in joins.items():
