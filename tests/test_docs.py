@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shop
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("plugins/*/README.md")})
@@ -160,6 +161,44 @@ def test_a_page_that_is_wrong_is_found_out(tmp_path: Path) -> None:
     assert missing_imports("from zoo.plugin import hookimpl, no_such_thing\n") == ["zoo.plugin.no_such_thing"]
     shell = "```sh\nzoo --repo shop train churn --wrokers 2 # a comment\nzoo --repo shop train TASK --workers 2\n```\n"
     assert [wrong_command(words) for words in commands(shell, "zoo")] == ["train has no option --wrokers", ""]
+
+
+def python_of(page: str, word: str) -> str:
+    """The one Python snippet of a page that holds a word."""
+    (found,) = [snippet for snippet in snippets((ROOT / page).read_text(), "python") if word in snippet]
+    return found
+
+
+def test_the_feature_definitions_of_the_readme_are_a_feature_repository(tmp_path: Path) -> None:
+    from zoo.events.log import EventLog
+    from zoo.events.schema import LogSchema
+    from zoo.features import Features, apply
+
+    (tmp_path / "definitions.py").write_text(python_of("README.md", "FeatureView"))
+    (tmp_path / "feature_store.yaml").write_text(shop.STORE)
+    log = EventLog.create(tmp_path / "data/log", LogSchema())
+    bought = {"user_id": 42, "item_id": 7, "event_type": "purchase"}
+    log.append([{**bought, "time": shop.START + day * shop.DAY} for day in (0, 30, 31)], idempotency_key="readme")
+    assert apply(tmp_path) == ("churn",)
+    batch = Features.open(tmp_path).history("churn", {"user_id": [42], "time": [shop.START + 32 * shop.DAY]})
+    assert batch.column("purchases_28d").values.tolist() == [2]
+    assert batch.column("gaps").values.tolist()[1:] == [30 * 86_400, 86_400]
+    assert batch.column("recency").values.tolist() == [86_400]
+
+
+@pytest.mark.parametrize(("page", "repo"), [("README.md", "feature_repo"), ("docs/how-to/push-and-predict.md", "shop")])
+def test_calling_the_predictor_as_the_pages_say_answers(
+    page: str, repo: str, trained_shop: shop.Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained_shop.copy(tmp_path / repo)
+    monkeypatch.chdir(tmp_path)
+    *statements, last = ast.parse(python_of(page, "Predictor")).body
+    assert isinstance(last, ast.Expr)
+    names: dict[str, Any] = {}
+    exec(compile(ast.Module(statements, []), page, "exec"), names)
+    answer = eval(compile(ast.Expression(last.value), page, "eval"), names)
+    assert {"user_id", "score", "newest_event_age", "known", "version"} < set(answer.column_names)
+    assert answer["known"].to_pylist() == [True] * len(answer)
 
 
 def test_make_lists_every_target() -> None:
