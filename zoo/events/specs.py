@@ -141,6 +141,11 @@ class Feature:
 
     def __post_init__(self) -> None:
         what = f"feature {self.name!r} of kind {self.kind!r}"
+        for where in (self.where, self.over):
+            if isinstance(where, str) or not all(isinstance(part, str | Condition) for part in where):
+                raise FeatureError(
+                    f"{what} counts the events {where!r}; expected a tuple of event types and conditions, such as ('view',)"
+                )
         if self.kind not in get_args(Kind):
             raise FeatureError(f"feature {self.name!r} has kind {self.kind!r}; choose one of {', '.join(get_args(Kind))}")
         if self.of not in get_args(Of) or self.step not in get_args(Step):

@@ -14,7 +14,7 @@ from feast.repo_config import RepoConfig
 from feast.types import Array, FeastType, Float64, Int64, PrimitiveFeastType, String
 from feast.value_type import ValueType
 
-from zoo.events.specs import Aggregation, Feature
+from zoo.events.specs import SEQUENCES, Aggregation, Feature
 
 TIMESTAMP = "event_timestamp"
 
@@ -134,8 +134,8 @@ def schema_of(
             element = String
         elif column in ("time", "day", "weekday", "hour"):
             element = Int64
-        if feature.kind == "last_n":
-            return Array(element if feature.of == "first" else Float64)
+        if feature.kind in SEQUENCES:
+            return Array(element if feature.of in ("first", "last") else Float64)
         if feature.kind == "last":
             return element
         return Int64 if feature.kind in ("count", "distinct") else Float64
