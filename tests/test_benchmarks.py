@@ -28,6 +28,10 @@ def test_the_ratio_is_above_one_where_ours_is_better(lower: bool, ratio: float) 
     assert Figure(what="x", ours=0.5, peer=100.0, unit="s", lower_is_better=lower).ratio == pytest.approx(ratio)
 
 
+def test_the_ratio_of_a_bound_on_size_is_our_part_of_the_peers() -> None:
+    assert Figure(what="x", ours=0.5, peer=2.0, unit="MB", within=True).ratio == 0.25
+
+
 def test_a_figure_without_a_peer_has_no_ratio() -> None:
     assert Figure(what="x", ours=0.5, unit="s").ratio is None
 

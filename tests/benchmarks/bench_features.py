@@ -155,6 +155,7 @@ def f1(kept: Kept) -> list[Figure]:
             ours=mine["peak_mb"],
             peer=event["peak_mb"],
             unit="MB",
+            within=True,
             **bound("at most a tenth", smaller >= 10, f"a {smaller:.1f}th{fewer}"),
         ),
         Figure(
@@ -233,6 +234,7 @@ def f3(kept: Kept) -> list[Figure]:
             peer_name="the output's bytes",
             unit="MB",
             seeds=(cases.SEED,),
+            within=True,
             **bound("at most twice the output", times <= 2, f"{times:.1f} times"),
         )
     )
@@ -273,6 +275,7 @@ def f4(kept: Kept) -> list[Figure]:
                     peer=whole / 1e6,
                     peer_name="the log's columns as Arrow",
                     unit="MB",
+                    within=True,
                     **bound("at most 1.5 times", times <= 1.5, f"{times:.2f} times"),
                 )
             )

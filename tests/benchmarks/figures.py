@@ -23,6 +23,7 @@ class Figure:
 
     id: the row in the issue that asks for it, or empty. interval: 95 % of ``ours`` or of the ratio, as ``what`` says. must: the bound
     in words, or empty. reached: whether it holds, None without a bound. why: what stands in the way of a bound that is not reached.
+    within: the bound says how many times the peer's figure ours may be.
     """
 
     what: str
@@ -32,6 +33,7 @@ class Figure:
     peer: float | None = None
     peer_name: str = ""
     lower_is_better: bool = True
+    within: bool = False
     interval: tuple[float, float] | None = None
     seeds: tuple[int, ...] = ()
     must: str = ""
@@ -46,9 +48,11 @@ class Figure:
 
     @property
     def ratio(self) -> float | None:
-        """How many times better than the peer, above 1 if better."""
+        """How many times better than the peer, above 1 if better; with ``within``, ours in parts of the peer's."""
         if self.peer is None:
             return None
+        if self.within:
+            return self.ours / self.peer if self.peer else None
         over, under = (self.peer, self.ours) if self.lower_is_better else (self.ours, self.peer)
         return over / under if under else None
 

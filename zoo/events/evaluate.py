@@ -6,6 +6,8 @@ Used alike for history (the whole log) and online (the requested entities' event
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +16,10 @@ from zoo.errors import FeatureError
 from zoo.events.filtered import Code, FilteredEvents
 from zoo.events.index import NO_SESSION, Index
 from zoo.events.reductions import decay, quietness, reduced, share
-from zoo.events.sequences import sequence
-from zoo.events.slices import MICROSECONDS, Slices, chunks, joined
+from zoo.events.sequences import picked, sequence
+from zoo.events.slices import AT_ONCE, MICROSECONDS, Picked, Slices, chunks, joined
 from zoo.events.specs import CALENDAR, OF_STEPS, REDUCTIONS, SEQUENCES, Aggregation, Condition, Feature, Where
-from zoo.events.steps import Steps, different
+from zoo.events.steps import Steps, average, different, total
 
 _NEEDS_TIME = ("recency", "tenure", "quiet", "survival", "decay")
 _READS_FEW = ("last_n", "first_n", "count", "recency", "tenure", "last")
@@ -52,7 +54,7 @@ class Evaluator:
         """
         self.check(aggregation)
         low, stop = self.seen(aggregation, codes, times)
-        if all(f.kind in _READS_FEW for f in aggregation.features):
+        if (stop - low).sum() <= AT_ONCE or all(f.kind in _READS_FEW or self.by_running(f) for f in aggregation.features):
             return self.columns(aggregation, low, stop, times)
         parts = chunks(stop - low)
         return joined([self.columns(aggregation, low[rows], stop[rows], times[rows]) for rows in parts])
@@ -64,8 +66,21 @@ class Evaluator:
 
     def columns(self, aggregation: Aggregation, low: Array, stop: Array, times: Array) -> dict[str, Column]:
         """Columns for rows that see the events at positions ``low`` to ``stop``."""
-        rows = _Rows(self, aggregation.session_gap, low, stop, times)
-        return {f.name: rows.column(f) for f in aggregation.features}
+        rows = _Rows(self, aggregation, low, stop, times)
+        found: dict[str, Column] = {}
+        for group in aggregation.alike:
+            found |= rows.differences(group) if self.by_running(group[0]) else {f.name: rows.column(f) for f in group}
+        return {f.name: found[f.name] for f in aggregation.features}
+
+    def by_running(self, f: Feature) -> bool:
+        """Whether a feature is a difference of running numbers, whatever its window holds: no event in it is looked at."""
+        if f.step == "visit" or f.kind not in ("count", "sum", "mean", "distinct"):
+            return False
+        if f.kind == "count":
+            return True
+        if f.kind == "distinct":
+            return self.events(f.where).runs(f.column) is not None
+        return f.column not in OF_STEPS and self.events(f.where).column(f.column).dtype.kind in "iub"
 
     def check(self, aggregation: Aggregation) -> None:
         """Refuse what this log cannot answer."""
@@ -107,18 +122,28 @@ def _no_code(dictionary: str, value: object) -> int:
 class _Rows:
     """One evaluation: rows whose events are positions ``low`` to ``stop``, and the slices that their features share."""
 
-    def __init__(self, evaluator: Evaluator, gap: int, low: Array, stop: Array, times: Array) -> None:
-        self.evaluator, self.gap, self.low, self.stop, self.times = evaluator, gap, low, stop, times
-        self._starts: dict[int | None, Array] = {None: low}
+    def __init__(self, evaluator: Evaluator, aggregation: Aggregation, low: Array, stop: Array, times: Array) -> None:
+        self.evaluator, self.gap, self.low, self.stop, self.times = evaluator, aggregation.session_gap, low, stop, times
+        self.windows = aggregation.windows
         self._ranks: dict[tuple[Where, int | None, str], Array] = {}
+        self._begun: dict[Where, Array] = {}
         self._steps: dict[tuple[Where, int | None, str], Steps] = {}
+        self._picked: dict[Any, Picked] = {}
 
-    def _start(self, window: int | None) -> Array:
-        """First position of each row's window."""
-        if window not in self._starts:
-            assert window is not None
-            self._starts[window] = self.evaluator.index.search(self.low, self.stop, self.times - window * MICROSECONDS)
-        return self._starts[window]
+    @cached_property
+    def _starts(self) -> Array:
+        """int64 (w, n): the first position of each window, in the order of ``windows``."""
+        if len(self.windows) == 1:
+            return self.low[None]
+        spans = np.array(self.windows[1:], np.int64) * MICROSECONDS
+        found = self.evaluator.index.search(self.low, self.stop, self.times - spans[:, None])
+        return np.concatenate((self.low[None], found))
+
+    def _first(self, where: Where) -> Array:
+        """int64 (w, n): the first event of each window among the events that a filter leaves."""
+        if where not in self._begun:
+            self._begun[where] = self.evaluator.events(where).rank(self._starts)
+        return self._begun[where]
 
     def _rank(self, where: Where, window: int | None, step: str, *, stop: bool = False) -> Array:
         """The first step of each row's window, or (``stop``) past its last, among the steps that a filter leaves."""
@@ -129,8 +154,21 @@ class _Rows:
                 ranks = self._rank(where, window, "event", stop=stop)
                 self._ranks[key] = np.searchsorted(events.visit_starts(self.gap), ranks)
             else:
-                self._ranks[key] = events.rank(self.stop if stop else self._start(window))
+                self._ranks[key] = events.rank(self.stop) if stop else self._first(where)[self.windows.index(window)]
         return self._ranks[key]
+
+    def differences(self, group: tuple[Feature, ...]) -> dict[str, Column]:
+        """Features that differ in their windows only, and are differences of running numbers: all at once."""
+        f = group[0]
+        events, places = self.evaluator.events(f.where), [self.windows.index(f.window) for f in group]
+        rows = Slices(self._first(f.where)[places], self._rank(f.where, None, "event", stop=True))
+        if f.kind == "count":
+            values = rows.lengths
+        elif f.kind == "distinct":
+            values = different(f.column, events, rows)
+        else:
+            values = (total if f.kind == "sum" else average)(f.column, events, rows)
+        return {f.name: Column(v) for f, v in zip(group, values)}
 
     def steps(self, where: Where, window: int | None, step: str) -> Steps:
         key = (where, window, step)
@@ -152,7 +190,10 @@ class _Rows:
         rows = steps.picked
         assert isinstance(rows, Slices)
         if f.kind in SEQUENCES:
-            return sequence(f, steps)
+            key = (f.kind, f.n, f.by or (f.column if f.kind == "last_distinct_n" else ""), f.where, f.window, f.step)
+            if key not in self._picked:  # aligned sequences share their steps
+                self._picked[key] = picked(f, steps)
+            return sequence(f, steps, self._picked[key])
         if f.kind == "count":
             return Column(rows.lengths)
         if f.kind == "distinct":

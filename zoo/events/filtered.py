@@ -17,6 +17,9 @@ from zoo.events.specs import Condition, Where
 Code = Callable[[str, Any], int]
 """The code of an identifier or text in a dictionary, 1 where it is not there: (dictionary, value) -> code."""
 
+_NO_TYPE = -1
+"""The code of an event type that no event has."""
+
 _COMPARE: Mapping[str, Callable[[Array, Any], Array]] = {
     "!=": operator.ne,
     "<": operator.lt,
@@ -52,6 +55,9 @@ def _satisfying(condition: Condition, index: Index, code: Code) -> Array:
     return there & (np.isin(plain, wanted) if op in ("==", "in") else _COMPARE[op](plain, wanted[0]))
 
 
+_NONE = np.zeros(0, np.int64)
+
+
 class FilteredEvents:
     """The events that a ``where`` leaves; an event's rank is its place among them. What is derived is kept."""
 
@@ -61,10 +67,10 @@ class FilteredEvents:
         self.positions: Array | None = None
         """int64, ascending positions in the index; None where all events pass."""
         if where:
-            passing = np.ones(len(index), bool)
             types = [part for part in where if isinstance(part, str)]
-            if types:
-                passing = np.isin(index.column("event_type"), [event_types[name] for name in types if name in event_types])
+            passing = np.full(len(index), not types)
+            for name in types:
+                passing |= index.column("event_type") == event_types.get(name, _NO_TYPE)
             for part in where:
                 if not isinstance(part, str):
                     passing = passing & _satisfying(part, index, code)
@@ -100,7 +106,9 @@ class FilteredEvents:
 
     def column(self, name: str) -> Array:
         """(m,): a column as stored: codes, fixed-point money, float64; ``gap`` in seconds."""
-        return self.keep(name, self._gap if name == "gap" else lambda: self.of(self.index.column(name)))
+        if name not in self._kept:
+            self._kept[name] = self._gap() if name == "gap" else self.of(np.asarray(self.index.column(name)))
+        return self._kept[name]
 
     def plain(self, name: str, values: Array) -> Array:
         """Values of a column as features show them: money in its unit."""
@@ -141,6 +149,28 @@ class FilteredEvents:
             return out
 
         return self.keep(("present", name), make)
+
+    def runs(self, name: str) -> Array | None:
+        """int64 (m + 1,): running number of events whose value is another than the entity's event before has.
+
+        None where an entity comes back to a value, or a value is missing.
+        """
+
+        def make() -> Array:
+            values, entities = self.column(name), self._entities()
+            out = np.zeros(len(values) + 1, np.int64)
+            if not len(values):
+                return out
+            other = entities[1:] != entities[:-1]
+            if not ((values[1:] >= values[:-1]) | other).all() or self.missing(name, values).any():
+                return _NONE
+            out[1] = 1
+            np.cumsum(other | (values[1:] != values[:-1]), out=out[2:])
+            out[2:] += 1
+            return out
+
+        found = self.keep(("runs", name), make)
+        return None if found is _NONE else found
 
     def previous(self, name: str) -> Array:
         """int64 (m,): the entity's previous event with the same value, -1 where this is the first (missing: itself)."""

@@ -11,19 +11,19 @@ from zoo.events.specs import Feature
 from zoo.events.steps import Steps
 
 
-def sequence(f: Feature, steps: Steps) -> Column:
-    """The column of a sequence feature; ``steps`` are those of its window."""
+def picked(f: Feature, steps: Steps) -> Picked:
+    """The steps that a sequence feature shows; ``steps`` are those of its window."""
     window = steps.picked
     assert isinstance(window, Slices)
-    picked: Picked
     if f.kind == "last_n":
-        picked = window.newest(f.n)
-    elif f.kind == "first_n":
-        picked = window.oldest(f.n)
-    else:
-        picked = newest_different(f.by, f.n, steps.events, window)
-    values, dictionary = steps.picking(picked).values(f.column, f.of)
-    return Column(values, picked.offsets, dictionary)
+        return window.newest(f.n)
+    return window.oldest(f.n) if f.kind == "first_n" else newest_different(f.by, f.n, steps.events, window)
+
+
+def sequence(f: Feature, steps: Steps, shown: Picked) -> Column:
+    """The column of a sequence feature at the steps that ``picked`` gave."""
+    values, dictionary = steps.picking(shown).values(f.column, f.of)
+    return Column(values, shown.offsets, dictionary)
 
 
 def newest_different(name: str, number: int, events: FilteredEvents, rows: Slices) -> Picked:

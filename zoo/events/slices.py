@@ -80,7 +80,8 @@ class Slices(Picked):
     @cached_property
     def positions(self) -> Array:  # type: ignore[override]
         """int64 (m,): the slices one after another."""
-        out: Array = np.arange(self.offsets[-1]) + np.repeat(self.start - self.offsets[:-1], self.lengths)
+        out = np.arange(self.offsets[-1])
+        out += np.repeat(self.start - self.offsets[:-1], self.lengths)
         return out
 
     def newest(self, number: int) -> Slices:

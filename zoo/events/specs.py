@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from zoo.errors import FeatureError
@@ -347,6 +348,19 @@ class Aggregation:
         blind = [f.name for f in self.features if f.window is not None and f.window <= self.lag and f.kind != "decay"]
         if blind:
             raise FeatureError(f"feature {blind[0]!r} has a window within the lag of {self.lag} seconds and would see nothing")
+
+    @cached_property
+    def windows(self) -> tuple[int | None, ...]:
+        """The windows that features look back over, each once; the first is None, all history."""
+        return tuple(dict.fromkeys([None, *(f.window for f in self.features if f.kind != "decay")]))
+
+    @cached_property
+    def alike(self) -> tuple[tuple[Feature, ...], ...]:
+        """The features, those together that differ in name and window only."""
+        groups: dict[Feature, list[Feature]] = {}
+        for f in self.features:
+            groups.setdefault(replace(f, name="", window=f.window if f.kind == "decay" else None), []).append(f)
+        return tuple(tuple(group) for group in groups.values())
 
     def to_json(self) -> str:
         """Canonical text: equal declarations give equal text."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from zoo.contract import Array
 from zoo.events.filtered import FilteredEvents
+from zoo.events.index import SCALE
 from zoo.events.slices import MICROSECONDS, Picked, Slices, or_zero
 
 
@@ -31,7 +32,7 @@ class Steps:
 
     def picking(self, picked: Picked) -> Steps:
         """Other steps of the same rows."""
-        return replace(self, picked=picked)
+        return Steps(self.events, picked, self.first, self.stop, self.seen, self.times, self.gap)
 
     def begun(self) -> Array:
         """int64 (m,): when each step began."""
@@ -116,28 +117,37 @@ def plain_numbers(column: str, events: FilteredEvents, rows: Picked) -> Array:
 
 
 def total(name: str, events: FilteredEvents, rows: Slices) -> Array:
-    """float64 (n,): sum of a column over each slice, missing values counted as 0; exact where it is kept as integers."""
+    """float64: sum of a column over each slice, missing values counted as 0; exact where it is kept as integers.
+
+    For such a column the slices may have any shape.
+    """
     values = events.column(name)
     if values.dtype.kind in "iub":
         prefix = events.prefix(name)
-        return events.plain(name, prefix[rows.stop] - prefix[rows.start]).astype(np.float64)
+        sums = prefix[rows.stop] - prefix[rows.start]
+        out: Array = sums / SCALE if events.index.is_fixed(name) else sums.astype(np.float64)
+        return out
     # floats are summed slice by slice: differences of a running float sum would carry the whole log's rounding
     return rows.sum(or_zero(values[rows.positions]))
 
 
 def average(name: str, events: FilteredEvents, rows: Slices) -> Array:
-    """float64 (n,): mean of a column over each slice's events that have it, NaN where none has."""
+    """float64: mean of a column over each slice's events that have it, NaN where none has; shapes as in ``total``."""
     present = events.present(name)
     return divided(total(name, events, rows), present[rows.stop] - present[rows.start])
 
 
 def different(name: str, events: FilteredEvents, rows: Slices) -> Array:
-    """int64 (n,): different values of a column in each slice."""
+    """int64: different values of a column in each slice; where equal values are neighbours, the slices may have any shape."""
+    running = events.runs(name)
+    if running is not None:  # the slice's first event begins a run, whatever came before it
+        found: Array = running[rows.stop] - running[np.minimum(rows.start + 1, rows.stop)] + (rows.start < rows.stop)
+        return found
     # an event is the first of its value within [start, stop) exactly when the previous one with that value lies before start
     return rows.count(events.previous(name)[rows.positions] < np.repeat(rows.start, rows.lengths))
 
 
 def divided(above: Array, below: Array, otherwise: Any = np.nan) -> Array:
     """float64: the quotient, ``otherwise`` where the divisor is 0."""
-    out = np.full(len(above), otherwise, np.float64)
+    out = np.full(np.shape(above), otherwise, np.float64)
     return np.divide(above, below, out=out, where=below != 0)
