@@ -83,8 +83,9 @@ class LogView:
 
     def event_types(self) -> Mapping[str, int]:
         """Code by event type."""
-        dictionary = self.log.dictionary("event_type")
-        return self._keep(("event_types",), lambda: {name: code for code, name in enumerate(dictionary.ids, start=FIRST)})
+        return self._keep(
+            ("event_types",), lambda: {n: c for c, n in enumerate(self.log.dictionary("event_type").ids, start=FIRST)}
+        )
 
     def facts(self) -> Mapping[str, Any]:
         """What an ``Index`` over this log's events needs to know beside them."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zoo.contract import Array, Progress
 from zoo.errors import ArtefactError, FeatureError
+from zoo.events.dictionary import FIRST
+from zoo.events.evaluate import Evaluator
+from zoo.events.index import Index
 from zoo.events.view import ENTITIES, LogView
 from zoo.stores.frames import newer, pack_slices
 from zoo.stores.reader import LogReader
@@ -35,36 +39,33 @@ class Bulk:
         self.damaged: set[Key] = set()
 
     def everything(self, view: LogView, progress: Progress | None = None) -> dict[str, int]:
-        """Copy all entities and raise the watermark; returns how many entities have events, by kind."""
+        """Copy all entities and raise the watermark; returns how many entities with events that were, by kind."""
         space, kinds = self.store.space(self.config, view), sorted(self.kept.reaches, key=ENTITIES.index)
         count = count_of(view)
-        copied = {entity: int((np.diff(view.index(entity).offsets)[2:] > 0).sum()) for entity in kinds}
-        began, done = time.monotonic(), 0
-        fresh = f"{count} 0 0"
+        copied, began = dict.fromkeys(kinds, 0), time.monotonic()
+        fresh = f"{count} 0 {FIRST}"
         record = self.store.copying(self.config, space, fresh)
         while True:
             first, number, code = map(int, record.split())
             if first > count:  # another process's, which saw more of the log
                 view = LogReader.of(self.config).view()
                 count = count_of(view)
-            if number >= len(kinds):
+            if number == len(kinds):
                 if self.store.finish(self.config, space, record, first):
                     break
             else:
                 entity = kinds[number]
-                todo = self._present(view, entity)
-                todo = todo[np.searchsorted(todo, code) :]
-                part = todo[: self._many(view, entity, todo)]
-                ended = len(part) == len(todo)
-                then = f"{first} {number + 1} 0" if ended else f"{first} {number} {int(part[-1]) + 1}"
-                if self._step(view, entity, part, record, then):
-                    record, done = then, done + len(part)
+                size = view.log.dictionary(entity).size
+                stop = min(code + ENTITIES_AT_ONCE, size)
+                then = f"{first} {number} {stop}" if stop < size else f"{first} {number + 1} {FIRST}"
+                written = self._step(view, entity, np.arange(code, stop, dtype=np.int32), record, then)
+                if written is not None:
+                    record = then
+                    copied[entity] += written
                     if progress:
-                        rate = done / max(time.monotonic() - began, 1e-9)
-                        share = 1.0 if ended else 1 - len(todo[len(part) :]) / max(copied[entity], 1)
-                        progress(
-                            (number + share) / len(kinds), f"events of {copied[entity]:,} {entity[:-3]}s, {rate:,.0f} a second"
-                        )
+                        rate = sum(copied.values()) / max(time.monotonic() - began, 1e-9)
+                        said = f"events of {copied[entity]:,} {entity[:-3]}s, {rate:,.0f} a second"
+                        progress((number + (stop - FIRST) / max(size - FIRST, 1)) / len(kinds), said)
                     continue
             # another copy has moved on, ended it, or the store was emptied
             found = self.store.copying(self.config, space)
@@ -74,13 +75,11 @@ class Bulk:
         self._again(view, count)
         return copied
 
-    def entities(self, view: LogView, entity: str, codes: Array) -> int:
-        """Copy these entities; returns how many have events."""
-        low, high = view.index(entity).bounds(codes)
-        codes = codes[(codes > 1) & (high > low)]
+    def entities(self, view: LogView, entity: str, codes: Array) -> None:
+        """Copy these entities."""
+        codes = codes[codes >= FIRST]
         for at in range(0, len(codes), ENTITIES_AT_ONCE):
             self._step(view, entity, codes[at : at + ENTITIES_AT_ONCE], "", "")
-        return len(codes)
 
     def _again(self, view: LogView, count: int) -> None:
         """A value that could not be read may have held events beyond the log's first ``count``: copy it from the log as it is now."""
@@ -92,23 +91,23 @@ class Bulk:
             codes = sorted(code for kind, code in damaged if kind == entity)
             self.entities(view, entity, np.array(codes, np.int32))
 
-    @staticmethod
-    def _present(view: LogView, entity: str) -> Array:
-        """int32, ascending: codes of the entities that have events."""
-        codes = np.flatnonzero(np.diff(view.index(entity).offsets)).astype(np.int32)
-        return codes[codes > 1]
+    def _step(self, view: LogView, entity: str, codes: Array, record: str, then: str) -> int | None:
+        """Write these entities' events from the log, and move the record on; returns how many have any, None where it is another."""
+        written = 0
+        for index, own in _pieces(view, entity, codes):
+            if not self._write(view, entity, index, own, record):
+                return None
+            written += len(own)
+        # last: until then a copy that goes on begins with these again
+        return (
+            None if self.store.exchange(self.config, self.store.space(self.config, view), [], record, then) is None else written
+        )
 
-    @staticmethod
-    def _many(view: LogView, entity: str, codes: Array) -> int:
-        low, high = view.index(entity).bounds(codes[:ENTITIES_AT_ONCE])
-        return max(int(np.searchsorted(np.cumsum(high - low), EVENTS_AT_ONCE)), 1)
-
-    def _step(self, view: LogView, entity: str, codes: Array, record: str, then: str) -> bool:
-        """Write these entities' events from the log, and move the record on; False where the record is another by now."""
+    def _write(self, view: LogView, entity: str, index: Index, codes: Array, record: str) -> bool:
+        """Write the events of entities whose codes in a small index are 2, 3, ...; False where the record is another by now."""
         space, count = self.store.space(self.config, view), count_of(view)
-        index = view.index(entity)
-        low, high = index.bounds(codes)
-        low, since = self.kept.bounds(entity, view.evaluator(entity), low, high, self.now)
+        low, high = index.bounds(np.arange(FIRST, FIRST + len(codes)))
+        low, since = self.kept.bounds(entity, Evaluator(index, view.event_types()), low, high, self.now)
         columns = {"time": index.time, "seq": index.seq, **self.kept.columns(entity, index.columns)}
         packed = dict(zip(codes.tolist(), pack_slices(columns, low, high, since.tolist())))
         left = codes
@@ -118,7 +117,7 @@ class Bulk:
                 ((entity, code), old, self._whole((entity, code), old, packed[code], count))
                 for code, old in zip(left.tolist(), values[entity])
             ]
-            again = self.store.exchange(self.config, space, changes, record, then)
+            again = self.store.exchange(self.config, space, changes, record)
             if again is None:
                 return False
             if not again:
@@ -137,6 +136,17 @@ class Bulk:
         except ArtefactError:
             self.damaged.add(key)
             return new
+
+
+def _pieces(view: LogView, entity: str, codes: Array) -> Iterator[tuple[Index, Array]]:
+    """Small indexes of about ``EVENTS_AT_ONCE`` events, with codes 2, 3, ..., and which of these entities each holds: those with events."""
+    index = view.index(entity)
+    low, high = index.bounds(codes)
+    codes, lengths = codes[high > low], (high - low)[high > low]
+    parts = np.cumsum(lengths) // EVENTS_AT_ONCE
+    for part in np.split(codes, np.flatnonzero(np.diff(parts)) + 1):
+        if len(part):
+            yield index.events(part), part
 
 
 def count_of(view: LogView) -> int:

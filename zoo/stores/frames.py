@@ -9,7 +9,7 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -34,6 +34,7 @@ _REBUILD = "Materialize again to rebuild them from the log"
 
 ALWAYS = int(np.iinfo(np.int64).min)
 """``since`` of a frame from which nothing was dropped: answers are exact at every instant."""
+_NO_SEQ = np.zeros(0, np.int64)
 NEVER = int(np.iinfo(np.int64).max)
 """``since`` of events that lack some in their midst: the log answers until they are copied anew."""
 
@@ -71,6 +72,8 @@ class _Column:
 class _Layout:
     header: bytes
     columns: Mapping[str, _Column]
+    kinds: Mapping[str, np.dtype[Any]]
+    """Of the columns besides time and seq."""
     bases: struct.Struct
     width: int
     """Bytes an event."""
@@ -89,7 +92,8 @@ def _layout_of(kinds: Sequence[tuple[str, str, str, int, int]]) -> _Layout:
         columns[str(name)] = _Column(dtype, np.dtype(kind), scale, bool(missing), before, number)
         before += dtype.itemsize
     header = json.dumps(kinds, separators=(",", ":")).encode()
-    return _Layout(header, columns, struct.Struct(f"<{len(columns)}q"), before)
+    own = {name: column.kind for name, column in columns.items() if name not in ("time", "seq")}
+    return _Layout(header, columns, own, struct.Struct(f"<{len(columns)}q"), before)
 
 
 @lru_cache(maxsize=1024)
@@ -98,7 +102,7 @@ def _parsed(header: bytes) -> _Layout:
         found = _layout_of([tuple(column) for column in json.loads(header)])
     except (ValueError, TypeError) as error:
         raise ArtefactError(f"stored events cannot be unpacked ({error}). {_REBUILD}") from error
-    return _Layout(header, found.columns, found.bases, found.width)
+    return replace(found, header=header)
 
 
 # Writing
@@ -167,21 +171,8 @@ def pack(columns: Mapping[str, Array], since: int = ALWAYS) -> bytes:
 # Reading
 
 
-@dataclass(slots=True)
-class _Frame:
-    value: bytes
-    at: int
-    """Where the first column begins."""
-    count: int
-    layout: _Layout
-    since: int
-
-    def slice(self, column: _Column) -> tuple[int, int]:
-        begin = self.at + self.count * column.before
-        return begin, begin + self.count * column.stored.itemsize
-
-    def base(self, column: _Column) -> int:
-        return int(self.layout.bases.unpack_from(self.value, self.at - self.layout.bases.size)[column.number])
+_Frame = tuple[bytes, int, int, _Layout, bytes, int]
+"""The value, where the frame's first column begins in it, events, layout, bases as bytes, since."""
 
 
 def _frames(value: bytes) -> Iterator[_Frame]:
@@ -193,14 +184,14 @@ def _frames(value: bytes) -> Iterator[_Frame]:
         if end - at < _PREFIX.size or value[at : at + 4] != _MAGIC:
             raise ArtefactError(f"stored events begin with {value[at : at + 4]!r}; expected {_MAGIC!r}. {_REBUILD}")
         _, size, count, header, since, _ = _PREFIX.unpack_from(value, at)
-        begin = at + _PREFIX.size + header
+        bases = at + _PREFIX.size + header
         if at + size > end:
             raise ArtefactError(f"stored events end after {end - at} bytes; expected {size} by their prefix. {_REBUILD}")
-        layout = _parsed(value[at + _PREFIX.size : begin])
-        begin += layout.bases.size
+        layout = _parsed(value[at + _PREFIX.size : bases])
+        begin = bases + layout.bases.size
         if size != begin - at + count * layout.width:
             raise ArtefactError(f"stored events are {size} bytes; expected another number by their header. {_REBUILD}")
-        yield _Frame(value, begin, count, layout, since)
+        yield value, begin, count, layout, value[bases:begin], since
         at += size
 
 
@@ -210,45 +201,56 @@ def _nothing(kind: Any, count: int) -> Array:
     return np.full(count, {"i4": 0, "i8": MISSING}.get(dtype.str[1:], np.nan), dtype)
 
 
-def _decoded(frames: Sequence[_Frame], name: str, kind: Any) -> Array:
-    """(m,): a column of consecutive frames of one layout; missing where they lack it."""
-    layout = frames[0].layout
-    column = layout.columns.get(name)
-    if column is None:
-        return _nothing(kind, sum(f.count for f in frames))
-    if len(frames) == 1:
-        begin, end = frames[0].slice(column)
-        stored = np.frombuffer(frames[0].value[begin:end], column.stored)
-        return column.plain(stored, frames[0].base(column) if column.scale else 0)
-    stored = np.frombuffer(b"".join([f.value[slice(*f.slice(column))] for f in frames]), column.stored)
-    if not column.scale or column.kind.str != "<i8":
-        return column.plain(stored, 0)
-    bases = [f.base(column) for f in frames]
-    same = bases.count(bases[0]) == len(bases)
-    return column.plain(stored, bases[0] if same else np.repeat(np.array(bases), [f.count for f in frames]))
+class _Group:
+    """Consecutive frames of one layout."""
+
+    def __init__(self, first: _Frame) -> None:
+        self.layout: _Layout = first[3]
+        self.frames = [first]
+
+    def column(self, name: str, kind: Any) -> Array:
+        """(m,): a column of all of them; missing where they lack it."""
+        column = self.layout.columns.get(name)
+        if column is None:
+            return _nothing(kind, sum([frame[2] for frame in self.frames]))
+        before, after = column.before, column.before + column.stored.itemsize
+        parts = [value[at + count * before : at + count * after] for value, at, count, *_ in self.frames]
+        stored = np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), column.stored)
+        return column.plain(stored, self._base(column))
+
+    def _base(self, column: _Column) -> Any:
+        """int64, one or one an event."""
+        if not column.scale or column.kind.str != "<i8":
+            return 0
+        bases = [frame[4] for frame in self.frames]
+        if bases.count(bases[0]) == len(bases):
+            return self.layout.bases.unpack(bases[0])[column.number]
+        table = np.frombuffer(b"".join(bases), "<i8").reshape(len(bases), -1)
+        return np.repeat(table[:, column.number], [frame[2] for frame in self.frames])
 
 
 class _Columns(Mapping[str, Array]):
     """Columns of frames, decoded when they are asked for."""
 
     def __init__(self, frames: Sequence[_Frame], kinds: Mapping[str, Any]) -> None:
-        self._groups: list[list[_Frame]] = []
+        self._groups: list[_Group] = []
+        layout = None
         for frame in frames:
-            if self._groups and self._groups[-1][0].layout is frame.layout:
-                self._groups[-1].append(frame)
+            if frame[3] is layout:
+                self._groups[-1].frames.append(frame)
             else:
-                self._groups.append([frame])
+                self._groups.append(_Group(frame))
+                layout = frame[3]
         self.order: Array | None = None
         """Positions of the events that count, in order; None: all as they lie."""
         self._kinds = dict(kinds)
         for group in self._groups:
-            self._kinds.update((name, column.kind) for name, column in group[0].layout.columns.items())
-        del self._kinds["time"], self._kinds["seq"]
+            self._kinds.update(group.layout.kinds)
         self._held: dict[str, Array] = {}
 
     def raw(self, name: str, kind: Any) -> Array:
         """A column as it lies in the frames."""
-        parts = [_decoded(group, name, kind) for group in self._groups]
+        parts = [group.column(name, kind) for group in self._groups]
         return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else _nothing(kind, 0)
 
     def __getitem__(self, name: str) -> Array:
@@ -278,54 +280,64 @@ def index_of(
     kinds: dtype by name of the columns that there are at least. facts: as ``LogView.facts``.
     """
     frames: list[_Frame] = []
-    lengths, since, several = [0, 0], [], False
+    lengths, since, several = [0, 0, 0], [], False
     for value in values:
         if value is None:
             lengths.append(0)
             since.append(ALWAYS)
             continue
-        own = list(_frames(value))
-        several |= len(own) > 1
-        frames += own
-        lengths.append(sum([f.count for f in own]))
-        since.append(max([f.since for f in own]))
-    columns = _Columns(frames, {"time": "<i8", "seq": "<i8", **(kinds or {})})
-    time, seq = columns.raw("time", "<i8"), columns.raw("seq", "<i8")
-    counts = np.array([0, *lengths], np.int64)
-    exact = np.array(since, np.int64)
+        first, *more = _frames(value)
+        frames.append(first)
+        if more:
+            several = True
+            frames += more
+            lengths.append(first[2] + sum([frame[2] for frame in more]))
+            since.append(max(first[5], *(frame[5] for frame in more)))
+        else:
+            lengths.append(first[2])
+            since.append(first[5])
+    columns = _Columns(frames, kinds or {})
+    time, counts, exact = columns.raw("time", "<i8"), np.array(lengths, np.int64), np.array(since, np.int64)
     if several:
-        time, seq, counts = _united(columns, frames, time, seq, counts, exact)
-    return Index(counts.cumsum(), time, seq, columns, **(facts or {})), exact
+        time, counts = _united(columns, frames, time, counts, exact)
+    return _Recent(counts.cumsum(), time, _NO_SEQ, columns, **(facts or {})), exact
 
 
-def _united(
-    columns: _Columns, frames: Sequence[_Frame], time: Array, seq: Array, counts: Array, exact: Array
-) -> tuple[Array, Array, Array]:
-    """Put events in order of (entity, time, seq), each once. Returns their time and seq, and the entities' numbers of events.
+class _Recent(Index):
+    """An index whose ``seq``, which no feature reads, is decoded when it is asked for."""
+
+    @property
+    def seq(self) -> Array:
+        assert isinstance(self.columns, _Columns)
+        found = self.columns.raw("seq", "<i8")
+        return found if self.columns.order is None else found[self.columns.order]
+
+    @seq.setter
+    def seq(self, values: Array) -> None:
+        pass
+
+
+def _united(columns: _Columns, frames: Sequence[_Frame], time: Array, counts: Array, exact: Array) -> tuple[Array, Array]:
+    """Put events in order of (entity, time, seq), each once. Returns their time, and the entities' numbers of events.
 
     exact: set to NEVER where an event is older than those of a frame from which older ones were dropped.
     """
-    entity = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+    seq, entity = columns.raw("seq", "<i8"), np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     later = (time[1:] > time[:-1]) | ((time[1:] == time[:-1]) & (seq[1:] > seq[:-1])) | (entity[1:] != entity[:-1])
     if later.all():
-        return time, seq, counts
+        return time, counts
     order = np.lexsort((seq, time, entity))
     once = np.ones(len(order), bool)
     once[1:] = (np.diff(seq[order]) != 0) | (np.diff(entity[order]) != 0)
     order = order[once]
     columns.order = order
     counts = np.bincount(entity[order], minlength=len(counts))
-    time, seq = time[order], seq[order]
-    first = np.append(0, counts.cumsum())
-    at = 0
-    raw = None
+    sorted_time, first, at = time[order], np.append(0, counts.cumsum()), 0
     for frame in frames:
-        if frame.since != ALWAYS and frame.count:
-            raw = columns.raw("time", "<i8") if raw is None else raw
-            if time[first[entity[at]]] < raw[at]:
-                exact[entity[at] - 3] = NEVER
-        at += frame.count
-    return time, seq, counts
+        if frame[5] != ALWAYS and frame[2] and sorted_time[first[entity[at]]] < time[at]:
+            exact[entity[at] - 3] = NEVER
+        at += frame[2]
+    return sorted_time, counts
 
 
 def newer(value: bytes, count: int) -> bytes | None:

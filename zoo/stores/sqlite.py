@@ -140,7 +140,7 @@ class SqliteEventOnlineStore(EventOnlineStore, SqliteOnlineStore):
             same = [_same(kept.get(key), old) for key, (_, old, _) in zip(keys, changes)]
             rows = [(key, new) for key, (_, _, new), good in zip(keys, changes, same) if good]
             connection.executemany("INSERT OR REPLACE INTO zoo_frames VALUES (?, ?)", rows)
-            if record and all(same):
+            if then and all(same):
                 connection.execute("UPDATE zoo_spaces SET copying = ? WHERE id = ?", (then, number))
             return [i for i, good in enumerate(same) if not good]
 
