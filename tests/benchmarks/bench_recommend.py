@@ -1,0 +1,257 @@
+"""Next items on public data, by full ranking, against published figures: ``make bench-recommend``.
+
+The data go our way: ``zoo init``, ``zoo ingest``, a Feast service of sequences. Of each model some settings are tried on the validation
+rows; the best one is asked for the test rows once. Every run is kept in ``docs/benchmarks/recommend/DATASET``, and is not run again: a
+benchmark that was stopped goes on where it was. ``--again`` runs it anew, ``--dataset`` and ``--model`` choose some.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from figures import FOLDER, QUICK, Figure, machine, report
+
+ROOT = Path(__file__).parents[2]
+DATA = next((folder for up in ROOT.parents if (folder := up / "shared/data").is_dir()), ROOT / "shared/data")
+WORK = ROOT / ".bench" / "recommend"
+RUNS = FOLDER / "recommend"
+METRIC = "ndcg@10"
+
+SERVICE = """\"\"\"The whole history of a user, for recommendation.\"\"\"
+
+from entities import user
+from feast import FeatureService, FeatureView
+
+from zoo.events.specs import Aggregation, last_n
+from zoo.stores import EventSource
+from zoo.stores.source import schema_of
+
+WHOLE = 100_000
+history = Aggregation(("user_id",), ({columns}))
+view = FeatureView(
+    name="user_history", entities=[user], source=EventSource(name="user_history", aggregation=history), schema=schema_of(history)
+)
+recommendation = FeatureService(name="recommendation", features=[view])
+"""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """events: writes the files for ``zoo init`` into a folder, and returns its options. settings: of [tasks.recommendation]."""
+
+    name: str
+    events: Callable[[Path], list[str]]
+    settings: Mapping[str, Any]
+    timed: bool
+    exclude_seen: bool = True
+
+
+def movielens(folder: Path) -> list[str]:
+    """MovieLens 1M in the published order; ratings do not count, as in the published figures."""
+    import polars as pl
+
+    events = pl.read_parquet(DATA / "movielens_1m/events.parquet")
+    events.select("user_id", "item_id", "event_type", "position").write_parquet(folder / "events.parquet")
+    items = pl.read_parquet(DATA / "movielens_1m/items.parquet").filter(
+        pl.col("item_id").is_in(events["item_id"].unique().implode())
+    )
+    items.write_parquet(folder / "items.parquet")
+    return ["--events", str(folder / "events.parquet"), "--items", str(folder / "items.parquet")]
+
+
+DATASETS = {"movielens_1m": Dataset("movielens_1m", movielens, {"protocol": "leave_one_out"}, timed=False)}
+
+GRIDS: dict[str, dict[str, list[Any]]] = {
+    "popularity": {},
+    "itemknn": {"fade": [None, 5.0, 20.0], "shrink": [10.0, 100.0]},
+    "covisit": {"window": [5, 20], "lag_power": [0.5, 1.0], "normalise": [0.3, 0.5], "recency_power": [1.0, 2.0]},
+    "ease": {"regularisation": [300.0, 1000.0], "fade": [None, 5.0, 20.0]},
+    "slit": {"regularisation": [100.0, 300.0, 1000.0], "window": [10, 30], "fade": [2.0, 4.0]},
+}
+"""Settings tried on the validation rows, by model: every combination."""
+
+
+def configurations(model: str) -> Iterator[dict[str, Any]]:
+    grid = GRIDS[model]
+    for values in itertools.product(*(each[:1] if QUICK else each for each in grid.values())):
+        yield dict(zip(grid, values, strict=True))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A dataset as a project of ours, made once, and its rows with features, read when first needed."""
+
+    dataset: Dataset
+    project: Path
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(dataset: Dataset) -> Prepared:
+        folder = WORK / dataset.name
+        project = folder / "project"
+        if not (folder / "complete").exists():
+            subprocess.run(["rm", "-rf", str(folder)], check=True)
+            folder.mkdir(parents=True)
+            options = dataset.events(folder)
+            zoo("init", str(project), *options)
+            names = {"items": "item_id", "event_types": "event_type"} | ({"gaps": "gap", "ages": "age"} if dataset.timed else {})
+            columns = " ".join(f'last_n("{name}", "{column}", WHOLE),' for name, column in names.items())
+            (project / "recommendation.py").write_text(SERVICE.format(columns=columns), encoding="utf-8")
+            zoo("--repo", str(project), "apply")
+            zoo("--repo", str(project), "ingest", options[1])
+            (folder / "complete").touch()
+        return Prepared(dataset, project)
+
+    @cached_property
+    def _features(self) -> Any:
+        from zoo.features import Features
+
+        return Features.open(self.project).pinned()
+
+    def rows(self, part: str) -> Any:
+        """TrainingData of ``train``, ``validation`` or ``test``."""
+        from zoo.tasks.recommendation import TASK, split
+        from zoo.training import training_data
+
+        if "split" not in self.kept:
+            self.kept["split"] = split(self._features.reader.view(), self.dataset.settings)
+        if part not in self.kept:
+            started = time.perf_counter()
+            self.kept[part] = training_data(self._features, TASK, getattr(self.kept["split"], part))
+            print(
+                f"{self.dataset.name}: {len(self.kept[part]):,} {part} rows in {time.perf_counter() - started:.1f} s", flush=True
+            )
+        return self.kept[part]
+
+
+def zoo(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "zoo", *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+def run(
+    prepared: Prepared, model: str, params: Mapping[str, Any], part: str, seed: int = 0, again: bool = False
+) -> dict[str, Any]:
+    """Fit on the training rows, rank ``part``; the run that is kept where there is one. Ranks by row lie beside the project."""
+    from zoo.evaluation.ranking import slices, summary
+    from zoo.fitting import Member
+    from zoo.recommender import fit_recommender
+
+    what = {"dataset": prepared.dataset.name, "model": model, "params": dict(params), "part": part, "seed": seed}
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+    folder = WORK / "quick" if QUICK else RUNS / prepared.dataset.name
+    path, ranks = folder / f"{model}-{part}-{key}.json", WORK / prepared.dataset.name / f"{model}-{part}-{key}.npz"
+    if path.exists() and ranks.exists() and not again:
+        return {**json.loads(path.read_text()), "ranks": str(ranks)}
+    started = time.perf_counter()
+    recommender = fit_recommender([Member(model, model, params, seed)], prepared.rows("train"))
+    fitted = time.perf_counter() - started
+    rows = prepared.rows(part)
+    started = time.perf_counter()
+    [(_, ranking)] = list(recommender.rankings(rows, exclude_seen=prepared.dataset.exclude_seen))
+    scored = time.perf_counter() - started
+    of = {"popularity": recommender.popularity}
+    record: dict[str, Any] = {
+        **what,
+        "rows": len(rows),
+        "items": ranking.items,
+        "metrics": {name: vars(value) for name, value in summary(ranking, **of).items()},
+        "fit_seconds": fitted,
+        "rank_seconds": scored,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "machine": machine(),
+        "command": "make bench-recommend",
+    }
+    if part == "test":
+        lengths, target = rows.batch.column("items").lengths, recommender.vocabulary.target(rows)
+        record["slices"] = {
+            name: {"rows": int(chosen.sum())} | {m: vars(v) for m, v in summary(ranking, rows=chosen, cutoffs=(10,)).items()}
+            for name, chosen in slices(lengths, target, recommender.popularity).items()
+        }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ranks.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(ranks, rank=ranking.rank, top=ranking.top, items=ranking.items)
+    path.write_text(json.dumps(plain(record), indent=1) + "\n", encoding="utf-8")
+    shown = record["metrics"]
+    print(f"{prepared.dataset.name} {part} {model} {dict(params)}: HR@10 {shown['hr@10']['value']:.4f}, NDCG@10 ", end="")
+    print(f"{shown[METRIC]['value']:.4f}; fitted in {fitted:.1f} s, ranked in {scored:.1f} s", flush=True)
+    return {**record, "ranks": str(ranks)}
+
+
+def plain(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    return None if isinstance(value, float) and value != value else value
+
+
+def best(prepared: Prepared, model: str, again: bool) -> dict[str, Any]:
+    """The test run of the settings with the highest NDCG@10 on the validation rows."""
+    tried = [run(prepared, model, params, "validation", again=again) for params in configurations(model)]
+    chosen = max(tried, key=lambda each: each["metrics"][METRIC]["value"])
+    return run(prepared, model, chosen["params"], "test", again=again)
+
+
+def compared(runs: list[dict[str, Any]]) -> list[Any]:
+    """Paired tests of every model with the best one, over users, with Holm's correction."""
+    from zoo.evaluation.ranking import Ranking, comparisons
+
+    rankings = {}
+    for each in runs:
+        with np.load(each["ranks"]) as kept:
+            rankings[each["model"]] = Ranking(kept["rank"], kept["top"], int(kept["items"]))
+    leader = max(runs, key=lambda each: each["metrics"][METRIC]["value"])["model"]
+    return comparisons(rankings, metric=METRIC, against=leader)
+
+
+def figures(runs: list[dict[str, Any]]) -> list[Figure]:
+    out = []
+    for each in sorted(runs, key=lambda r: r["metrics"][METRIC]["value"]):
+        for metric in ("hr@10", METRIC):
+            value = each["metrics"][metric]
+            out.append(
+                Figure(
+                    what=f"{each['dataset']}: {each['model']}, {metric}",
+                    ours=value["value"],
+                    unit="",
+                    lower_is_better=False,
+                    interval=(value["low"], value["high"]),
+                    seeds=(each["seed"],),
+                )
+            )
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", choices=DATASETS, action="append")
+    parser.add_argument("--model", choices=GRIDS, action="append")
+    parser.add_argument("--again", action="store_true")
+    asked = parser.parse_args()
+    shown = []
+    for name in asked.dataset or DATASETS:
+        prepared = Prepared.of(DATASETS[name])
+        runs = [best(prepared, model, asked.again) for model in asked.model or GRIDS]
+        shown += figures(runs)
+        for each in compared(runs) if len(runs) > 1 else []:
+            print(
+                f"{name}: {each.a} - {each.b}: NDCG@10 {each.value:+.4f} [{each.low:+.4f}, {each.high:+.4f}], "
+                f"p = {each.p_holm:.2g} after Holm's correction"
+            )
+    report("recommend", shown, quick=QUICK or bool(asked.model or asked.dataset))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Members that rank the catalogue: their rank average, the lists they answer with, and what is stored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from zoo import recommender as module
+from zoo.errors import ArtefactError, UsageError
+from zoo.evaluation.ranking import of_rows
+from zoo.fitting import Member, PluginSource
+from zoo.plugin import UNKNOWN, Artefact, TrainingData
+from zoo.recommender import Recommender, average_rank, fit_recommender, item_counts
+from zoo.testing import Echo, Follower, toy
+from zoo.vocabulary import Vocabulary
+
+SOURCE = PluginSource(extra=(Follower(), Echo()))
+MEMBERS = [Member("firm", "follower", {"smoothing": 50.0}), Member("loose", "follower", {"smoothing": 0.5})]
+
+
+@pytest.fixture(scope="module")
+def data() -> TrainingData:
+    return toy(300, 1, "ranking")
+
+
+@pytest.fixture(scope="module")
+def both(data: TrainingData) -> Recommender:
+    return fit_recommender(MEMBERS, data, source=SOURCE)
+
+
+def test_the_rank_average_is_the_mean_of_ranks_ties_shared() -> None:
+    one, other = np.array([[0.1, 0.4, 0.4, 0.9]], np.float32), np.array([[4.0, 3.0, 2.0, 1.0]], np.float32)
+    assert average_rank([one, other]).tolist() == [[-2.5, -2.25, -2.75, -2.5]]
+
+
+def test_members_and_their_average_rank_the_same_rows(data: TrainingData, both: Recommender) -> None:
+    held_out = toy(200, 2, "ranking")
+    found = dict(both.rankings(held_out, exclude_seen=False))
+    assert list(found) == ["firm", "loose", "mean"]
+    batch = both.seen(held_out.batch)
+    scores = both.member_scores(batch)
+    average = average_rank([each[:, 2:] for each in scores])
+    np.testing.assert_array_equal(both.score_items(batch)[:, 2:], average)
+    target = both.vocabulary.target(held_out).astype(int)
+    own = average[np.arange(200), target - 2]
+    np.testing.assert_array_equal(found["mean"].rank, (average >= own[:, None]).sum(axis=1))
+    assert all(of_rows(each)["hr@10"].mean() > 0.5 for each in found.values())
+    alone = fit_recommender(MEMBERS[:1], data, source=SOURCE)
+    assert [name for name, _ in alone.rankings(held_out)] == ["firm"]
+    np.testing.assert_array_equal(alone.score_items(batch), scores[0])
+
+
+def test_codes_are_those_of_the_log_outside_and_of_training_inside(data: TrainingData) -> None:
+    shifted = np.where(data.target > 16, data.target, 2.0)  # few items only are ever taken
+    column = data.batch.stored("items")[1]
+    rare = replace(column, values=np.where(column.values > 16, column.values, UNKNOWN).astype(np.int32))
+    blocks = {**data.batch.blocks, "user": {**data.batch.blocks["user"], "items": rare}}
+    few = replace(data, batch=replace(data.batch, blocks=blocks).select(["items"]), target=shifted)
+    recommender = fit_recommender(MEMBERS[:1], few, source=SOURCE)
+    assert recommender.vocabulary.kept["item_id"].tolist() == [2, *range(17, 32)]
+    lists = recommender.lists(few.batch, 30, exclude_seen=False)
+    assert set(lists.items.ravel().tolist()) == {0, 2, *range(17, 32)}
+    assert (lists.items[:, 16:] == 0).all()
+
+
+def test_lists_leave_out_what_was_seen_and_what_is_not_asked_for(data: TrainingData, both: Recommender) -> None:
+    batch = toy(50, 3, "ranking").batch
+    among = np.arange(5, 25, dtype=np.int32)
+    free, limited = both.lists(batch, 6, exclude_seen=False), both.lists(batch, 6, exclude_seen=True, among=among)
+    seen = batch.column("items")
+    scores = both.score_items(both.seen(batch))
+    ranks = [np.argsort(np.argsort(-each[:, 2:], axis=1), axis=1) + 1 for each in both.member_scores(both.seen(batch))]
+    log = both.vocabulary.log_codes("item_id", np.arange(scores.shape[1]))
+    inside = {int(code): at for at, code in enumerate(log)}
+    for row in range(50):
+        past = set(seen.take(np.array([row])).values.tolist())
+        listed = [code for code in limited.items[row].tolist() if code]
+        assert set(listed) <= set(among.tolist()) - past
+        if free.cold[row]:
+            continue
+        expected = sorted(log[2:].tolist(), key=lambda code: (-scores[row, inside[code]], code))[:6]
+        assert free.items[row].tolist() == expected
+        allowed = [code for code in expected if code in among and code not in past]
+        assert [code for code in listed if code in allowed] == allowed
+        for member in range(2):
+            assert free.ranks[member, row].tolist() == [int(ranks[member][row, inside[code] - 2]) for code in expected]
+
+
+def test_a_row_that_training_knows_nothing_of_is_answered_by_popularity_and_marked(both: Recommender) -> None:
+    batch = toy(50, 3, "ranking").batch
+    lists = both.lists(batch, 5)
+    known = batch.column("items")
+    some = np.bincount(np.repeat(np.arange(50), known.lengths), known.values > UNKNOWN, minlength=50) > 0
+    np.testing.assert_array_equal(lists.cold, ~some)
+    assert lists.cold.any()
+    popular = np.argsort(-both.popularity, kind="stable")[:5]
+    assert (lists.items[lists.cold] == both.vocabulary.log_codes("item_id", popular)).all()
+    assert (np.diff(lists.score[lists.cold]) <= 0).all()
+
+
+def test_many_rows_are_answered_a_few_at_a_time(both: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = toy(50, 3, "ranking").batch
+    whole = both.lists(batch, 5)
+    monkeypatch.setattr(module, "CELLS", 200)
+    parts = both.lists(batch, 5)
+    for name in ("items", "score", "ranks", "cold"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+    assert both.lists(batch.take(np.zeros(0, np.int64)), 5).ranks.shape == (2, 0, 5)
+
+
+def test_popularity_counts_histories_and_targets(data: TrainingData) -> None:
+    vocabulary = Vocabulary.of(data)
+    counts = item_counts(data, vocabulary)
+    log = vocabulary.log_codes("item_id", np.arange(len(counts)))
+    values = data.batch.column("items").values
+    for code in range(2, len(counts)):
+        assert counts[code] == (values == log[code]).sum() + (data.target == log[code]).sum()
+    assert counts[:2].tolist() == [0, 0]
+
+
+def test_what_is_stored_answers_the_same(both: Recommender) -> None:
+    loaded = Recommender.load(both.save(), SOURCE.load())
+    batch = toy(40, 4, "ranking").batch
+    one, other = loaded.lists(batch, 5), both.lists(batch, 5)
+    for name in ("items", "score", "ranks", "cold"):
+        assert getattr(one, name).tobytes() == getattr(other, name).tobytes()
+    with pytest.raises(ArtefactError, match="not a recommender"):
+        Recommender.load(Artefact(), SOURCE.load())
+
+
+def test_what_cannot_be_meant_is_named(data: TrainingData, both: Recommender) -> None:
+    with pytest.raises(UsageError, match="echo predicts binary, multiclass, relevance, value; the task is ranking"):
+        fit_recommender([Member("echo", "echo")], data, source=SOURCE)
+    with pytest.raises(UsageError, match="a recommender ranks the catalogue; the target is binary"):
+        fit_recommender(MEMBERS, toy(20), source=SOURCE)
+    with pytest.raises(UsageError, match="from the column 'items', which the feature service lacks; it has: user_recency"):
+        both.lists(data.batch.select(["user_recency"]), 5)
