@@ -163,6 +163,17 @@ def test_a_page_that_is_wrong_is_found_out(tmp_path: Path) -> None:
     assert [wrong_command(words) for words in commands(shell, "zoo")] == ["train has no option --wrokers", ""]
 
 
+def test_the_bodies_that_the_readme_sends_are_requests() -> None:
+    from zoo.service.messages import EventsRequest, PredictRequest
+
+    kinds = {"predict": PredictRequest, "events": EventsRequest}
+    sent = [words for words in commands((ROOT / "README.md").read_text(), "curl") if "-d" in words]
+    found = [next(w for w in words if "/v1/" in w).rpartition("/")[2] for words in sent]
+    assert sorted(found) == sorted(kinds)
+    for kind, words in zip(found, sent):
+        kinds[kind].model_validate_json(words[words.index("-d") + 1])
+
+
 def python_of(page: str, word: str) -> str:
     """The one Python snippet of a page that holds a word."""
     (found,) = [snippet for snippet in snippets((ROOT / page).read_text(), "python") if word in snippet]

@@ -118,7 +118,7 @@ def ingest(
         for warning in report.warnings:
             console.print(f"Note: {warning}")
         if report.added:
-            console.print("Online answers see these events after: zoo materialize")
+            console.print("The next online answer brings these events in first; to have that done before it: zoo materialize")
 
     own.answer(as_json, document, human)
 

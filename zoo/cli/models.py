@@ -200,7 +200,13 @@ def predict(
             for r in answer.to_pylist()
         ]
         rows = [[str(v) if k.endswith("_id") else v for k, v in r.items()] for r in records]
-        console.print(table(f"{task}: {len(rows):,} predictions", list(records[0]) if records else answer.column_names, rows))
+        console.print(
+            table(
+                f"{task}: {len(rows):,} prediction{'s' * (len(rows) != 1)}",
+                list(records[0]) if records else answer.column_names,
+                rows,
+            )
+        )
         cold = [str(r["user_id"]) for r in records if not r["known"]] if "user_id" in answer.column_names else []
         if cold:
             some = f"{', '.join(cold[:LISTED])}{', ...' if len(cold) > LISTED else ''}"
