@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from random_logs import CATEGORIES, DAY, DEAR, FEATURES, MILK, TYPES, build, cod
 from zoo.contract import Column
 from zoo.errors import FeatureError
 from zoo.events.evaluate import Evaluator
-from zoo.events.index import MISSING, Index
 from zoo.events.pairs import evaluate_pairs, member_sets
 from zoo.events.specs import (
     Aggregation,
@@ -278,19 +276,6 @@ def test_a_spread_far_from_zero_keeps_its_digits() -> None:
     events = [event(time=i, weight=1e9 + i % 2, seq=i) for i in range(1000)]
     got = evaluator(events).evaluate(Aggregation(("user_id",), (std("s", "weight"),)), np.array([2], np.int32), np.array([10**9]))
     assert got["s"].values[0] == 0.5
-
-
-def test_a_saved_index_is_the_same_and_appears_whole(tmp_path: Path) -> None:
-    events = [event(user_id=2 + i % 3, time=i, value=None, seq=i) for i in range(9)]
-    index = build(events)
-    index.save(tmp_path / "a")
-    index.save(tmp_path / "a")  # a second writer of the same content changes nothing
-    opened = Index.open(tmp_path / "a")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
-    for name, values in index.columns.items():
-        np.testing.assert_array_equal(opened.columns[name], values)
-    np.testing.assert_array_equal(opened.offsets, index.offsets)
-    assert (opened.columns["value"] == MISSING).all()
 
 
 def test_calendar_columns_follow_the_log_timezone() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,26 +138,3 @@ def test_the_row_that_holds_is_the_newest_begun_by_then() -> None:
     codes, times = np.array([2, 2, 3, 3, 3, 3, 0, 1, 99]), np.array([9, 10, 39, 40, 49, 50, 99, 99, 99])
     assert validity.rows(codes, times).tolist() == [-1, 0, -1, 2, 2, 3, -1, -1, -1]
     assert validity.rows(np.array([0, 1, 2, 3])).tolist() == [-1, -1, 0, 3]
-
-
-def test_a_saved_index_opens_the_same_whoever_else_saves_it(tmp_path: Path) -> None:
-    index = build([(2 + n % 3, n) for n in range(9)], weight=np.arange(9.0))
-    threads = [threading.Thread(target=index.save, args=(tmp_path / "index",)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [p.name for p in tmp_path.iterdir()] == ["index"]
-    attributes = {"items.brand": Attribute(np.array([0, 1]), "items.brand")}
-    opened = Index.open(tmp_path / "index", attributes)
-    for name in ("offsets", "time", "seq"):
-        np.testing.assert_array_equal(getattr(opened, name), getattr(index, name))
-    np.testing.assert_array_equal(opened.columns["weight"], index.columns["weight"])
-    assert opened.attributes is attributes
-
-
-def test_a_save_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    index = build([(2, 1)], bad=np.array([object()], dtype=object))
-    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
-        index.save(tmp_path / "index")
-    assert list(tmp_path.iterdir()) == []

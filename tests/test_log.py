@@ -285,7 +285,8 @@ def test_lineage_names_every_version(log):
     push(log)
     log.put_table("items", pa.table({"item_id": [1]}))
     lineage = log.lineage()
-    assert lineage == {"log": log.version(), "dictionaries": log.dictionaries.version(), "tables": log.tables()}
+    events = {"log": log.version(), "events": log.count(), "epoch": log.epoch}
+    assert lineage == {**events, "dictionaries": log.dictionaries.version(), "tables": log.tables()}
     assert set(lineage["tables"]) == {"items"}
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 import tiny_shop as shop
 
 from zoo.errors import FeatureError, SchemaError, UnknownIdError
+from zoo.events.build import IndexStore
 from zoo.events.log import EventLog
 from zoo.events.specs import Aggregation, count, last_n, total
 from zoo.events.view import LogView
@@ -119,41 +119,66 @@ def test_what_was_read_of_tables_goes_on_in_the_next_view(log: EventLog) -> None
     assert np.isnan(catalogue.items["weight_kg"].values[-1])
 
 
-def test_indexes_are_built_once_and_old_ones_are_removed(log: EventLog) -> None:
+def stored(log: EventLog, entity: str = "user_id") -> list[str]:
+    return sorted(p.name for p in (log.root / "index" / entity).iterdir())
+
+
+def test_few_new_events_are_kept_beside_the_index_and_many_are_merged_into_it(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zoo.events.view.FEW", 2)
     push(log, [1], ["i0"])
-    view = LogView.open(log.root)
-    abandoned, busy = log.root / "index" / ".index-dead", log.root / "index" / ".index-busy"
-    for folder in (abandoned, busy):
-        folder.mkdir(parents=True)
-    os.utime(abandoned, (time.time() - 7200,) * 2)
-    for n in range(4):
-        counts(view, [1])
-        files = {p: p.stat().st_mtime_ns for p in (log.root / "index").rglob("*.npy")}
+    view = first = LogView.open(log.root)
+    killed = log.root / "index" / ".index-killed"
+    killed.mkdir(parents=True)
+    said = []
+    for n in range(7):
+        files = {p: p.stat().st_mtime_ns for p in (log.root / "index").rglob("*") if p.is_file()}
+        assert counts(view, [1]) == [n + 1]
         assert counts(LogView.open(log.root), [1]) == [n + 1]
-        assert {p: p.stat().st_mtime_ns for p in (log.root / "index").rglob("*.npy")} == files
-        first = view
+        said.append(stored(log))
+        if said[-1] == said[max(n - 1, 0)]:
+            assert n == 0 or {p: p.stat().st_mtime_ns for p in (log.root / "index").rglob("*") if p.is_file()} == files
         push(log, [1], ["i0"])
         view = view.newest()
-    kept = sorted(p.name for p in (log.root / "index").iterdir())
-    versions = sorted({int(name.split("-")[1]) for name in kept if name[0] != "."})
-    assert len(versions) == 2
-    assert kept == sorted([".index-busy", *(f"{entity}-{v}" for v in versions for entity in ("item_id", "user_id"))])
-    assert counts(first, [1]) == [4]
+    assert said == [["0-1"]] * 3 + [["0-1", "0-4"]] * 3 + [["0-4", "0-7"]]
+    assert sorted(p.name for p in (log.root / "index").iterdir()) == [".lock", "item_id", "user_id"]
+    assert counts(first, [1]) == [1]
+
+
+def test_an_old_view_builds_what_it_needs_and_keeps_it(log: EventLog) -> None:
+    push(log, [1], ["i0"])
+    old = LogView.open(log.root)
+    push(log, [1], ["i0"])
+    assert counts(LogView.open(log.root), [1]) == [2]
+    assert counts(old, [1]) == [1]
+    assert stored(log) == ["0-1", "0-2"]
+    assert counts(old, [1]) == [1]
+
+
+def test_an_index_that_goes_away_while_it_is_read_is_made_good(log: EventLog) -> None:
+    push(log, [1, 2], ["i0", "i1"])
+    view = LogView.open(log.root)
+    assert counts(view, [1, 2]) == [1, 1]
+    shutil.rmtree(log.root / "index")
+    assert counts(view, [1, 2]) == [1, 1]
+    assert names(view, 1, "items", "item_id") == ["i0"]
+    assert counts(LogView.open(log.root), [1, 2]) == [1, 1]
 
 
 def test_threads_build_an_index_once(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
     push(log, [1, 2], ["i0", "i1"])
     view = LogView.open(log.root)
-    built: list[str] = []
-    build = LogView._build
-    monkeypatch.setattr(LogView, "_build", lambda self, entity, encoded: built.append(entity) or build(self, entity, encoded))
+    built: list[Any] = []
+    build = IndexStore.build
+    monkeypatch.setattr(IndexStore, "build", lambda self, *asked: built.append(asked[0]) or build(self, *asked))
     found: list[list[int]] = []
     threads = [threading.Thread(target=lambda: found.append(counts(view, [1, 2]))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (found, sorted(built)) == ([[1, 1]] * 4, ["item_id", "user_id"])
+    assert (found, built) == ([[1, 1]] * 4, [["user_id", "item_id"]])
 
 
 def test_codes_of_entities_with_a_table_of_their_own(log: EventLog) -> None:

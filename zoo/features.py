@@ -341,7 +341,7 @@ class Features:
         if aggregation is not None:
             entity = aggregation.entity[0]
             seen = asked.times + 1 if aggregation.include_equal else asked.times
-            newest = view.index(entity).newest(asked.keys[entity], seen)
+            newest = view.newest_events(entity, asked.keys[entity], seen)
         return features_of(view, source, asked.keys, asked.times), newest
 
     @property

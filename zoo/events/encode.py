@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from zoo.contract import Array
-from zoo.events.index import FIXED, NO_SESSION, fixed_point
+from zoo.events.index import FIXED, NO_SESSION, fixed_point, nothing
 from zoo.events.log import EventLog
 
 if TYPE_CHECKING:
@@ -38,6 +39,18 @@ class Encoded:
     def others(self, entity: str) -> dict[str, Array]:
         """The columns that an index of this entity holds."""
         return {name: values for name, values in self.columns.items() if name != entity}
+
+
+def concatenated(parts: Sequence[Encoded]) -> Encoded:
+    """Events of several tables in their order; a column that a part lacks is filled with missing values."""
+    names = {name: part.columns[name].dtype for part in parts for name in part.columns}
+    columns = {
+        name: np.concatenate([part.columns[name] if name in part.columns else nothing(dtype, len(part)) for part in parts])
+        for name, dtype in names.items()
+    }
+    time, seq = (np.concatenate([getattr(part, name) for part in parts]) for name in ("time", "seq"))
+    dictionaries = {name: d for part in parts for name, d in part.dictionaries.items()}
+    return Encoded(columns["user_id"], columns["item_id"], time, seq, columns, dictionaries)
 
 
 def columns_of(log: EventLog) -> list[str]:

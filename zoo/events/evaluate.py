@@ -46,6 +46,14 @@ class Evaluator:
         """The same over other events."""
         return Evaluator(index, self.event_types, self.code)
 
+    def held(self) -> int:
+        """Bytes of what was derived from the index so far, and of the index where it is no file."""
+        index = self.index
+        arrays: list[Array | None] = [index.time, index.seq, *index.columns.values(), *list(index._derived.values())]
+        for events in list(self._events.values()):
+            arrays += [events.positions, *list(events._kept.values())]
+        return sum(values.nbytes for values in arrays if values is not None and values.base is None)
+
     def evaluate(self, aggregation: Aggregation, codes: Array, times: Array) -> dict[str, Column]:
         """Columns of the aggregation's features for n rows.
 

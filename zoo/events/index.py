@@ -5,12 +5,8 @@ Knows nothing of features or Feast. Both the offline history and an online reade
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -53,6 +49,12 @@ def from_fixed(values: Array) -> Array:
     if missing.any():
         out[missing] = np.nan
     return out
+
+
+def nothing(dtype: Any, count: int) -> Array:
+    """Missing values of a column of the index: code 0, MISSING or NaN."""
+    kind = np.dtype(dtype)
+    return np.full(count, np.nan if kind.kind == "f" else MISSING if kind.itemsize == 8 else 0, kind)
 
 
 def _bisect(time: Array, low: Array, high: Array, times: Array, right: bool) -> Array:
@@ -122,7 +124,7 @@ class Index:
 
     def bounds(self, codes: Array) -> tuple[Array, Array]:
         """First and past-the-last position of each entity; an unknown code owns nothing."""
-        known = (codes > 0) & (codes < len(self.offsets) - 1)
+        known = (codes >= 0) & (codes < len(self.offsets) - 1)
         safe = np.where(known, codes, 0)
         low = self.offsets[safe]
         return low, np.where(known, self.offsets[safe + 1], low)
@@ -265,51 +267,4 @@ class Index:
             self.attributes,
             self.timezone,
             self.ordered_only,
-        )
-
-    def save(self, folder: Path) -> None:
-        """Write .npy files (attributes apart) to a temporary folder, then rename it: a half-written index is never visible."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".index-", dir=folder.parent))
-        try:
-            arrays = {"offsets": self.offsets, "time": self.time, "seq": self.seq}
-            arrays |= {f"column.{k}": v for k, v in self.columns.items()}
-            for name, values in arrays.items():
-                np.save(temporary / f"{name}.npy", values, allow_pickle=False)
-            facts = {
-                "dictionaries": dict(self.dictionaries),
-                "columns": list(self.columns),
-                "timezone": self.timezone,
-                "ordered_only": self.ordered_only,
-            }
-            (temporary / "index.json").write_text(json.dumps(facts), encoding="utf-8")
-            temporary.chmod(0o755)
-            try:
-                temporary.rename(folder)
-            except OSError:
-                if not (folder / "index.json").exists():  # another process wrote the same index first
-                    raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-    @classmethod
-    def open(cls, folder: Path, attributes: Mapping[str, Attribute] | None = None) -> Index:
-        """Map a saved index into memory; nothing is read until it is used. attributes: they belong to the item table, not to it."""
-        facts = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-
-        def read(name: str) -> Array:
-            # an empty file cannot be mapped, and mapping a small one costs more than reading it
-            path = folder / f"{name}.npy"
-            values: Array = np.load(path, mmap_mode="r" if path.stat().st_size > 1 << 20 else None, allow_pickle=False)
-            return values
-
-        return cls(
-            read("offsets"),
-            read("time"),
-            read("seq"),
-            {k: read(f"column.{k}") for k in facts["columns"]},
-            facts["dictionaries"],
-            attributes or {},
-            facts["timezone"],
-            facts["ordered_only"],
         )

@@ -190,7 +190,9 @@ class EventLog:
 
     def lineage(self) -> dict[str, Any]:
         """Versions of the log, its dictionaries and its tables, as training records them."""
-        return {"log": self.version(), "dictionaries": self.dictionaries.version(), "tables": self.tables()}
+        shot = self.snapshot()
+        events = {"log": shot.version, "events": shot.count, "epoch": self.epoch}
+        return {**events, "dictionaries": self.dictionaries.version(), "tables": self.tables()}
 
     @property
     def id(self) -> str:

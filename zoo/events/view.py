@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar, cast
@@ -15,31 +14,72 @@ import numpy as np
 from zoo.contract import PADDING, UNKNOWN, Array, Block, Catalogue, Column
 from zoo.errors import FeatureError, choices
 from zoo.events.attributes import ALWAYS, VALID_FROM, Attribute, EntityTable, Validity, looked_up
+from zoo.events.build import IndexStore, partitions_for
 from zoo.events.dictionary import FIRST, as_ids
-from zoo.events.encode import Encoded, columns_of, encode, floats, kinds_of
+from zoo.events.encode import Encoded, columns_of, concatenated, encode, floats, kinds_of
 from zoo.events.evaluate import Evaluator
 from zoo.events.index import Index
 from zoo.events.log import EventLog
+from zoo.events.merging import merged
 from zoo.events.pairs import evaluate_pairs, member_sets
+from zoo.events.partitions import Partitions, scattered
 from zoo.events.specs import Aggregation
 
 T = TypeVar("T")
 
 ENTITIES = ("user_id", "item_id")
 """Entity kinds that have an index."""
-KEPT_INDEXES = 2
-"""Versions of an index that stay on disk: the newest, and one that a reader may still be opening."""
+FEW = 50_000
+"""Newer events than the index on disk has that are kept beside it in memory; in a large log a hundredth of it."""
 _OF_TABLES = ("block", "keys", "members", "names")
-_ABANDONED = 3600
-"""Seconds after which a temporary folder belongs to nobody."""
+_OF_EVENTS = ("stored", "since")
+
+
+@dataclass(frozen=True)
+class Events:
+    """Some of a log's events by (user, time, seq). user_id: int32 (m,) codes; time: int64 (m,); columns: name -> (m,)."""
+
+    user_id: Array
+    time: Array
+    columns: Mapping[str, Array]
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """An index on disk, opened, and the evaluators over it."""
+
+    count: int
+    partitions: Partitions
+
+
+@dataclass(frozen=True)
+class _Since:
+    """Events ``first`` to ``stop`` of the log, those after an index on disk."""
+
+    first: int
+    stop: int
+    events: Encoded
+
+
+def _code(log: EventLog, dictionary: str, value: Any) -> int:
+    return int(log.dictionary(dictionary).encode([value])[0])
 
 
 @dataclass(frozen=True)
 class LogView:
-    """Reads features from one version of a log. Indexes are built once and kept under ``<root>/index``; thread-safe for reading."""
+    """Reads features from exactly the first ``count`` events of a log; thread-safe for reading.
+
+    version: of the log's Delta table when it was opened. epoch: how many times the log had been rewritten. Indexes are built once and
+    kept under ``<root>/index``; newer events are merged into them.
+    """
 
     log: EventLog
     version: int
+    count: int
+    epoch: int
     _tables: Mapping[str, int]
     _kept: dict[Any, Any] = field(default_factory=dict, repr=False)
     _lock: Any = field(default_factory=RLock, repr=False, compare=False)
@@ -48,19 +88,22 @@ class LogView:
     def open(cls, root: Path | str) -> LogView:
         """The log as it is now. Raises ZooError where there is none."""
         log = EventLog.open(root)
-        return cls(log, log.version(), log.tables())
+        epoch, shot = log.epoch, log.snapshot()
+        return cls(log, shot.version, shot.count, epoch, log.tables())
 
     def newest(self) -> LogView:
-        """This view while nothing was committed since (a few looks at the file system), else a view of the log as it is now.
+        """This view while no event or table came since (a few looks at the file system), else a view of the log as it is now.
 
-        What was read of tables that did not change goes on in the new view.
+        What was read of tables and events that did not change goes on in the new view.
         """
-        version, same = self.log.version(), not self.log.tables_moved(self._tables)
-        if same and version == self.version:
+        same = not self.log.tables_moved(self._tables)
+        if same and self.log.count() == self.count and self.log.epoch == self.epoch:
             return self
+        epoch, shot = self.log.epoch, self.log.snapshot()
         tables = self._tables if same else self.log.tables()
-        kept = {key: value for key, value in list(self._kept.items()) if same and key[0] in _OF_TABLES}
-        return LogView(self.log, version, tables, kept)
+        going = _OF_TABLES + (_OF_EVENTS if epoch == self.epoch else ())
+        kept = {key: value for key, value in list(self._kept.items()) if same and key[0] in going}
+        return LogView(self.log, shot.version, shot.count, epoch, tables, kept)
 
     def _keep(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
         if key not in self._kept:
@@ -71,7 +114,13 @@ class LogView:
 
     def lineage(self) -> dict[str, Any]:
         """Versions that this view reads; dictionaries only grow, so theirs is the newest."""
-        return {"log": self.version, "dictionaries": self.log.dictionaries.version(), "tables": dict(self._tables)}
+        return {
+            "log": self.version,
+            "events": self.count,
+            "epoch": self.epoch,
+            "dictionaries": self.log.dictionaries.version(),
+            "tables": dict(self._tables),
+        }
 
     def tables(self) -> Mapping[str, int]:
         """Version by name of the tables beside the log."""
@@ -106,55 +155,143 @@ class LogView:
         """dtype by name of the columns of the entity's events."""
         return self._keep(("kinds", entity), lambda: kinds_of(self.log, entity))
 
-    def index(self, entity: str) -> Index:
-        """The index of ``user_id`` or ``item_id``, opened from disk or built and kept there."""
+    def partitions(self, entity: str) -> Partitions:
+        """The indexes of ``user_id`` or ``item_id``, opened from disk or built and kept there."""
         if entity not in ENTITIES:
             raise FeatureError(choices("indexed entity", entity, ENTITIES))
-        return self._keep(("index", entity), lambda: self._open_index(entity))
+        return self._keep(("partitions", entity), lambda: self._open_partitions(entity))
 
-    def _index_folder(self, entity: str, version: int | str) -> Path:
-        return Path(self.log.root) / "index" / f"{entity}-{version}"
+    def _open_partitions(self, entity: str) -> Partitions:
+        stored = self._stored(entity)
+        if stored.count == self.count:
+            return stored.partitions
+        return Partitions(stored.partitions.stored, self._since(stored.count), entity, self._evaluators(), stored.partitions)
 
-    def _open_index(self, entity: str) -> Index:
-        folder = self._index_folder(entity, self.version)
-        try:
-            return Index.open(folder, self.attributes())
-        except FileNotFoundError:
-            encoded = encode(self.log, self.log.table(self.version, columns_of(self.log)))
-        for kind in ENTITIES:  # both, as reading the log is most of the work
-            if not (self._index_folder(kind, self.version) / "index.json").exists():
-                self._build(kind, encoded).save(self._index_folder(kind, self.version))
-        self._prune()
-        return Index.open(folder, self.attributes())
+    def _stored(self, entity: str) -> _Stored:
+        """The index on disk that this view is read from; where there is none that lacks but few events, it is made."""
+        store = IndexStore(Path(self.log.root) / "index")
+        held: _Stored | None = self._kept.get(("stored", entity))
+        if held is not None and self._near(held.count):
+            return held
+        while True:
+            found = store.newest(entity, self.epoch, self.count)
+            if found is None or not self._near(found.count):
+                self._build(store, entity)
+                continue
+            try:
+                opened = _Stored(found.count, Partitions(found.open(self.facts()), None, entity, self._evaluators()))
+            except FileNotFoundError:  # another process has just replaced it
+                continue
+            self._kept["stored", entity] = opened
+            return opened
 
-    def _build(self, entity: str, encoded: Encoded) -> Index:
-        size = self.log.dictionary(entity).size
-        return Index.build(encoded.keys(entity), encoded.time, encoded.seq, encoded.others(entity), size, **self.facts())
+    def _near(self, count: int) -> bool:
+        """Whether an index of so many events lacks none, or so few that they are better kept beside it."""
+        return count == self.count or 0 < self.count - count <= max(FEW, count // 100)
 
-    def _prune(self) -> None:
-        """Remove indexes of older versions and what killed builds left; a process that mapped one keeps its data."""
-        for entity in ENTITIES:
-            found = sorted(
-                self._index_folder(entity, "x").parent.glob(f"{entity}-[0-9]*"), key=lambda p: int(p.name.split("-")[1])
+    def _build(self, store: IndexStore, entity: str) -> None:
+        with store.building():
+            found = store.newest(entity, self.epoch, self.count)
+            if found is not None and self._near(found.count):
+                return  # another process built it meanwhile
+            if self.log.epoch != self.epoch:
+                raise FeatureError("the log was rewritten after this view of it was opened; open it again")
+            wanted: dict[int | None, list[str]] = {}
+            for kind in ENTITIES:  # both, as reading the log is most of the work
+                base = store.newest(kind, self.epoch, self.count)
+                if base is not None and base.count == self.count:
+                    continue
+                many = base is None or partitions_for(self.count) > 2 * base.partitions()
+                wanted.setdefault(None if many or base is None else base.count, []).append(kind)
+            for start, kinds in wanted.items():
+                store.build(kinds, self.epoch, start, self.count, self._encoded(start or 0))
+            store.prune(ENTITIES, self.epoch, self.count)
+
+    def _encoded(self, first: int) -> Iterator[Encoded]:
+        """The view's events from a seq on, in pieces, the first of which is empty and says which columns there are."""
+        import pyarrow as pa
+
+        columns = columns_of(self.log)
+        schema = self.log.schema.arrow()
+        yield encode(self.log, pa.schema([schema.field(name) for name in columns]).empty_table())
+        for table in self.log.chunks(columns, first, self.count):
+            yield encode(self.log, table)
+
+    def _since(self, first: int) -> Encoded:
+        """The view's events after the first so many; what an older view read of them is not read again."""
+        with self._lock:
+            held: _Since | None = self._kept.get(("since", first))
+            if held is None or held.stop > self.count:
+                held = _Since(first, self.count, concatenated(list(self._encoded(first))))
+            elif held.stop < self.count:
+                held = _Since(first, self.count, concatenated([held.events, *self._encoded(held.stop)]))
+            self._kept["since", first] = held
+            return held.events
+
+    def index(self, entity: str) -> Index:
+        """All events of an entity kind as one index. FeatureError where the log is so large that there are several: see ``events``."""
+        return self._keep(("index", entity), lambda: self._whole(entity))
+
+    def _whole(self, entity: str) -> Index:
+        parts = self.partitions(entity)
+        if len(parts) == 1 and parts.overlay is None:
+            return parts.stored[0]
+        if len(parts.stored) > 1:
+            raise FeatureError(
+                f"the log's {self.count:,} events lie in {len(parts.stored)} partitions by {entity}; read them by partitions() or events()"
             )
-            for folder in found[:-KEPT_INDEXES]:
-                if folder != self._index_folder(entity, self.version):  # an old view has just built it
-                    shutil.rmtree(folder, ignore_errors=True)
-        for folder in self._index_folder("x", "x").parent.glob(".index-*"):
-            if time.time() - folder.stat().st_mtime > _ABANDONED:
-                shutil.rmtree(folder, ignore_errors=True)
+        since = self._since(self._stored(entity).count)
+        size = self.log.dictionary(entity).size
+        return merged(parts.stored[0], Index.build(since.keys(entity), since.time, since.seq, since.others(entity), size))
 
-    def evaluator(self, entity: str) -> Evaluator:
-        """Computes features of an entity kind; kept, so that filtered events and prefix sums are shared by all calls."""
-        return self._keep(("evaluator", entity), lambda: self.evaluator_of(self.index(entity)))
+    def start(self) -> int | None:
+        """Time of the earliest event, microseconds UTC; None in an empty log."""
+        firsts = [int(index.time.min()) for index, _ in self.partitions("user_id").each() if len(index)]
+        return min(firsts, default=None)
+
+    def sizes(self, entity: str) -> Array:
+        """int64 (codes,): how many events each entity has."""
+        return self._keep(("sizes", entity), lambda: self._sizes(entity))
+
+    def _sizes(self, entity: str) -> Array:
+        out = np.zeros(self.log.dictionary(entity).size, np.int64)
+        for index, codes in self.partitions(entity).each():
+            own = np.diff(index.offsets)
+            out[codes[own > 0]] = own[own > 0]
+        return out
 
     def evaluator_of(self, index: Index) -> Evaluator:
         """Computes features from an index over some of this log's events, such as an online store's."""
-        return Evaluator(index, self.event_types(), self.code)
+        return Evaluator(index, self.event_types(), partial(_code, self.log))
+
+    def _evaluators(self) -> Callable[[Index], Evaluator]:
+        """``evaluator_of`` for indexes that outlive this view."""
+        log, types = self.log, self.event_types()
+        return lambda index: Evaluator(index, types, partial(_code, log))
 
     def code(self, dictionary: str, value: Any) -> int:
         """The code of one identifier or text, 1 where the dictionary does not hold it. Raises UnknownIdError on a wrong type."""
-        return int(self.log.dictionary(dictionary).encode([value])[0])
+        return _code(self.log, dictionary, value)
+
+    def newest_events(self, entity: str, codes: Array, times: Array) -> Array:
+        """int64 (n,): time of each entity's newest event strictly before t; -1 where there is none."""
+        return self.partitions(entity).newest(codes, times)
+
+    def events(self, columns: Sequence[str], event_types: Sequence[str] | None = None) -> Events:
+        """Every event, or those of some types, with these columns (see ``Index.column``); memory holds what is returned."""
+        types = self.event_types()
+        codes = None if event_types is None else [types[name] for name in event_types if name in types]
+        found: list[dict[str, Array]] = []
+        for index, own in self.partitions("user_id").each():
+            users, picked = own[index.entity_of()], slice(None)
+            kept: Any = picked if codes is None else np.flatnonzero(np.isin(index.column("event_type"), codes))
+            arrays = {"": users, "time": index.time, **{name: index.column(name) for name in columns}}
+            found.append({name: values[kept] for name, values in arrays.items()})
+        whole = found[0] if len(found) == 1 else {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        if len(found) > 1:
+            order = np.argsort(whole[""], kind="stable")
+            whole = {name: values[order] for name, values in whole.items()}
+        return Events(whole[""], whole["time"], {name: whole[name] for name in columns})
 
     def evaluate(
         self, aggregation: Aggregation, keys: Mapping[str, Array], times: Array, evaluator: Evaluator | None = None
@@ -164,7 +301,21 @@ class LogView:
         evaluator: over other events than the whole log's (an online store's); its entity codes are then those in ``keys``.
         """
         first = aggregation.entity[0]
-        evaluator = evaluator or self.evaluator(first)
+        if evaluator is not None:
+            return self._evaluate(aggregation, keys, times, evaluator)
+        parts = self.partitions(first)
+        found = []
+        for piece in parts.route(keys[first]):
+            if piece.rows is None:
+                return self._evaluate(aggregation, {**keys, first: piece.codes}, times, parts.evaluator(piece.number))
+            own = {**{key: codes[piece.rows] for key, codes in keys.items()}, first: piece.codes}
+            found.append((piece.rows, self._evaluate(aggregation, own, times[piece.rows], parts.evaluator(piece.number))))
+        return scattered(found, len(times))
+
+    def _evaluate(
+        self, aggregation: Aggregation, keys: Mapping[str, Array], times: Array, evaluator: Evaluator
+    ) -> dict[str, Column]:
+        first = aggregation.entity[0]
         if len(aggregation.entity) == 1:
             return evaluator.evaluate(aggregation, keys[first], times)
         second = aggregation.entity[1]

@@ -11,7 +11,6 @@ import numpy as np
 from zoo.contract import Array, Progress
 from zoo.errors import ArtefactError, FeatureError
 from zoo.events.dictionary import FIRST
-from zoo.events.evaluate import Evaluator
 from zoo.events.index import Index
 from zoo.events.view import ENTITIES, LogView
 from zoo.stores.frames import newer, pack_slices
@@ -107,7 +106,7 @@ class Bulk:
         """Write the events of entities whose codes in a small index are 2, 3, ...; False where the record is another by now."""
         space, count = self.store.space(self.config, view), count_of(view)
         low, high = index.bounds(np.arange(FIRST, FIRST + len(codes)))
-        low, since = self.kept.bounds(entity, Evaluator(index, view.event_types()), low, high, self.now)
+        low, since = self.kept.bounds(entity, view.evaluator_of(index), low, high, self.now)
         columns = {"time": index.time, "seq": index.seq, **self.kept.columns(entity, index.columns)}
         packed = dict(zip(codes.tolist(), pack_slices(columns, low, high, since.tolist())))
         left = codes
@@ -140,15 +139,19 @@ class Bulk:
 
 def _pieces(view: LogView, entity: str, codes: Array) -> Iterator[tuple[Index, Array]]:
     """Small indexes of about ``EVENTS_AT_ONCE`` events, with codes 2, 3, ..., and which of these entities each holds: those with events."""
-    index = view.index(entity)
-    low, high = index.bounds(codes)
-    codes, lengths = codes[high > low], (high - low)[high > low]
-    parts = np.cumsum(lengths) // EVENTS_AT_ONCE
-    for part in np.split(codes, np.flatnonzero(np.diff(parts)) + 1):
-        if len(part):
-            yield index.events(part), part
+    parts = view.partitions(entity)
+    for piece in parts.route(codes):
+        index = parts.evaluator(piece.number).index
+        low, high = index.bounds(piece.codes)
+        some = np.flatnonzero(high > low)
+        if not len(some):
+            continue
+        own = codes if piece.rows is None else codes[piece.rows]
+        steps = np.cumsum((high - low)[some]) // EVENTS_AT_ONCE
+        for part in np.split(some, np.flatnonzero(np.diff(steps)) + 1):
+            yield index.events(piece.codes[part]), own[part]
 
 
 def count_of(view: LogView) -> int:
     """How many of the log's events a view is of."""
-    return view.log.count(view.version)
+    return view.count

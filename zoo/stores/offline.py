@@ -154,7 +154,7 @@ class _Answer:
         if not feature_view.ttl or isinstance(source, TableSource):
             return shown
         entity = source.aggregation.entity[0]  # type: ignore[union-attr]
-        newest = self.view.index(entity).newest(by_key[entity], self.times)
+        newest = self.view.newest_events(entity, by_key[entity], self.times)
         expired = (newest >= 0) & (self.times - newest > feature_view.ttl // timedelta(microseconds=1))
         return {name: pc.if_else(pa.array(expired), pa.scalar(None, column.type), column) for name, column in shown.items()}
 

@@ -209,7 +209,7 @@ class EventOnlineStore:
                 evaluator = recent.evaluators[entity]
                 own = {**keys, entity: (rows + 2).astype(np.int32)}
                 return features_of(view, source, own, times, evaluator), evaluator.index.newest(own[entity], seen)
-        return features_of(view, source, dict(keys), times), view.index(entity).newest(keys[entity], seen)
+        return features_of(view, source, dict(keys), times), view.newest_events(entity, keys[entity], seen)
 
     def online_read(
         self, config: Any, table: Any, entity_keys: list[Any], requested_features: list[str] | None = None

@@ -33,8 +33,8 @@ def pulled(
         newest = np.full(len(codes), until - 1)
     elif isinstance(source, EventSource) and source.aggregation is not None and len(source.aggregation.entity) == 1:
         key = source.aggregation.entity[0]
-        codes = np.arange(2, len(view.index(key).offsets) - 1, dtype=np.int32)
-        newest = view.index(key).newest(codes, np.full(len(codes), until))
+        codes = np.arange(2, view.log.dictionary(key).size, dtype=np.int32)
+        newest = view.newest_events(key, codes, np.full(len(codes), until))
         some = newest >= (0 if start is None else start)
         codes, newest = codes[some], newest[some]
     else:

@@ -30,11 +30,10 @@ def examples(view: LogView, settings: Mapping[str, Any], start: int, end: int) -
             raise UsageError(
                 f"[tasks.campaign] {name} {chosen[name]!r} is no event type of the log; it has: {', '.join(sorted(types))}"
             )
-    index = view.index("user_id")
-    if "campaign_id" not in index.columns:
+    if "campaign_id" not in view.kinds("user_id"):
         raise UsageError("the log has no event column campaign_id; the campaign task needs it on the sent and response events")
-    users, times, campaign = index.entity_of(), index.time, index.columns["campaign_id"]
-    kind = index.column("event_type")
+    events = view.events(["campaign_id", "event_type"], [chosen["sent"], chosen["response"]])
+    users, times, campaign, kind = events.user_id, events.time, events.columns["campaign_id"], events.columns["event_type"]
     sent = np.flatnonzero((kind == types[chosen["sent"]]) & (times >= start) & (times < end) & ~np.isnan(campaign))
     sent = sent[np.argsort(times[sent], kind="stable")]
     until = _ends(view, campaign[sent], times[sent], duration(chosen["within"]))
@@ -72,8 +71,7 @@ def first(settings: Mapping[str, Any], view: LogView) -> int:
     chosen = known("campaign", settings, DEFAULTS)
     if chosen["start"] is not None:
         return instant(chosen["start"])
-    time = view.index("user_id").time
-    return int(time.min()) if len(time) else 0
+    return view.start() or 0
 
 
 TASK = Task(

@@ -30,10 +30,9 @@ def examples(view: LogView, settings: Mapping[str, Any], start: int, end: int) -
             f"[tasks.churn] event_type {chosen['event_type']!r} is not in the log; it has: {', '.join(sorted(types))}"
         )
     active, horizon, every = (duration(chosen[k]) for k in ("active", "horizon", "every"))
-    index = view.index("user_id")
-    kept = index.column("event_type") == types[chosen["event_type"]]
-    users, times = index.entity_of()[kept], index.time[kept]
-    size = len(index.offsets) - 1
+    events = view.events([], [chosen["event_type"]])
+    users, times = events.user_id, events.time
+    size = int(users.max(initial=0)) + 1
     rows, cuts, targets = [], [], []
     for cut in range(start, end, every):
         before = np.bincount(users[(times >= cut - active) & (times < cut)], minlength=size) > 0
@@ -53,8 +52,8 @@ def first(settings: Mapping[str, Any], view: LogView) -> int:
     chosen = known("churn", settings, DEFAULTS)
     if chosen["start"] is not None:
         return instant(chosen["start"])
-    time = view.index("user_id").time
-    return int(time.min()) + duration(chosen["active"]) if len(time) else 0
+    begin = view.start()
+    return 0 if begin is None else begin + duration(chosen["active"])
 
 
 TASK = Task(

@@ -41,8 +41,8 @@ class _Events:
 
     @staticmethod
     def of(view: LogView, chosen: Mapping[str, Any]) -> _Events:
-        index = view.index("user_id")
-        items, kinds, types = index.column("item_id"), index.column("event_type"), view.event_types()
+        events, types = view.events(["item_id", "event_type"]), view.event_types()
+        items, kinds = events.columns["item_id"], events.columns["event_type"]
         asked = chosen["event_type"]
         names = list(types) if asked is None else [asked] if isinstance(asked, str) else list(asked)
         for name in names:
@@ -51,8 +51,9 @@ class _Events:
                     f"[tasks.recommendation] event_type {name!r} is not in the log; it has: {', '.join(sorted(types))}"
                 )
         wanted = np.isin(kinds, [types[name] for name in names]) & (items > PADDING)
-        end = int(index.time.max()) + 1 if len(index.time) else 0
-        return _Events(index.offsets, index.entity_of(), index.time, items, wanted, end)
+        end = int(events.time.max()) + 1 if len(events) else 0
+        offsets = np.concatenate([[0], np.cumsum(view.sizes("user_id"))])
+        return _Events(offsets, events.user_id, events.time, items, wanted, end)
 
     def before(self, users: Array, times: Array) -> Array:
         """int64 (n,): events of each user strictly before a time."""
