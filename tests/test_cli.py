@@ -148,7 +148,20 @@ def test_help_takes_at_most_three_tenths_of_a_second_more_than_python_alone() ->
 
 
 def test_the_commands_are_those_of_the_documentation() -> None:
-    expected = ["init", "apply", "ingest", "materialize", "train", "models", "promote", "predict", "serve", "plugins", "demo"]
+    expected = [
+        "init",
+        "apply",
+        "ingest",
+        "materialize",
+        "train",
+        "models",
+        "promote",
+        "predict",
+        "recommend",
+        "serve",
+        "plugins",
+        "demo",
+    ]
     assert list(COMMANDS) == [*expected, "plugin check"]
 
 

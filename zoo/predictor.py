@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.contract import Array, FeatureBatch
-from zoo.errors import FeatureError, RegistryError, UsageError
+from zoo.errors import FeatureError, RegistryError, UsageError, choices
 from zoo.features import Features, moment, table_of
 from zoo.manager import Plugins, plugins
 from zoo.project import Project
+from zoo.recommender import FILE, Lists, Recommender
 from zoo.registry import Registry, Version
 from zoo.stacking import Ensemble
 
@@ -22,13 +23,15 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from zoo.events.view import LogView
+
 
 @dataclass(frozen=True)
 class Predictor:
     """Answers for one model version. Thread-safe; ``load`` makes one."""
 
     version: Version
-    ensemble: Ensemble
+    ensemble: Ensemble | Recommender
     features: Features
     found: Plugins
 
@@ -52,7 +55,7 @@ class Predictor:
                 f"{version.reference} does not say which task and features it was trained on, so nothing can be predicted with it; "
                 f"train one with: zoo train {version.model}"
             )
-        ensemble = Ensemble.load(artefact, found)
+        ensemble = (Recommender if FILE in artefact.texts else Ensemble).load(artefact, found)
         predictor = cls(version, ensemble, features or Features.open(project.root), found)
         predictor._check_service()
         return predictor
@@ -101,7 +104,10 @@ class Predictor:
 
         nobody = {name: pa.nulls(1) for name in self.entities} | {n: pa.array([0]) for n in self.context}
         batch = self.features.online(self.service, nobody, context=self.context)
-        self.ensemble.combine(batch, self.ensemble.member_scores(batch))
+        if isinstance(self.ensemble, Recommender):
+            self.ensemble.lists(batch, 1)
+        else:
+            self.ensemble.combine(batch, self.ensemble.member_scores(batch))
 
     def predict(self, rows: Any = None, *, users: Sequence[Any] | None = None, at: int | datetime | None = None) -> pa.Table:
         """Scores of n rows as of ``at`` (microseconds UTC or an aware datetime; default: the repository's clock).
@@ -113,6 +119,8 @@ class Predictor:
         Raises UsageError for rows or an ``at`` that cannot be meant, UnknownIdError for an identifier of the wrong type, FeatureError
         where the features cannot be read.
         """
+        if isinstance(self.ensemble, Recommender):
+            raise UsageError(f"{self.version.reference} ranks items and has no score a row; ask it for lists: recommend(users)")
         if (rows is None) == (users is None):
             raise UsageError("predict takes either rows or users, one of them")
         if isinstance(users, str):
@@ -127,6 +135,57 @@ class Predictor:
         final = self.ensemble.combine(batch, scores)
         self.found.scored(self.version.model, self.version.number, {"rows": len(table), "score": final})
         return self._answer(table, batch, scores, final)
+
+    def recommend(
+        self,
+        users: Sequence[Any],
+        k: int = 10,
+        *,
+        exclude_seen: bool | None = None,
+        where: Mapping[str, Any] | None = None,
+        at: int | datetime | None = None,
+    ) -> pa.Table:
+        """The ``k`` items that each user takes next, most likely first: at most k rows a user, users in the order given.
+
+        exclude_seen: whether items of the user's history are left out (default: as the task was trained). where: columns of the item
+        table and the value that an item must have, as it stands now. at: as in ``predict``. Returns columns ``user_id``, ``place``
+        (from 1), ``item_id``, ``title``, ``score`` (float32, comparable within a user), ``rank:MEMBER`` (the member's own rank of the
+        item among those that may be listed), ``cold`` (True: nothing is known of the user that training knew, so this is what is
+        popular), ``newest_event_age`` (seconds; null where there is no event) and ``version``.
+        Raises UsageError for arguments that cannot be meant, else as ``predict``.
+        """
+        import pyarrow as pa
+
+        if not isinstance(self.ensemble, Recommender):
+            raise UsageError(f"{self.version.reference} ranks no items; ask it for scores: predict(users=[...])")
+        if isinstance(users, str):
+            raise UsageError(f"users is the text {users!r}; expected a list of identifiers, as in [{users!r}]")
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise UsageError(f"k is {k!r}; expected how many items to list, at least 1")
+        at = None if at is None else moment(at)
+        if exclude_seen is None:
+            exclude_seen = bool(self.version.lineage["settings"].get("exclude_seen", True))
+        view = self.features.reader.view()
+        among = None if where is None else items_where(view, where)
+        table = self._keyed(table_of({"user_id": list(users)}))
+        if len(table):
+            batch = self.features.online(self.service, table, at, self.context)
+            lists = self.ensemble.lists(batch, k, exclude_seen=exclude_seen, among=among)
+            ages = pa.array((batch.as_of - batch.newest) / 1e6, mask=batch.newest < 0)
+        else:
+            lists, ages = Lists.joined([], k, len(self.members)), pa.array([], pa.float64())
+        row, place = np.nonzero(lists.items)
+        codes = lists.items[row, place]
+        columns: dict[str, Any] = {"user_id": table["user_id"].take(pa.array(row)), "place": pa.array(place + 1)}
+        columns["item_id"] = view.ids("item_id", codes)
+        columns["title"] = pa.array(view.names("item_id")[codes], pa.string())
+        columns["score"] = lists.score[row, place]
+        columns |= {f"rank:{name}": lists.ranks[at, row, place] for at, name in enumerate(self.members)}
+        columns["cold"] = pa.array(lists.cold[row])
+        columns["newest_event_age"] = ages.take(pa.array(row))
+        columns["version"] = pa.array([self.version.reference] * len(row), pa.string())
+        self.found.scored(self.version.model, self.version.number, {"rows": len(table), "items": columns["item_id"]})
+        return pa.table(columns)
 
     def _keyed(self, table: pa.Table) -> pa.Table:
         """The table, if every row has every column that is needed; without rows and columns it is an empty one."""
@@ -158,6 +217,29 @@ class Predictor:
         columns["known"] = pa.array(newest >= 0)
         columns["version"] = pa.array([self.version.reference] * len(table), pa.string())
         return pa.table(columns)
+
+
+def items_where(view: LogView, where: Mapping[str, Any]) -> Array:
+    """int32: the log's codes of the items whose columns in the item table have these values. Raises UsageError with the choices."""
+    block = view.block("items") if "items" in view.tables() else {}
+    kept = np.ones(len(view.names("item_id")), bool)
+    for name, value in where.items():
+        if name not in block:
+            raise UsageError(choices("column of the item table", name, block))
+        column, codes = block[name], np.arange(len(kept))
+        values = column.values[np.minimum(codes, len(column) - 1)]
+        inside = codes < len(column)
+        if column.dictionary is not None:
+            found = np.flatnonzero(view.names(column.dictionary) == str(value))
+            if not len(found):
+                raise UsageError(f"no item has {name} {value!r}; expected a value of that column of the item table")
+            kept &= inside & np.isin(values, found)
+        else:
+            try:
+                kept &= inside & (values == float(value))
+            except (TypeError, ValueError):
+                raise UsageError(f"{name} of items is a number; seen {value!r}") from None
+    return np.flatnonzero(kept).astype(np.int32)
 
 
 def _named(name: str, scores: Array, outputs: tuple[str, ...]) -> dict[str, Array]:

@@ -16,7 +16,8 @@ import numpy as np
 
 from zoo.cache import Cache
 from zoo.errors import ArtefactError, PluginError, UsageError
-from zoo.evaluation.ranking import CELLS, Ranking, best, rank
+from zoo.evaluation.bootstrap import Estimate
+from zoo.evaluation.ranking import CELLS, Ranking, best, comparisons, of_rows, rank, slices, summary
 from zoo.fitting import Member, PluginSource, silent
 from zoo.jobs import Executor, Serial
 from zoo.manager import Plugins
@@ -26,6 +27,8 @@ from zoo.vocabulary import ITEMS, Vocabulary
 
 HISTORY = "items"
 """The sequence column that holds a user's items."""
+METRIC = "ndcg@10"
+"""By what members are told apart."""
 MEAN = "mean"
 """What the rank average is called beside the members."""
 FILE = "recommender.json"
@@ -199,3 +202,46 @@ def item_counts(data: TrainingData, vocabulary: Vocabulary) -> Array:
     counts = np.bincount(codes, minlength=vocabulary.size(ITEMS)).astype(np.float64)
     counts[: UNKNOWN + 1] = 0
     return counts
+
+
+def ranked(
+    recommender: Recommender, test: TrainingData, validation: TrainingData | None, users: Array, exclude_seen: bool
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """What a training record says of the test rows, JSON-ready, and each model's ranks of them.
+
+    users: (n,), whom each test row is of. The best member is the one of highest NDCG@10 on the validation rows, or None without them.
+    """
+    found = dict(recommender.rankings(test, exclude_seen=exclude_seen))
+    lines = {name: as_dict(summary(ranking, users=users, popularity=recommender.popularity)) for name, ranking in found.items()}
+    seconds = {member.name: member.seconds for member in recommender.members}
+    best_member = None
+    if validation is not None and len(recommender.members) > 1:
+        before = dict(recommender.rankings(validation, exclude_seen=exclude_seen))
+        best_member = max(seconds, key=lambda name: float(of_rows(before[name])[METRIC].mean()))
+    parts = slices(
+        recommender.seen(test.batch).column(HISTORY).lengths, recommender.vocabulary.target(test), recommender.popularity
+    )
+    answer = found.get(MEAN) or next(iter(found.values()))
+    record = {
+        "items": answer.items,
+        "exclude_seen": exclude_seen,
+        "members": {name: {**lines[name], "seconds": None if math.isnan(s) else s} for name, s in seconds.items()},
+        "mean": lines.get(MEAN),
+        "best_member": best_member or (next(iter(seconds)) if len(seconds) == 1 else None),
+        "comparisons": [vars(each) for each in comparisons(found, against=MEAN, users=users)] if MEAN in found else [],
+        "slices": {
+            name: {"rows": int(rows.sum()), **as_dict(summary(answer, users=users, rows=rows, cutoffs=(10,)))}
+            for name, rows in parts.items()
+        },
+    }
+    return record, {name: ranking.rank for name, ranking in found.items()}
+
+
+def as_dict(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+    """A metric's value under its name, its interval under ``NAME_interval``; None where there is none."""
+    out: dict[str, Any] = {}
+    for name, each in estimates.items():
+        low, high = each.low, each.high
+        out[name] = None if math.isnan(each.value) else each.value
+        out[f"{name}_interval"] = None if math.isnan(low) else [low, high]
+    return out

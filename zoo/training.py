@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.cache import Cache
+from zoo.cache import Cache, array_digest
 from zoo.contract import Array, Examples, FeatureBatch, Progress, Split, Task, TrainingData
 from zoo.errors import UsageError
 from zoo.evaluation import leaderboard
@@ -24,8 +24,9 @@ from zoo.fitting import Member, PluginSource, silent
 from zoo.jobs import Executor, Serial
 from zoo.manager import Plugins
 from zoo.project import Project, TaskSettings
+from zoo.recommender import Recommender, fit_recommender, ranked
 from zoo.registry import Registry, Version
-from zoo.stacking import Ensemble, OutOfFold, fit_members, out_of_fold, plain_mean, stack
+from zoo.stacking import Ensemble, fit_members, out_of_fold, plain_mean, stack
 from zoo.tasks.settings import duration, instant
 from zoo.vocabulary import Vocabulary
 
@@ -41,11 +42,11 @@ class Trained:
     """What a run left: the registered version (None where it was not registered), the ensemble and the record in the registry.
 
     data, test: training and test rows with features. rows: the test rows' keys and times. scores: test scores (n, k) of every
-    member, of ``mean`` and of ``stack``.
+    member, of ``mean`` and of ``stack``; of a ranking task the rank of each row's item (n,), 0 where it was not ranked.
     """
 
     version: Version | None
-    ensemble: Ensemble
+    ensemble: Ensemble | Recommender
     record: dict[str, Any]
     data: TrainingData
     test: TrainingData
@@ -146,12 +147,40 @@ def train(
     data, test = training_data(features, task, rows.train), training_data(features, task, rows.test)
     say(STEPS["features"], "features")
     chosen = members_of(settings, members)
+    work: dict[str, Any] = {"source": source, "executor": executor, "cache": cache}
+    folds: Sequence[tuple[Array, Array]] = []
+    if task.target.kind == "ranking":
+        validation = None if rows.validation is None else training_data(features, task, rows.validation)
+        recommender = fit_recommender(chosen, data, **work, progress=_part(say, "features", "members"))
+        done = Trained(None, recommender, {}, data, test, rows.test, {})
+        record, ranks = ranked(recommender, test, validation, done.groups, settings.own.get("exclude_seen", True))
+        done, run = replace(done, scores=ranks), array_digest(np.stack(list(ranks.values())))
+    else:
+        done, folds, run, record = _stacked(plugins, settings, task, chosen, rows, data, test, work, say)
+    say(STEPS["evaluation"], "evaluation")
+    about = {"task": task_name, "rows": len(data), "test_rows": len(test), "train": _span(rows.train), "test": _span(rows.test)}
+    record = {**about, **record, "seconds": perf_counter() - started}
+    version = _register(project, record, done.ensemble, features, task, settings, view, folds, run) if register else None
+    plugins.trained(record)
+    return replace(done, version=version, record=record)
+
+
+def _stacked(
+    plugins: Plugins,
+    settings: TaskSettings,
+    task: Task,
+    chosen: Sequence[Member],
+    rows: Split,
+    data: TrainingData,
+    test: TrainingData,
+    work: Mapping[str, Any],
+    say: Progress,
+) -> tuple[Trained, Sequence[tuple[Array, Array]], str, dict[str, Any]]:
+    """The stack trained and tested: the run so far, its folds, a digest of its out-of-fold scores, its part of the record."""
     folds = plugins.folds(data, rows.train.known_at, settings.folds, settings.seed)
-    oof = out_of_fold(
-        chosen, data, folds, source=source, executor=executor, cache=cache, progress=_part(say, "features", "folds")
-    )
-    final = stack(oof, data, settings.final, seed=settings.seed, source=source)
-    fitted = fit_members(chosen, data, source=source, executor=executor, cache=cache, progress=_part(say, "folds", "members"))
+    oof = out_of_fold(chosen, data, folds, **work, progress=_part(say, "features", "folds"))
+    final = stack(oof, data, settings.final, seed=settings.seed, source=work["source"])
+    fitted = fit_members(chosen, data, **work, progress=_part(say, "folds", "members"))
     ensemble = Ensemble(tuple(fitted), final, Vocabulary.of(data), task.target)
     scores = _scores(ensemble, test.batch)
     done = Trained(None, ensemble, {}, data, test, rows.test, scores)
@@ -163,24 +192,15 @@ def train(
         against="stack",
     )
     board = {line.name: line.as_dict() for line in lines}
-    say(STEPS["evaluation"], "evaluation")
     record = {
-        "task": task_name,
-        "rows": len(data),
-        "test_rows": len(test),
         "base_rate": float(np.mean(test.target)),
-        "train": _span(rows.train),
-        "test": _span(rows.test),
         "members": {name: {**row, "fold_seconds": oof.seconds[name]} for name, row in board.items() if name in oof.members},
         "mean": board["mean"],
         "stack": board["stack"],
         "best_member": oof.best(data),
         "reused": sorted(name for name, folds_reused in oof.reused.items() if folds_reused == len(folds)),
-        "seconds": perf_counter() - started,
     }
-    version = _register(project, record, ensemble, features, task, settings, view, folds, oof) if register else None
-    plugins.trained(record)
-    return replace(done, version=version, record=record)
+    return done, folds, hashlib.sha256(oof.scores.tobytes()).hexdigest(), record
 
 
 def _scores(ensemble: Ensemble, batch: FeatureBatch) -> dict[str, Array]:
@@ -201,13 +221,13 @@ def _span(rows: Examples) -> list[str]:
 def _register(
     project: Project,
     record: dict[str, Any],
-    ensemble: Ensemble,
+    ensemble: Ensemble | Recommender,
     features: Features,
     task: Task,
     settings: TaskSettings,
     view: LogView,
     folds: Sequence[tuple[Array, Array]],
-    oof: OutOfFold,
+    run: str,
 ) -> Version:
     lineage = {
         "task": {"name": settings.name, "kind": settings.task, "entities": list(task.entities), "service": task.service},
@@ -215,12 +235,12 @@ def _register(
         "log": view.lineage(),
         "service_hash": features.schema_hash(task.service),
         "plugins": {m.name: {"model": m.model, "distribution": m.distribution, "version": m.version} for m in ensemble.members},
-        "final": settings.final,
+        "final": settings.final if isinstance(ensemble, Ensemble) else "rank average",
         "params": {name: dict(params) for name, params in settings.params.items()},
         "seed": settings.seed,
         "folds": [[len(a), len(b)] for a, b in folds],
         "git": _commit(project.root),
-        "run": hashlib.sha256(oof.scores.tobytes()).hexdigest()[:16],
+        "run": run[:16],
     }
     with Registry.open(project.registry_url, project.artefacts) as registry:
         artefact = ensemble.save()

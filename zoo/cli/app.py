@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli import data, init, models, plugins
+from zoo.cli import data, init, models, plugins, recommend
 from zoo.cli.state import ZooCommand, ZooGroup
 
 app = typer.Typer(
@@ -51,6 +51,7 @@ _COMMANDS = (
     ("models", models.models, "zoo models --json"),
     ("promote", models.promote, "zoo promote churn@3"),
     ("predict", models.predict, "zoo predict churn --user 1 --user 42"),
+    ("recommend", recommend.recommend, "zoo recommend --user 1 -k 5 --where category=toys"),
     ("serve", models.serve, "zoo serve churn --port 8000"),
     ("plugins", plugins.plugins, "zoo plugins"),
     ("demo", models.demo, "zoo demo --json demo.json"),

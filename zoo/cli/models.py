@@ -73,7 +73,8 @@ def train(
     def human(console: Console) -> None:
         from zoo.cli.render import duration
 
-        console.print(leaderboard(f"{task}: scores on the test rows", trained.record))
+        shown = rankings if "comparisons" in trained.record else leaderboard
+        console.print(shown(f"{task}: scores on the test rows", trained.record))
         console.print(f"{trained.record.get('rows', 0):,} rows to train on, {trained.record.get('test_rows', 0):,} to test on")
         if trained.record.get("reused"):
             console.print(f"reused from an earlier run: {', '.join(map(str, trained.record['reused']))}")
@@ -100,6 +101,20 @@ def leaderboard(title: str, record: Mapping[str, Any]) -> Any:
             (name, line.get("auc"), shown, *(line.get(m) for m in METRICS[1:]), None if seconds is None else f"{seconds:.1f}")
         )
     return table(title, ["model", "AUC", "95 % interval", "average precision", "log-loss", "seconds"], rows)
+
+
+def rankings(title: str, record: Mapping[str, Any]) -> Any:
+    """A table of members and their rank average from the training record of a task that ranks items."""
+    from zoo.cli.render import cell, table
+
+    rows = []
+    for name, line in {**record["members"], **({"mean": record["mean"]} if record.get("mean") else {})}.items():
+        low, high = line["ndcg@10_interval"]
+        seconds = line.get("seconds")
+        interval, took = f"{cell(low)} to {cell(high)}", None if seconds is None else f"{seconds:.1f}"
+        metrics = [line[metric] for metric in ("hr@1", "hr@10", "ndcg@10")]
+        rows.append((name, *metrics, interval, line["mrr@10"], line["coverage@10"], took))
+    return table(title, ["model", "HR@1", "HR@10", "NDCG@10", "95 % interval", "MRR@10", "coverage@10", "seconds"], rows)
 
 
 def models(ctx: typer.Context, as_json: Json = False) -> None:

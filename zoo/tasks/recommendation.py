@@ -22,7 +22,9 @@ DEFAULTS: Mapping[str, Any] = {
     "test_start": None,
     "validation": "7d",
     "min_history": 1,
+    "exclude_seen": True,
 }
+"""exclude_seen: whether items of a user's history are left out of rankings and lists; split does not look at it."""
 
 
 @dataclass(frozen=True)

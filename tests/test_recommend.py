@@ -1,0 +1,240 @@
+"""From a log to lists of items: a ranking task trained, registered and asked, in Python and on the command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+import shop
+
+from zoo.cli.app import app
+from zoo.contract import Target
+from zoo.errors import UsageError
+from zoo.evaluation.ranking import of_rows
+from zoo.features import Features, apply
+from zoo.manager import plugins
+from zoo.predictor import Predictor
+from zoo.project import Project
+from zoo.recommender import Recommender
+from zoo.registry import Registry
+from zoo.stacking import Ensemble
+from zoo.training import Trained, train
+from zoo.vocabulary import Vocabulary
+
+SETTINGS = """
+[zoo]
+timezone = "UTC"
+
+[tasks.recommendation]
+members = ["covisit", "popularity"]
+event_type = "purchase"
+
+[tasks.recommendation.params.covisit]
+window = 5
+
+[tasks.again]
+task = "recommendation"
+members = ["popularity"]
+event_type = "purchase"
+protocol = "time_cut"
+test_start = 2024-03-15
+validation = "10d"
+exclude_seen = false
+"""
+
+HISTORY = """
+from feast import FeatureService, FeatureView
+
+whole = Aggregation(
+    ("user_id",),
+    (
+        last_n("items", "item_id", 10_000),
+        last_n("event_types", "event_type", 10_000),
+        last_n("gaps", "gap", 10_000),
+        last_n("ages", "age", 10_000),
+    ),
+)
+user_history = FeatureView(
+    name="user_history",
+    entities=[user],
+    source=EventSource(name="user_history", aggregation=whole),
+    schema=schema_of(whole),
+)
+recommendation = FeatureService(name="recommendation", features=[user_history])
+"""
+STRANGER = 999_999
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = shop.make_project(tmp_path_factory.mktemp("recommend") / "shop", SETTINGS, shop.DEFINITIONS + HISTORY)
+    log = shop.make_log(root / "data" / "log")
+    sets = [(1, item) for item in range(1, 9)]
+    log.put_table("campaigns", pl.DataFrame({"campaign_id": np.arange(1, shop.CAMPAIGNS + 1)}), "campaign_id")
+    log.put_set("campaign_items", pl.DataFrame(sets, ("campaign_id", "item_id"), orient="row"), ("campaign_id", "item_id"))
+    apply(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def features(root: Path) -> Features:
+    return Features.open(root)
+
+
+@pytest.fixture(scope="module")
+def trained(root: Path, features: Features) -> Trained:
+    done = train(Project.open(root), "recommendation", plugins=plugins(), features=features)
+    assert done.version is not None
+    project = Project.open(root)
+    with Registry.open(project.registry_url, project.artefacts) as registry:
+        registry.promote(done.version.model, done.version.number)
+    return done
+
+
+@pytest.fixture(scope="module")
+def predictor(trained: Trained, root: Path, features: Features) -> Predictor:
+    return Predictor.load("recommendation", root, features=features)
+
+
+def test_training_ranks_the_test_rows_and_says_so(trained: Trained) -> None:
+    record = json.loads(json.dumps(trained.record))
+    assert list(record["members"]) == ["covisit", "popularity"]
+    for name, line in {**record["members"], "mean": record["mean"]}.items():
+        ranks = trained.scores[name]
+        assert line["hr@10"] == pytest.approx(((ranks > 0) & (ranks <= 10)).mean())
+        low, high = line["ndcg@10_interval"]
+        assert low <= line["ndcg@10"] <= high
+        assert 0 < line["coverage@20"] <= 1
+    assert {each["a"] for each in record["comparisons"]} == {"covisit", "popularity"}
+    assert record["best_member"] in ("covisit", "popularity")
+    assert record["slices"]["cold users"]["rows"] == 0
+    assert sum(record["slices"][f"{part} items"]["rows"] for part in ("head", "middle", "tail", "cold")) == record["test_rows"]
+    assert trained.version is not None
+    assert trained.version.lineage["final"] == "rank average"
+    assert trained.version.metrics["mean"] == record["mean"]
+
+
+def test_the_same_training_again_is_the_same_version(trained: Trained, root: Path, features: Features) -> None:
+    again = train(Project.open(root), "recommendation", plugins=plugins(), features=features)
+    assert trained.version is not None
+    assert again.version is not None
+    assert again.version.number == trained.version.number
+
+
+def test_one_member_over_a_cut_in_time_counts_items_bought_again(root: Path, features: Features, trained: Trained) -> None:
+    settings = Project.open(root).task("again")
+    cut = shop.START + 80 * shop.DAY
+    done = train(Project.open(root), "again", plugins=plugins(), features=features, test_start=cut, register=False)
+    assert settings.own["protocol"] == "time_cut"
+    assert done.record["mean"] is None
+    assert done.record["best_member"] == "popularity"
+    assert (done.data.time < cut).all()
+    assert (done.rows.time == cut).all()
+    assert isinstance(done.ensemble, Recommender)
+    filtered = dict(done.ensemble.rankings(done.test, exclude_seen=True))["popularity"]
+    assert (filtered.rank == 0).sum() > (done.scores["popularity"] == 0).sum()
+    assert of_rows(filtered)["hr@10"].mean() < done.record["members"]["popularity"]["hr@10"]
+
+
+def test_lists_are_those_of_the_history_at_the_same_instant(predictor: Predictor, features: Features) -> None:
+    users, at = list(range(1, 21)), shop.START + 60 * shop.DAY
+    answer = predictor.recommend(users, 4, at=at)
+    assert answer.column_names == [
+        *("user_id", "place", "item_id", "title", "score", "rank:covisit", "rank:popularity"),
+        *("cold", "newest_event_age", "version"),
+    ]
+    assert isinstance(predictor.ensemble, Recommender)
+    batch = features.history("recommendation", {"user_id": users, "time": np.full(20, at)})
+    lists = predictor.ensemble.lists(batch, 4)
+    ids = features.reader.view().ids("item_id", lists.items.ravel()).to_pylist()
+    assert answer["item_id"].to_pylist() == ids
+    assert answer["user_id"].to_pylist() == np.repeat(users, 4).tolist()
+    assert answer["place"].to_pylist() == [1, 2, 3, 4] * 20
+    np.testing.assert_array_equal(answer["rank:covisit"], lists.ranks[0].ravel())
+    seen = batch.column("items")
+    log_ids = [set(features.reader.view().ids("item_id", seen.take(np.array([at])).values).to_pylist()) for at in range(20)]
+    for user, item in zip(answer["user_id"].to_pylist(), answer["item_id"].to_pylist()):
+        assert item not in log_ids[user - 1]
+    assert set(answer["version"].to_pylist()) == {"recommendation@1"}
+
+
+def test_only_items_with_the_value_asked_for_are_listed(predictor: Predictor) -> None:
+    answer = predictor.recommend([1, 2], 30, where={"category": shop.CATEGORIES[1]}, exclude_seen=False)
+    items = answer["item_id"].to_pylist()
+    assert items
+    assert {shop.CATEGORIES[item % 4] for item in items} == {shop.CATEGORIES[1]}
+    assert len(items) < 60
+    everything = predictor.recommend([1, 2], 1_000, exclude_seen=False)
+    assert sorted(everything.filter(pa.compute.equal(everything["user_id"], 1))["item_id"].to_pylist()) == sorted(
+        range(1, shop.ITEMS + 1)
+    )
+
+
+def test_a_stranger_gets_what_is_popular_and_a_mark(predictor: Predictor) -> None:
+    answer = predictor.recommend([STRANGER, 1], 3)
+    assert answer["cold"].to_pylist() == [True] * 3 + [False] * 3
+    assert answer["newest_event_age"].to_pylist()[:3] == [None] * 3
+    first = answer.slice(0, 3)
+    assert sorted(first["rank:popularity"].to_pylist()) == first["rank:popularity"].to_pylist()
+    assert first["score"].to_pylist() == sorted(first["score"].to_pylist(), reverse=True)
+    assert predictor.recommend([], 3).num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (("12",), {}, r"users is the text '12'; expected a list of identifiers"),
+        (([1], 0), {}, "k is 0; expected how many items to list"),
+        (([1],), {"where": {"colour": "red"}}, "unknown column of the item table 'colour'; choose one of: category"),
+        (([1],), {"where": {"category": "cars"}}, "no item has category 'cars'"),
+    ],
+)
+def test_lists_that_cannot_be_meant_are_refused(predictor: Predictor, arguments: Any, options: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        predictor.recommend(*arguments, **options)
+
+
+def test_a_model_answers_what_it_was_made_for(predictor: Predictor) -> None:
+    with pytest.raises(UsageError, match=r"recommendation@1 ranks items and has no score a row; ask it for lists: recommend"):
+        predictor.predict(users=[1])
+    stack = replace(predictor, ensemble=Ensemble((), predictor.ensemble.members[0], Vocabulary({}), Target()))
+    with pytest.raises(UsageError, match=r"ranks no items; ask it for scores: predict"):
+        stack.recommend([1])
+    predictor.warm()
+
+
+def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        app([str(each) for each in arguments], prog_name="zoo")
+    streams = capfd.readouterr()
+    return int(ended.value.code or 0), streams.out, streams.err
+
+
+def test_the_command_line_lists_the_same(predictor: Predictor, root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = ("--user", 3, "--user", STRANGER, "-k", 2, "--where", f"category={shop.CATEGORIES[2]}", "--no-exclude-seen")
+    code, out, _ = run(capfd, "--repo", root, "recommend", *options, "--json")
+    assert code == 0
+    expected = predictor.recommend([3, STRANGER], 2, where={"category": shop.CATEGORIES[2]}, exclude_seen=False).to_pylist()
+    assert json.loads(out) == {"task": "recommendation", "rows": expected}
+    code, out, _ = run(capfd, "--repo", root, "recommend", "--user", STRANGER)
+    assert code == 0
+    assert "recommendation: 10 items" in out
+    assert "yes" in out
+    code, _, err = run(capfd, "--repo", root, "recommend", "--user", 3, "--where", "category")
+    assert code == 2
+    assert "--where 'category' cannot be read" in err
+
+
+def test_the_command_line_trains_and_shows_rankings(root: Path, trained: Trained, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capfd, "--repo", root, "train", "recommendation", "--workers", 1, "--no-register")
+    assert code == 0
+    assert "NDCG@10" in out
+    assert "covisit" in out
+    assert "mean" in out

@@ -1,0 +1,68 @@
+"""The command ``recommend``: which items users take next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zoo.cli.models import _ids, _log, instant
+from zoo.cli.state import Json, state
+from zoo.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def recommend(
+    ctx: typer.Context,
+    user: Annotated[list[str], typer.Option(help="A user's identifier; may be repeated.", metavar="ID")],
+    task: Annotated[
+        str, typer.Argument(help="A model that ranks items: recommendation (its champion) or recommendation@3.", metavar="TASK")
+    ] = "recommendation",
+    k: Annotated[int, typer.Option("-k", help="Items to list for each user.", min=1, metavar="N")] = 10,
+    exclude_seen: Annotated[
+        bool | None, typer.Option(help="Leave out what the user has had already. Default: as in zoo.toml when it was trained.")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Only items with this value in the item table; may be repeated.", metavar="COLUMN=VALUE"),
+    ] = None,
+    at: Annotated[str | None, typer.Option(help="Answer as of this time. Default: the project's clock.", metavar="TIME")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the items that users take next.
+
+    With titles, scores and each member's rank of the item. A user of whom nothing is known is answered by what is popular, and
+    marked cold.
+    """
+    own = state(ctx)
+    project = own.project
+    moment = None if at is None else instant(at, project.timezone)
+    wanted = dict(_equal(text) for text in where or ())
+    users = _ids(_log(own).schema, user)
+    with own.progress(f"recommend {task}") as say:
+        say(0.0, "loading the model")
+        from zoo.predictor import Predictor
+
+        predictor = Predictor.load(task, repo=project.root, without=own.without)
+        answer = predictor.recommend(users, k, exclude_seen=exclude_seen, where=wanted or None, at=moment)
+
+    def human(console: Console) -> None:
+        from zoo.cli.render import table
+
+        hidden = ("newest_event_age", "version")
+        names = [name for name in answer.column_names if name not in hidden]
+        rows = [[str(row[name]) if name.endswith("_id") else row[name] for name in names] for row in answer.to_pylist()]
+        console.print(table(f"{task}: {len(rows):,} items", names, rows))
+
+    own.answer(as_json, {"task": task, "rows": answer.to_pylist()}, human)
+
+
+def _equal(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise UsageError(
+            f"--where {text!r} cannot be read; expected a column of the item table, =, and a value, as in category=toys"
+        )
+    return name, value
