@@ -20,10 +20,12 @@ import redis
 import tiny_shop as shop
 from tiny_shop import _applied, repo
 
+from zoo.cli.app import app
+from zoo.consistency import drift
 from zoo.errors import ArtefactError, FeatureError, UsageError
 from zoo.events.index import MISSING
 from zoo.events.ingest import ingest
-from zoo.features import Features
+from zoo.features import Features, apply
 from zoo.stores.frames import ALWAYS, NEVER, index_of, newer, pack, pack_slices, without
 from zoo.stores.online import Space
 
@@ -288,7 +290,9 @@ def test_threads_that_push_at_once_lose_nothing(repo: Path, online: str) -> None
 
 WRITER = """
 import sys
-from zoo.features import Features
+from zoo.cli.app import app
+from zoo.consistency import drift
+from zoo.features import Features, apply
 import test_stores
 
 features = [Features.open(root) for root in sys.argv[1:]]
@@ -464,6 +468,200 @@ def test_a_push_without_ids_is_refused_unless_it_has_a_key(repo: Path) -> None:
     with pytest.raises(UsageError, match="idempotency key"):
         features.append(table)
     assert [features.append(table, "once").added, features.append(table, "once").added] == [4, 0]
+
+
+# Retention
+
+FEW = """
+from feast import Entity, FeatureService, FeatureView, ValueType
+
+from zoo.events.specs import Aggregation, count, last_n, recency, total
+from zoo.stores import EventSource
+from zoo.stores.source import schema_of
+from feast.types import String
+
+user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.INT64)
+recent = Aggregation(("user_id",), (
+    last_n("items", "item_id", 3), last_n("gaps", "gap", 3), count("n_7d", "7d"), total("spend_7d", "value", "7d"),
+    count("visits_7d", "7d", step="visit"), last_n("sizes", "", 2, step="visit", of="count"), recency("seen", where=("cart",)),
+))
+view = FeatureView(
+    name="recent", entities=[user], source=EventSource(name="recent", aggregation=recent), schema=schema_of(recent, item_id=String)
+)
+few = FeatureService(name="few", features=[view])
+"""
+
+
+def few(repo: Path, online: str) -> Features:
+    """The shop with one view that reaches back a week and a few events, in place of its own views."""
+    (repo / "definitions.py").write_text(FEW)
+    (repo / "data" / "registry.db").unlink(missing_ok=True)
+    (repo / "feature_store.yaml").write_text(shop.settings(online=online))
+    apply(repo)
+    return Features.open(repo)
+
+
+def assert_few(features: Features, at: int | None = None) -> None:
+    users = [1, 2, 3, 4, 5, 6, 3]
+    now = features.reader.now() if at is None else at
+    shop.assert_same(
+        features.online("few", {"user_id": users}, at), features.history("few", {"user_id": users, "time": [now] * 7})
+    )
+
+
+def kept(features: Features) -> dict[int, Any]:
+    """Events kept of each user, by code."""
+    store, view = features._online_store, features.reader.view()
+    space = store.space(features.store.config, view)
+    return {code: events_in(value) for code, value in store.values(features.store.config, space, "user_id")}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_what_no_view_reaches_back_to_is_not_kept_and_answers_stay_exact(repo: Path, online: str, seed: int) -> None:
+    features, rng = few(repo, online), np.random.default_rng(seed)
+    features.reader.log.append(shop.events_table(shop.random_events(rng, 300)))
+    features.materialize()
+    held = kept(features)
+    assert sum(len(columns["time"]) for columns in held.values()) < 150
+    assert {name for columns in held.values() for name in columns} <= {"time", "seq", "item_id", "value", "event_type", "session"}
+    assert features._online_store.names(features.store.config, features.reader.log.id) == [
+        features._online_store.space(features.store.config, features.reader.view())
+    ]
+    assert_few(features)
+    for n in range(12):  # late ones among them, and with an instant before what is kept
+        features.append(shop.events_table(shop.random_events(rng, 7, 1000 + 7 * n)))
+        assert_few(features)
+    assert_few(features, shop.START + 20 * shop.DAY)
+    assert drift(features, "few", 20) == (20, [])
+
+
+def test_declarations_that_ask_for_more_are_answered_right_at_once(repo: Path, online: str) -> None:
+    features = few(repo, online)
+    features.append(shop.events_table(shop.random_events(np.random.default_rng(1), 300)))
+    assert_few(features)
+    (repo / "definitions.py").write_text(FEW.replace('"7d"', '"30d"').replace('"item_id", 3', '"item_id", 20'))
+    apply(repo)
+    assert_few(features)  # opened before: it goes on with what it was declared to be
+    wider = Features.open(repo)
+    assert_few(wider)
+    wider.materialize()
+    assert len(wider._online_store.names(wider.store.config, wider.reader.log.id)) == 1
+    assert_few(features)
+
+
+# Killed and run again
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3, 5])
+def test_a_copy_goes_on_where_a_killed_one_stopped(repo: Path, online: str, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    monkeypatch.setattr("zoo.stores.bulk.ENTITIES_AT_ONCE", 2)
+    features = shop.opened(repo, online=online)
+    features.reader.log.append(shop.events_table(shop.random_events(np.random.default_rng(0), 60)))
+    store = features._online_store
+    real, left = store.exchange, [calls]
+
+    def exchange(*args: Any, **options: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        return real(*args, **options)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(store, "exchange", exchange)
+        with pytest.raises(Killed):
+            features.materialize()
+    space = store.space(features.store.config, features.reader.view())
+    assert store.load(features.store.config, space, {})[1] == 0  # the watermark is never ahead
+    features.reader.log.append(shop.events_table(shop.random_events(np.random.default_rng(1), 10, 100)))
+    copied = shop.opened(repo).materialize()
+    assert (copied["user_id"] < 5) == (calls > 1)
+    assert_parity(features, everyone())
+
+
+def test_a_redis_that_restarts_empty_in_the_midst_of_a_copy_is_copied_again(
+    repo: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zoo.stores.bulk.ENTITIES_AT_ONCE", 2)
+    features = shop.opened(repo, online=redis_url)
+    features.reader.log.append(shop.events_table(shop.random_events(np.random.default_rng(0), 60)))
+    lost = []
+
+    def lose(done: float, text: str) -> None:
+        if done > 0.3 and not lost:
+            with redis.Redis.from_url(redis_url) as client:
+                lost.append(client.flushdb())
+
+    features.materialize(progress=lose)
+    assert lost
+    assert_parity(features, everyone())
+
+
+# Drift
+
+
+def test_drift_is_found_counted_and_shown(repo: Path) -> None:
+    features = shop.opened(repo)
+    features.append(shop.events_table(shop.random_events(np.random.default_rng(0), 40)))
+    for service in features.services():
+        if service != "mixed":  # file-backed views are Feast's
+            assert drift(features, service, 30) == (30, [])
+    with sqlite3.connect(repo / "data" / "online.db") as connection:
+        connection.execute("DELETE FROM zoo_frames WHERE key IN (SELECT key FROM zoo_frames LIMIT 3)")
+    connection.close()
+    rows, found = drift(features, "users", 30)
+    assert rows == 30
+    assert {"n", "items", "spend"} <= {d.feature for d in found}
+    first = next(d for d in found if d.feature == "n")
+    assert first.online == 0 < first.log
+    assert 0 < first.rows <= 30
+    (repo / "zoo.toml").write_text('[zoo]\ntimezone = "UTC"\n')
+    codes = []
+    for option in ("--json", "--seed=1"):
+        with pytest.raises(SystemExit) as ended:
+            app(["--repo", str(repo), "check-features", "users", option], prog_name="zoo")
+        codes.append(ended.value.code)
+    features.materialize()
+    with pytest.raises(SystemExit) as ended:
+        app(["--repo", str(repo), "check-features", "users"], prog_name="zoo")
+    assert (codes, ended.value.code) == ([1, 1], 0)
+    with pytest.raises(UsageError, match="0 entities to compare; expected at least 1"):
+        drift(features, "users", 0)
+
+
+# Forgetting
+
+
+def test_forgotten_users_leave_no_event_behind_not_even_with_items(repo: Path, online: str) -> None:
+    features = shop.opened(repo, online=online)
+    features.append(shop.events_table(shop.random_events(np.random.default_rng(0), 200)))
+    features.append(shop.events_table(shop.random_events(np.random.default_rng(1), 20, 200)))
+    store, config, view = features._online_store, features.store.config, features.reader.view()
+    before = features.online("users", {"user_id": [2, 3, 4, 5]})
+    (code,) = view.codes("user_id", [1]).tolist()
+    assert store.forget(config, view.log.id, "user_id", [code]) > 1
+    space = store.space(config, view)
+    assert code not in dict(store.values(config, space, "user_id"))
+    assert all(code not in events_in(value)["user_id"] for _, value in store.values(config, space, "item_id"))
+    assert features.online("users", {"user_id": [1]}).newest.tolist() == [-1]
+    shop.assert_same(features.online("users", {"user_id": [2, 3, 4, 5]}), before)
+
+
+def test_no_byte_of_a_forgotten_user_is_left_in_sqlite(repo: Path) -> None:
+    features = shop.opened(repo)
+    features.append(shop.events_table(shop.random_events(np.random.default_rng(0), 200)))
+    store, config, view = features._online_store, features.store.config, features.reader.view()
+    (code,) = view.codes("user_id", [1]).tolist()
+    space = store.space(config, view)
+    value = dict(store.values(config, space, "user_id"))[code]
+    mark = value[-64:]
+    files = sorted((repo / "data").glob("online.db*"))
+    assert any(mark in path.read_bytes() for path in files)
+    store.forget(config, view.log.id, "user_id", [code])
+    assert not any(mark in path.read_bytes() for path in files if path.exists())
 
 
 # Frames

@@ -47,6 +47,7 @@ _COMMANDS = (
     ("apply", data.apply, "zoo apply"),
     ("ingest", data.ingest, "zoo ingest events-2017-12.parquet"),
     ("materialize", data.materialize, "zoo materialize"),
+    ("check-features", data.check_features, "zoo check-features churn --entities 500"),
     ("train", models.train, "zoo train churn --workers 2"),
     ("models", models.models, "zoo models --json"),
     ("promote", models.promote, "zoo promote churn@3"),

@@ -1,9 +1,10 @@
-"""Commands that move data: ``apply``, ``ingest`` and ``materialize``."""
+"""Commands that move data: ``apply``, ``ingest``, ``materialize`` and ``check-features``."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -137,15 +138,62 @@ def materialize(ctx: typer.Context, as_json: Json = False) -> None:
         features = Features.open(root)
         if not features.services():
             raise FeatureError("the repository has no feature service yet, so there is nothing to materialize; run: zoo apply")
+        began = time.monotonic()
         copied = features.materialize(progress=say)
+    seconds = time.monotonic() - began
 
     def human(console: Console) -> None:
         from zoo.cli.render import table
 
         rows = [(kind.removesuffix("_id"), count) for kind, count in copied.items()]
         console.print(table("Copied to the online store", ["entity", "entities with events"], rows))
+        console.print(f"The online store was rebuilt from the log in {seconds:,.1f} s.")
 
-    own.answer(as_json, {"copied": copied}, human)
+    own.answer(as_json, {"copied": copied, "seconds": seconds}, human)
+
+
+def check_features(
+    ctx: typer.Context,
+    service: Annotated[str, typer.Argument(help="A feature service; all of them by default.")] = "",
+    entities: Annotated[int, typer.Option(help="Rows of random entities to compare for each service.")] = 100,
+    seed: Annotated[int, typer.Option(help="Which entities are drawn.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Compare online features with the log's.
+
+    Draws entities, reads each service online and from the log as of now, and prints every feature that differs. Exits 1 if any does.
+    """
+    own = state(ctx)
+    with own.progress("check-features") as say:
+        say(0.0, "loading Feast")
+        from zoo.consistency import drift
+        from zoo.features import Features
+
+        features = Features.open(own.project.root)
+        names = [service] if service else features.services()
+        if not names:
+            raise FeatureError("the repository has no feature service yet, so there is nothing to compare; run: zoo apply")
+        compared, found = {}, []
+        for at, name in enumerate(names):
+            say(at / len(names), name)
+            compared[name], differing = drift(features, name, entities, seed)
+            found += differing
+
+    def human(console: Console) -> None:
+        from zoo.cli.render import table
+
+        counts = [[name, rows, sum(d.service == name for d in found)] for name, rows in compared.items()]
+        console.print(table("Online against the log", ["service", "rows", "features that differ"], counts))
+        if found:
+            rows = [[d.service, d.feature, d.rows, str(d.example), str(d.online), str(d.log)] for d in found]
+            console.print(table("", ["service", "feature", "rows", "for instance", "online", "log"], rows))
+            console.print(
+                "Rebuild the store with: zoo materialize. What differs after that belongs to entities with more than max_events events."
+            )
+
+    own.answer(as_json, {"compared": compared, "drift": [asdict(d) for d in found]}, human)
+    if found:
+        raise typer.Exit(1)
 
 
 def report_document(report: IngestReport) -> dict[str, Any]:

@@ -359,6 +359,11 @@ class LogView:
             codes[np.asarray(values.is_null())] = PADDING
         return codes
 
+    def size(self, entity: str) -> int:
+        """Number of an entity kind's codes, padding and unknown included."""
+        named = entity if entity in ENTITIES else self._partner_dictionary(entity)
+        return self.log.dictionary(named).size if named is not None else len(self._partner_keys(entity)) + FIRST
+
     def ids(self, entity: str, codes: Array) -> Any:
         """Arrow array (n,) of identifiers, the inverse of ``codes``; null for 0 and 1."""
         if entity in ENTITIES:

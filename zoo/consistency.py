@@ -1,0 +1,85 @@
+"""Whether the online store answers as the log does: entities drawn at random, the same instant, every feature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from zoo.contract import Array, Column
+from zoo.errors import UsageError
+from zoo.events.dictionary import FIRST
+from zoo.features import Features
+
+TOLERANCE = 1e-9
+"""Relative difference of floats that counts as none: sums of floats may be added in another order."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A feature whose online answers differ from the log's. rows: how many; example: the keys of one; online, log: its values."""
+
+    service: str
+    feature: str
+    rows: int
+    example: dict[str, Any]
+    online: Any
+    log: Any
+
+
+def drift(features: Features, service: str, entities: int = 100, seed: int = 0) -> tuple[int, list[Drift]]:
+    """(rows compared, features that differ) for rows of random keys, as of now.
+
+    Raises UsageError for an unknown service or no entities.
+    """
+    if entities < 1:
+        raise UsageError(f"{entities} entities to compare; expected at least 1")
+    view, rng = features.reader.view(), np.random.default_rng(seed)
+    joins = {column: key for each, _ in features.views(service) for key, column in _joins(each).items()}
+    sizes = {key: view.size(key) for key in set(joins.values())}
+    number = 0 if min(sizes.values(), default=0) <= FIRST else entities
+    rows = {column: view.ids(key, rng.integers(FIRST, max(sizes[key], FIRST + 1), number)) for column, key in joins.items()}
+    now = features.reader.now()
+    online, log = features.online(service, rows, now), features.history(service, {**rows, "time": np.full(number, now)})
+    found = []
+    for name in log.names:
+        ours, theirs = online.column(name), log.column(name)
+        differ = _differ(ours, theirs)
+        if differ.any():
+            at = int(np.flatnonzero(differ)[0])
+            example = {column: values[at].as_py() for column, values in rows.items()}
+            found.append(Drift(service, name, int(differ.sum()), example, _shown(ours, at), _shown(theirs, at)))
+    return number, found
+
+
+def _joins(feature_view: Any) -> dict[str, str]:
+    from zoo.stores.columns import join_columns
+
+    return join_columns(feature_view)
+
+
+def _differ(ours: Column, theirs: Column) -> Array:
+    """bool (n,): rows whose values are not the same."""
+    if theirs.offsets is None:
+        return np.logical_not(_equal(ours.values, theirs.values))
+    assert ours.offsets is not None
+    out: Array = ours.lengths != theirs.lengths
+    same = np.flatnonzero(~out)
+    a, b = ours.take(same), theirs.take(same)
+    rows = np.repeat(same, b.lengths)
+    out[rows[~_equal(a.values, b.values)]] = True
+    return out
+
+
+def _equal(a: Array, b: Array) -> Array:
+    if b.dtype.kind != "f":
+        return np.equal(a, b)
+    same: Array = np.isclose(a, b, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+    return same
+
+
+def _shown(column: Column, row: int) -> Any:
+    if column.offsets is None:
+        return column.values[row].item()
+    return column.values[column.offsets[row] : column.offsets[row + 1]].tolist()
