@@ -85,9 +85,18 @@ class LogView:
     _lock: Any = field(default_factory=RLock, repr=False, compare=False)
 
     @classmethod
-    def open(cls, root: Path | str) -> LogView:
-        """The log as it is now. Raises ZooError where there is none."""
+    def open(cls, root: Path | str, lineage: Mapping[str, Any] | None = None) -> LogView:
+        """The log as it is now, or as it was when a view of it said this ``lineage``.
+
+        Raises ZooError where there is none, and FeatureError where it does not hold (any more) what the lineage names.
+        """
         log = EventLog.open(root)
+        if lineage is not None:
+            seen = {"events": log.count(), "epoch": log.epoch}
+            if seen["epoch"] != lineage["epoch"] or seen["events"] < lineage["events"]:
+                asked = {name: lineage[name] for name in seen}
+                raise FeatureError(f"the log in {root} has {seen}; expected at least {asked}, of the same epoch")
+            return cls(log, lineage["log"], lineage["events"], lineage["epoch"], lineage["tables"])
         epoch, shot = log.epoch, log.snapshot()
         return cls(log, shot.version, shot.count, epoch, log.tables())
 

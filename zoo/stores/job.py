@@ -47,13 +47,18 @@ class EventLogRetrievalJob(RetrievalJob):
         metadata: RetrievalMetadata | None,
         root: Path,
         rows: int | None = None,
+        blocks: Callable[[], Any] | None = None,
     ) -> None:
-        """compute: the answers of a slice of the rows. rows: how many there are; None where only the whole can be computed."""
+        """compute: the answers of a slice of the rows. rows: how many there are; None where only the whole can be computed.
+
+        blocks: makes a Ray dataset of them; None where it is made of the whole.
+        """
         self._compute = compute
         self._full_feature_names = full_feature_names
         self._metadata = metadata
         self._root = root
         self._rows = rows
+        self._blocks = blocks
         self._table: pa.Table | None = None
 
     @property
@@ -82,6 +87,14 @@ class EventLogRetrievalJob(RetrievalJob):
     def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
         frame: pd.DataFrame = self._to_arrow_internal(timeout).to_pandas()
         return frame
+
+    def to_ray_dataset(self) -> Any:
+        """The result as a ``ray.data.Dataset``: one block a partition of the log, each computed by a Ray task that opens the log itself.
+
+        Rows keep their order within a block, not across blocks; carry a column that names them where order matters. Every node must see
+        the log's folder. Raises UsageError where Ray is not installed.
+        """
+        return super().to_ray_dataset() if self._blocks is None else self._blocks()
 
     def to_polars(self) -> pl.DataFrame:
         """The result as a polars frame; numbers and lists are not copied."""

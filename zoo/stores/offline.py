@@ -24,6 +24,7 @@ from feast.utils import _get_requested_feature_views_to_features_dict
 from zoo.contract import Array
 from zoo.errors import FeatureError, UsageError
 from zoo.events.view import LogView
+from zoo.stores import blocks
 from zoo.stores.columns import chosen, features_of, join_columns, source_of, to_arrow
 from zoo.stores.files import as_of_join, newest_rows, read_view
 from zoo.stores.job import EventLogRetrievalJob
@@ -92,8 +93,14 @@ class EventLogOfflineStore(OfflineStore):
                     rows = rows.append_column(prefix + name, column)
             return rows
 
+        def in_blocks() -> Any:
+            view, rows, _ = asked()
+            sent = blocks.of(config, feature_views, feature_refs, full_feature_names, view)
+            return blocks.dataset(sent, rows, blocks.parts(view, feature_views, rows))
+
         metadata = RetrievalMetadata(list(feature_refs), [c for c in entity_df.columns if c != stamp])
-        return EventLogRetrievalJob(compute, full_feature_names, metadata, Path(config.repo_path or "."), len(entity_df))
+        root = Path(config.repo_path or ".")
+        return EventLogRetrievalJob(compute, full_feature_names, metadata, root, len(entity_df), in_blocks)
 
     @staticmethod
     def pull_all_from_table_or_query(
