@@ -26,8 +26,6 @@ _FEW = 24
 """Rows that are searched one by one."""
 _ROWS = 1 << 14
 """Rows bisected together, so that what is in work stays in the processor's cache."""
-_SHORT = 1 << 8
-"""Up to this step, bisecting all rows costs less than choosing those that need it."""
 _CACHED = 1 << 22
 """Events whose times a cache may hold; beyond them rows are searched in the order of memory."""
 _HOUR = 3_600_000_000
@@ -70,8 +68,8 @@ def _bisect(time: Array, low: Array, high: Array, times: Array, right: bool) -> 
         np.empty(len(found), bool),
     )
     while step:
-        rows = np.flatnonzero(left >= step) if step > _SHORT else left
-        if 3 * len(rows) < len(found):  # a few long slices: the others wait
+        rows = np.flatnonzero(left >= step)
+        if 3 * len(rows) < len(found):  # few slices are so long: the others wait
             ahead = found[rows] + (step - 1)
             hit = (ahead < high[rows]) & before(time.take(ahead, mode="clip"), times[rows])
             found[rows[hit]] += step
@@ -132,7 +130,7 @@ class Index:
     def search(self, low: Array, high: Array, times: Array, *, right: bool = False) -> Array:
         """First position in [low, high) whose time is >= t (``right``: > t), for all rows at once.
 
-        low, high: int64 (n,); times: int64 (n,), or (w, n) for w instants a row. Returns int64 in the shape of ``times``.
+        low, high: int64 (n,); times: int64 (n,), or (w, n) for w instants a row, ascending. Returns int64 in the shape of ``times``.
         """
         targets = np.atleast_2d(times)
         if len(low) <= _FEW:  # a search in C for each row costs less than bisecting all of them in numpy
@@ -142,13 +140,13 @@ class Index:
                 found[:, row] = self.time[a:b].searchsorted(targets[:, row], side)
             found += low
             return found.reshape(times.shape)
-        found = np.repeat(low[None], len(targets), axis=0)
+        found, time = np.empty(targets.shape, np.int64), np.asarray(self.time)  # looks at a mapped array cost more
         order = self._nearby(low, high, targets[0]) if len(self) > _CACHED else None
         for start in range(0, len(low), _ROWS):
             rows: Any = slice(start, start + _ROWS) if order is None else order[start : start + _ROWS]
             begin, end = low[rows], high[rows]
             for line, wanted in zip(found, targets):
-                line[rows] = _bisect(self.time, begin, end, wanted[rows], right)
+                line[rows] = begin = _bisect(time, begin, end, wanted[rows], right)
         return found.reshape(times.shape)
 
     def _nearby(self, low: Array, high: Array, times: Array) -> Array:

@@ -351,8 +351,9 @@ class Aggregation:
 
     @cached_property
     def windows(self) -> tuple[int | None, ...]:
-        """The windows that features look back over, each once; the first is None, all history."""
-        return tuple(dict.fromkeys([None, *(f.window for f in self.features if f.kind != "decay")]))
+        """The windows that features look back over, each once, longest first; the first is None, all history."""
+        spans = {f.window for f in self.features if f.window is not None and f.kind != "decay"}
+        return (None, *sorted(spans, reverse=True))
 
     @cached_property
     def alike(self) -> tuple[tuple[Feature, ...], ...]:

@@ -81,7 +81,7 @@ class Steps:
             at = self._inside().stop - 1
         else:
             return _held(of, column, self.events, self._inside()), None
-        values = self.events.plain(column, self.events.column(column)[at])
+        values = self.events.plain(column, self.events.column(column).take(at))
         return values, self.events.index.dictionary(column)
 
     def numbers(self, column: str, of: str) -> Array:
