@@ -107,8 +107,10 @@ def test_seq_is_contiguous_in_order_of_append_whatever_the_times(log):
 
 def test_an_older_version_reads_as_it_was(log):
     push(log, users=[1, 2], key="a")
+    log.flush()
     before = log.version()
     push(log, users=[3], times=[9 * SECOND], key="b")
+    log.flush()
     assert log.version() > before
     assert log.table(before)["user_id"].to_pylist() == [1, 2]
     assert log.count(before) == 2
@@ -146,7 +148,8 @@ def test_an_interrupt_right_after_a_commit_hides_nothing(log, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(log, "tidy", lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            push(log, key="second")
+            log.flush()
+    push(log, key="second")
     assert log.count() == 2
     assert push(log, key="third").added == 1
     assert log.table()["seq"].to_pylist() == [0, 1, 2]
@@ -168,6 +171,7 @@ def test_an_unknown_column_is_refused_with_the_choices(log):
 def test_many_small_pushes_are_merged_and_nothing_changes(log):
     for index in range(70):
         push(log, users=[index], items=[index % 7], times=[(100 - index) * SECOND], key=f"k{index}")
+        log.flush()
     assert len(log.snapshot().files) < 64
     table = log.table()
     assert table["user_id"].to_pylist() == list(range(70))
@@ -179,11 +183,13 @@ def test_many_small_pushes_are_merged_and_nothing_changes(log):
 
 def test_any_delta_reader_reads_the_log(log):
     push(log, users=[5, 6])
+    log.flush()
     assert pl.from_arrow(DeltaTable(str(log.root / "log")).to_pyarrow_table()).sort("seq")["user_id"].to_list() == [5, 6]
 
 
 def test_a_damaged_data_file_is_named(log):
     push(log)
+    log.flush()
     (file,) = (log.root / "log").glob("*.parquet")
     file.write_bytes(b"PAR1 nothing more")
     with pytest.raises(ZooError, match=r"data file .* damaged"):
@@ -284,9 +290,10 @@ def test_a_missing_table_is_refused_with_the_choices(log):
 def test_lineage_names_every_version(log):
     push(log)
     log.put_table("items", pa.table({"item_id": [1]}))
+    push(log, users=[7, 8], key="second")
     lineage = log.lineage()
-    events = {"log": log.version(), "events": log.count(), "epoch": log.epoch}
-    assert lineage == {**events, "dictionaries": log.dictionaries.version(), "tables": log.tables()}
+    versions = {"log": log.version(), "dictionaries": log.dictionaries.version(), "tables": log.tables()}
+    assert lineage == {**versions, "tail": 2, "events": 3, "epoch": 0}
     assert set(lineage["tables"]) == {"items"}
 
 

@@ -363,6 +363,7 @@ class Features:
         Reading and pushing bring the store up to date by themselves; this does it beforehand, and repairs a store that lost entities.
         It may be killed and run again: it goes on where it was. progress: called with the fraction done and what is copied.
         """
+        self.reader.log.flush()
         copied: dict[str, int] = self._online_store.materialize(self.store.config, progress)
         return copied
 

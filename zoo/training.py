@@ -75,7 +75,7 @@ def split(
     own = {k: v for k, v in settings.own.items() if k != "gap"}
     module = import_module(task.examples.__module__)
     begin = module.first(own, view) if hasattr(module, "first") else 0
-    end = view.log.end(view.version) or 0
+    end = view.end or 0
     if test_start is None:
         rows = task.examples(view, own, begin, end + 1)
         known = rows.time[rows.known_at <= end + 1]
@@ -135,7 +135,9 @@ def train(
     say = progress or silent
     settings = project.task(task_name)
     task = plugins.task(settings.task)
-    features = (features or Features.open(project.root)).pinned()  # one version for labels, features and lineage
+    features = features or Features.open(project.root)
+    features.reader.log.flush()  # so that the Delta version alone names what is trained on
+    features = features.pinned()  # one version for labels, features and lineage
     executor = executor or Serial()
     cache = Cache(project.cache)
     # text encoders keep the states of their frozen layers there, for all folds and processes

@@ -9,7 +9,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,11 @@ SMALL = 50_000
 """Rows below which a data file is worth merging with its neighbours."""
 MANY = 64
 """Small files that are tolerated before they are merged."""
+
+EPOCH = "epoch"
+"""Application transaction: how many times a table was rewritten without something that it held."""
+REWRITTEN = "rewritten"
+"""Application transaction: the version by which it was, the oldest that can be read."""
 
 # Every version stays readable: a training run names the version it read.
 CONFIGURATION = {"delta.enableExpiredLogCleanup": "false"}
@@ -64,18 +69,29 @@ def open_table(folder: Path, version: int | None = None) -> DeltaTable:
     if not (folder / "_delta_log").is_dir():
         raise ZooError(f"no table at {folder}; expected a Delta table there")
     try:
-        return DeltaTable(str(folder), version=version)
+        rewritten = 0 if version is None else transaction(DeltaTable(str(folder)), REWRITTEN)
+        if version is None or version >= rewritten:
+            return DeltaTable(str(folder), version=version)
     except TableNotFoundError as error:
         raise ZooError(f"the table at {folder} is damaged: {error}; restore the folder from a copy") from error
     except (DeltaError, OSError, ValueError) as error:
         at = "" if version is None else f" at version {version}"
         raise ZooError(f"the table at {folder}{at} cannot be read: {error}") from error
+    raise ZooError(
+        f"version {version} of the table at {folder} is not reproducible: a part of it was forgotten (zoo forget) in version {rewritten}; "
+        "the versions from there on can be read"
+    )
 
 
 def refresh(folder: Path, table: DeltaTable) -> None:
     """Read commits that others made since; one look at the file system where there are none."""
-    while (folder / "_delta_log" / f"{table.version() + 1:020d}.json").exists():
+    while os.path.exists(f"{folder}/_delta_log/{table.version() + 1:020d}.json"):  # noqa: PTH110 - asked on every read
         table.update_incremental()
+
+
+def transaction(table: DeltaTable, name: str) -> int:
+    """Number of an application transaction, 0 where there was none."""
+    return int(table.transaction_version(name) or 0)
 
 
 @dataclass(frozen=True)
@@ -259,6 +275,32 @@ class Writing:
         sync(self.folder / "_delta_log" / f"{table.version():020d}.json")
         sync(self.folder / "_delta_log")
         return int(table.version())
+
+
+def rewrite(
+    folder: Path,
+    table: DeltaTable,
+    removed: Sequence[DataFile],
+    parts: Iterable[pa.Table],
+    bounded: Sequence[str] = (),
+    transactions: Mapping[str, int] | None = None,
+    mark: str = "",
+) -> int:
+    """Put rows in the place of files in one commit, after which no older version can be read (``vacuum`` then removes their files)."""
+    schema = pa.schema(table.schema().to_arrow())
+    marks = {EPOCH: transaction(table, EPOCH) + 1, REWRITTEN: int(table.version()) + 1}
+    with Writing(folder, schema, bounded, mark) as writing:
+        for part in parts:
+            writing.add(part)
+        return writing.commit(table, {**marks, **(transactions or {})}, removed)
+
+
+def vacuum(folder: Path, table: DeltaTable) -> None:
+    """Remove the data files that the newest version does not name."""
+    named = {file.name for file in data_files(table)}
+    for file in folder.glob("*.parquet"):
+        if file.name not in named:
+            file.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -6,7 +6,7 @@ A code never changes its meaning, so codes of an older version stay right in eve
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from zoo.contract import PADDING, UNKNOWN, Array
 from zoo.errors import UnknownIdError
 from zoo.events import delta
 from zoo.events.schema import ID_TYPES, IdType
+from zoo.events.tail import Tail
 
 FIRST = 2
 """Code of the first real identifier."""
@@ -68,23 +69,58 @@ def as_ids(values: Any, kind: IdType, name: str) -> pa.Array:
     )
 
 
+class _Grown:
+    """What all versions of a dictionary share: it only grows, and a version looks no further than its own size.
+
+    lookup: identifier -> code of the first ``known`` codes. more: identifiers after ``base``.
+    """
+
+    def __init__(self, base: pa.Array) -> None:
+        self.base = base
+        self.more: list[Any] = []
+        self.lookup: dict[Any, int] = {}
+        self.known = FIRST
+        self.mutex = threading.Lock()
+
+    def codes(self, size: int) -> dict[Any, int]:
+        """The lookup, filled up to a size at least."""
+        if self.known < size:
+            with self.mutex:
+                if self.known < size:
+                    at = self.known - FIRST
+                    held = len(self.base)
+                    missing = (
+                        self.base[at : size - FIRST].to_pylist() + self.more[max(at - held, 0) : max(size - FIRST - held, 0)]
+                    )
+                    self.lookup.update((v, c) for c, v in enumerate(missing, self.known) if v is not None)
+                    self.known = size
+        return self.lookup
+
+
 class Dictionary:
     """One dictionary as it was at one version; immutable, safe to share between threads.
 
-    values: the identifiers in order of code, ``values[i]`` has code ``i + 2``.
+    A forgotten identifier's code stays; its text is null.
     """
 
-    def __init__(self, name: str, kind: IdType, values: pa.Array, lookup: dict[Any, int]) -> None:
-        self.name, self.kind, self.values = name, kind, values
-        # Shared with older and newer versions of the same dictionary: it only grows, and codes beyond ``size`` are ignored.
-        self._lookup = lookup
+    def __init__(self, name: str, kind: IdType, grown: _Grown, size: int) -> None:
+        self.name, self.kind, self.size = name, kind, size
+        """size: number of codes, padding and unknown included."""
+        self._grown = grown
+        self._values: pa.Array | None = None
         self._sorted: tuple[Array, Array] | None = None
         self._table: Array | None = None
 
     @property
-    def size(self) -> int:
-        """Number of codes, padding and unknown included."""
-        return len(self.values) + FIRST
+    def values(self) -> pa.Array:
+        """The identifiers in order of code, ``values[i]`` has code ``i + 2``."""
+        if self._values is None:
+            count, held = self.size - FIRST, len(self._grown.base)
+            parts = [self._grown.base[:count]]
+            if count > held:
+                parts.append(pa.array(self._grown.more[: count - held], ID_TYPES[self.kind]))
+            self._values = pa.concat_arrays(parts)
+        return self._values
 
     @property
     def ids(self) -> list[Any]:
@@ -108,11 +144,7 @@ class Dictionary:
         return encoded
 
     def _encode_few(self, ids: pa.Array) -> Array:
-        known = len(self._lookup)
-        if known < len(self.values):
-            missing = self.values[known:].to_pylist()
-            self._lookup.update(zip(missing, range(known + FIRST, known + FIRST + len(missing)), strict=True))
-        size, get = self.size, self._lookup.get
+        size, get = self.size, self._grown.codes(self.size).get
         found = (PADDING if value is None else get(value, UNKNOWN) for value in ids.to_pylist())
         return np.fromiter((code if code < size else UNKNOWN for code in found), np.int32, len(ids))
 
@@ -125,20 +157,21 @@ class Dictionary:
 
     def _by_value(self, keys: Array) -> Array:
         """int32 (n,): codes of numbers, from a table by value where they lie close together, else by search."""
-        own = self._numbers[FIRST:]
-        if not len(own):
-            return np.full(len(keys), UNKNOWN, np.int32)
         if self._sorted is None:
+            there = np.arange(FIRST, self.size) if self._blank is None else np.flatnonzero(~self._blank)[FIRST:]
+            own = self._numbers[there]
             order = np.argsort(own, kind="stable")
-            self._sorted = own[order], (order + FIRST).astype(np.int32)
+            self._sorted = own[order], there[order].astype(np.int32)
         values, codes = self._sorted
+        if not len(values):
+            return np.full(len(keys), UNKNOWN, np.int32)
         first, last = int(values[0]), int(values[-1])
-        if last - first >= _SPREAD * len(own):
-            at = np.minimum(np.searchsorted(values, keys), len(own) - 1)
+        if last - first >= _SPREAD * len(values):
+            at = np.minimum(np.searchsorted(values, keys), len(values) - 1)
             return np.where(values[at] == keys, codes[at], UNKNOWN).astype(np.int32)
         if self._table is None:
             table = np.full(last - first + 2, UNKNOWN, np.int32)
-            table[own - first] = np.arange(FIRST, self.size, dtype=np.int32)
+            table[values - first] = codes
             self._table = table
         outside = (keys < first) | (keys > last)
         return self._table[np.where(outside, last - first + 1, keys - first)]
@@ -146,7 +179,14 @@ class Dictionary:
     @cached_property
     def _numbers(self) -> Array:
         """int64 (size,): integer identifiers by code."""
-        return np.concatenate(([0, 0], np.asarray(self.values, np.int64)))
+        return np.concatenate(([0, 0], np.asarray(self.values.fill_null(0), np.int64)))
+
+    @cached_property
+    def _blank(self) -> Array | None:
+        """bool (size,): codes whose identifier was forgotten; None where none was."""
+        if not self.values.null_count:
+            return None
+        return np.concatenate(([False, False], np.asarray(self.values.is_null())))
 
     def decode(self, codes: Array) -> pa.Array:
         """Identifiers of codes int (n,); null for 0 and 1. Raises UnknownIdError for a code that was never given."""
@@ -158,20 +198,28 @@ class Dictionary:
             )
         missing = codes < FIRST if low < FIRST else None
         if self.kind == "int":  # numpy looks up in a small table faster than Arrow does
+            if self._blank is not None:
+                missing = self._blank.take(codes) | (codes < FIRST)
             return pa.array(self._numbers.take(codes), mask=missing)
         return self.values.take(pa.array(codes - FIRST, mask=missing))
 
 
 class DictionaryStore:
-    """Every dictionary of one log, as one small Delta table; reads only files that it has not read yet."""
+    """Every dictionary of one log: a small Delta table, of which only files are read that were not read yet, and codes in the tail."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, tail: Tail | None = None) -> None:
+        self.folder, self._tail = folder, tail
         self._table = delta.open_table(folder)
+        self._mutex = threading.RLock()
+        self._reset()
+
+    def _reset(self) -> None:
         self._read: set[str] = set()
         self._held: dict[str, Dictionary] = {}
+        self._kept: dict[str, int] = {}
         self._loaded = -1
-        self._mutex = threading.Lock()
+        self._epoch = delta.transaction(self._table, delta.EPOCH)
+        self._segment = 0
 
     @staticmethod
     def create(folder: Path) -> None:
@@ -189,21 +237,42 @@ class DictionaryStore:
             return sorted(self._held)
 
     def get(self, name: str, kind: IdType) -> Dictionary:
-        """The dictionary as it is now; empty where nothing entered it yet."""
+        """The dictionary as it is at the moment; empty where nothing entered it yet."""
         with self._mutex:
             self._refresh()
-            return self._held.get(name) or Dictionary(name, kind, pa.array([], ID_TYPES[kind]), {})
+            found = self._held.get(name)
+            if found is None:
+                return Dictionary(name, kind, _Grown(pa.array([], ID_TYPES[kind])), FIRST)
+            if found.kind != kind and found.values.null_count == len(found.values):  # every identifier was forgotten
+                found = self._held[name] = Dictionary(name, kind, _Grown(pa.nulls(len(found.values), ID_TYPES[kind])), found.size)
+            return found
 
     def _refresh(self) -> None:
+        # The tail first: codes that leave it meanwhile are in Delta then.
+        given = []
+        if self._tail is not None and self._tail.refresh():
+            given = self._tail.given(self._segment)
         delta.refresh(self.folder, self._table)
-        if self._loaded == self._table.version():
-            return
+        if self._loaded != self._table.version():
+            self._load()
+        for segment, name, code, value in given:
+            held = self._held.get(name)
+            if code == (held.size if held else FIRST):
+                self._grow(name, [value])
+            self._segment = segment
+
+    def _load(self) -> None:
+        if self._epoch != delta.transaction(self._table, delta.EPOCH):
+            self._reset()
         files = [f for f in delta.data_files(self._table) if f.name not in self._read]
         found = delta.read(self.folder, files, SCHEMA, SCHEMA.names, packed=["dictionary"]).combine_chunks()
         names = found["dictionary"].combine_chunks()
         for index, name in enumerate(names.dictionary.to_pylist()):
             rows = found.filter(pc.equal(names.indices, index))
+            if not len(rows):
+                continue
             held = self._held.get(name)
+            self._kept[name] = max(self._kept.get(name, FIRST), pc.max(rows["code"]).as_py() + 1)
             rows = rows.filter(pc.greater_equal(rows["code"], held.size if held else FIRST)).sort_by("code")
             column = "number" if rows["text"].null_count == len(rows) else "text"
             if len(rows):
@@ -213,19 +282,67 @@ class DictionaryStore:
         self._loaded = int(self._table.version())
 
     def _put(self, name: str, values: pa.Array) -> None:
+        """Add identifiers after those that are held."""
         held = self._held.get(name)
+        if held is not None:
+            self._grow(name, values.to_pylist())
+            return
         kind: IdType = "int" if pa.types.is_integer(values.type) else "string"
-        joined = pa.concat_arrays([held.values, values]) if held else values
-        self._held[name] = Dictionary(name, kind, joined, held._lookup if held else {})
+        self._held[name] = Dictionary(name, kind, _Grown(values), len(values) + FIRST)
+
+    def _grow(self, name: str, values: list[Any]) -> None:
+        held = self._held.get(name)
+        if held is None:
+            kind: IdType = "int" if isinstance(values[0], int) else "string"
+            self._put(name, pa.array(values, ID_TYPES[kind]))
+            return
+        grown = held._grown
+        if held.size - FIRST != len(grown.base) + len(grown.more) or len(values) > FEW:
+            grown = _Grown(held.values)
+        if len(values) > FEW:
+            grown = _Grown(pa.concat_arrays([held.values, pa.array(values, ID_TYPES[held.kind])]))
+        else:
+            grown.more.extend(values)
+        self._held[name] = Dictionary(name, held.kind, grown, held.size + len(values))
+
+    def new(self, name: str, kind: IdType, values: pa.Array, given: dict[tuple[str, Any], int]) -> list[tuple[str, int, Any]]:
+        """(name, code, identifier) of identifiers (each once) that have no code yet.
+
+        given: codes that were given in the same step, by dictionary and identifier; those of this call are noted there.
+        """
+        held = self.get(name, kind)
+        codes = held.encode(values)
+        if not (codes == UNKNOWN).any():
+            return []
+        size = held.size + sum(1 for other, _ in given if other == name)
+        out = []
+        for value in values.filter(pa.array(codes == UNKNOWN)).to_pylist():
+            if (name, value) not in given:
+                given[name, value] = size
+                out.append((name, size, value))
+                size += 1
+        return out
+
+    def settle(self, given: Sequence[tuple[str, int, Any]]) -> None:
+        """Put codes from the tail into Delta, those that are not there, in one commit. The caller holds the writer lock."""
+        with self._mutex:
+            self._refresh()
+            parts = []
+            for name in dict.fromkeys(name for name, _, _ in given):
+                kept = self._kept.get(name, FIRST)
+                rows = [(code, value) for other, code, value in given if other == name and code >= kept]
+                if rows:
+                    parts.append(_rows(name, [c for c, _ in rows], pa.array([v for _, v in rows])))
+            self._commit(parts)
 
     def extend(self, new: Mapping[str, pa.Array]) -> int:
         """Give codes to identifiers that have none, in order of first appearance, in one commit; returns the version.
 
-        new: identifiers by dictionary, nulls and repeats welcome. The caller holds the write lock.
+        new: identifiers by dictionary, nulls and repeats welcome. The caller holds the write lock, and the tail is empty.
         """
         with self._mutex:
             self._refresh()
-            parts, grown = [], {}
+            parts = []
             for name, values in new.items():
                 held = self._held.get(name)
                 values = pc.drop_null(values.unique())
@@ -233,24 +350,20 @@ class DictionaryStore:
                     values = values.filter(pa.array(held.encode(values) == UNKNOWN))
                 if not len(values):
                     continue
-                codes = np.arange(len(values), dtype=np.int32) + (held.size if held else FIRST)
-                grown[name] = values
-                nothing = {"text": pa.nulls(len(values), pa.string()), "number": pa.nulls(len(values), pa.int64())}
-                filled = {"number" if pa.types.is_integer(values.type) else "text": values}
-                parts.append(
-                    pa.table({"dictionary": pa.repeat(name, len(values)), "code": codes, **nothing, **filled}, schema=SCHEMA)
-                )
-            if parts:
-                with delta.Writing(self.folder, SCHEMA) as writing:
-                    for part in parts:
-                        writing.add(part)
-                    writing.commit(self._table)
-                for name, values in grown.items():
-                    self._put(name, values)
-                self._merge()
-                self._read = {f.name for f in delta.data_files(self._table)}
-                self._loaded = int(self._table.version())
+                start = held.size if held else FIRST
+                parts.append(_rows(name, range(start, start + len(values)), values))
+            self._commit(parts)
             return int(self._table.version())
+
+    def _commit(self, parts: list[pa.Table]) -> None:
+        if not parts:
+            return
+        with delta.Writing(self.folder, SCHEMA) as writing:
+            for part in parts:
+                writing.add(part)
+            writing.commit(self._table)
+        self._merge()
+        self._load()
 
     def _merge(self) -> None:
         """Make one file of many small ones, so that opening the log stays quick after many pushes."""
@@ -260,3 +373,36 @@ class DictionaryStore:
             with delta.Writing(self.folder, SCHEMA) as merged:
                 merged.add(table.sort_by([("dictionary", "ascending"), ("code", "ascending")]))
                 merged.commit(self._table, removed=small)
+
+    def forget(self, codes: Mapping[str, Array]) -> None:
+        """Blank the identifiers of codes, by dictionary; the codes stay. One commit, and no older file stays.
+
+        The caller holds the write lock.
+        """
+        with self._mutex:
+            self._refresh()
+            files = delta.data_files(self._table)
+            table = delta.read(self.folder, files, SCHEMA, SCHEMA.names)
+            hit = np.zeros(len(table), bool)
+            names, own = table["dictionary"].to_pylist(), np.asarray(table["code"])
+            for name, gone in codes.items():
+                hit |= np.array([n == name for n in names], bool) & np.isin(own, gone)
+            hit &= np.asarray(table["text"].is_valid()) | np.asarray(table["number"].is_valid())
+            if hit.any():
+                mask = pa.array(hit)
+                blank = {n: pc.if_else(mask, pa.scalar(None, table[n].type), table[n]) for n in ("text", "number")}
+                table = pa.table({"dictionary": table["dictionary"], "code": table["code"], **blank}, schema=SCHEMA)
+                delta.rewrite(
+                    self.folder, self._table, files, [table.sort_by([("dictionary", "ascending"), ("code", "ascending")])]
+                )
+            delta.vacuum(self.folder, self._table)
+            self._reset()
+
+
+def _rows(name: str, codes: Sequence[int], values: pa.Array) -> pa.Table:
+    count = len(values)
+    nothing = {"text": pa.nulls(count, pa.string()), "number": pa.nulls(count, pa.int64())}
+    filled = {"number" if pa.types.is_integer(values.type) else "text": values}
+    return pa.table(
+        {"dictionary": pa.repeat(name, count), "code": pa.array(codes, pa.int32()), **nothing, **filled}, schema=SCHEMA
+    )

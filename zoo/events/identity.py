@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,31 +23,32 @@ class EventIds:
 
     def __init__(self) -> None:
         self.seq = -1
-        self._sorted: Array = np.empty(0, "S16")
-        self._recent: set[Any] = set()
+        self._sorted: list[Array] = []  # arrays of falling size, so that adding sorts each id a few times only
+        self._recent: set[bytes] = set()
 
     def copy(self) -> EventIds:
-        """A set that may grow on its own; the large array is shared."""
+        """A set that may grow on its own; the large arrays are shared."""
         other = EventIds()
-        other.seq, other._sorted, other._recent = self.seq, self._sorted, set(self._recent)
+        other.seq, other._sorted, other._recent = self.seq, list(self._sorted), set(self._recent)
         return other
 
     def add(self, ids: pa.Array) -> Array:
         """Add ids (no nulls) and return bool (n,): which were there before, or earlier in the same array."""
         prints = fingerprints(ids)
-        known = np.zeros(len(prints), bool)
-        if len(self._sorted):
-            at = np.minimum(np.searchsorted(self._sorted, prints), len(self._sorted) - 1)
-            known = self._sorted[at] == prints
-        _, first = np.unique(prints, return_index=True)
-        repeated = np.ones(len(prints), bool)
-        repeated[first] = False
-        known |= repeated
-        keys = prints.tolist()
-        if self._recent:
-            known |= np.fromiter((key in self._recent for key in keys), bool, len(keys))
-        self._recent.update(key for key, old in zip(keys, known) if not old)
+        old = np.zeros(len(prints), bool)
+        for held in self._sorted:
+            at = np.minimum(np.searchsorted(held, prints), len(held) - 1)
+            old |= held[at] == prints
+        known = []
+        for key, there in zip(prints.tolist(), old.tolist()):
+            known.append(there or key in self._recent)
+            self._recent.add(key)
         if len(self._recent) > RECENT:
-            self._sorted = np.sort(np.concatenate([self._sorted, np.array(list(self._recent), "S16")]), kind="stable")
-            self._recent = set()
-        return known
+            self._settle()
+        return np.array(known, bool)
+
+    def _settle(self) -> None:
+        arrays = [*self._sorted, np.unique(np.array(list(self._recent), "S16"))]
+        while len(arrays) > 1 and len(arrays[-2]) < 2 * len(arrays[-1]):
+            arrays[-2:] = [np.unique(np.concatenate(arrays[-2:]))]
+        self._sorted, self._recent = arrays, set()

@@ -18,14 +18,19 @@ import pyarrow.compute as pc
 from zoo.contract import Progress
 from zoo.errors import SchemaError, UsageError
 from zoo.events import delta
+from zoo.events.push import Push, unseen
 from zoo.events.readers import digest, open_source
-from zoo.events.rows import Plan, clean, plan
+from zoo.events.rows import Plan, Rejected, clean, plan
 from zoo.events.sources import Chunk, ObjectSource, Source, TableSource
 from zoo.events.tables import as_table
 
 if TYPE_CHECKING:
     from zoo.events.identity import EventIds
     from zoo.events.log import EventLog
+
+
+LARGE = 50_000
+"""Rows of a push from which it goes into Delta at once, as a file does."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ def append(log: EventLog, frame: Any, idempotency_key: str | None = None, now: i
     """
     started = time.perf_counter()
     now = wall_clock() if now is None else now
-    source: Source = ObjectSource(frame) if isinstance(frame, Sequence) else TableSource(as_table(frame))
+    source = ObjectSource(frame) if isinstance(frame, Sequence) else TableSource(as_table(frame))
     aliased = log.schema.clock == "time" and "time" in source.names and "timestamp" not in source.names
     how = plan(source, log.schema, {"time": "timestamp"} if aliased else None, unit="us" if aliased else None)
     if idempotency_key is not None and not 0 < len(idempotency_key) <= 200:
@@ -133,13 +138,26 @@ def append(log: EventLog, frame: Any, idempotency_key: str | None = None, now: i
                 f"{nameless} of {rows} rows have no event_id and the push has no idempotency key, so a retry would count twice; "
                 "give every row an event_id, or the push an idempotency key"
             )
+    name = _content(source) if idempotency_key is None else f"key:{idempotency_key}"
+    # a key may name a person, and is kept for good: its digest tells a retry as well
+    key = None if idempotency_key is None else f"key:{hashlib.sha256(idempotency_key.encode()).hexdigest()}"
     with delta.failing_as("append to the log"):
-        if idempotency_key is None:
-            report = _take(log, source, how, _content(source), None, now, None, None)
-        else:
-            name = f"key:{idempotency_key}"
-            report = _take(log, source, how, name, name, now, None, None)
-        return replace(report, seconds=time.perf_counter() - started)
+        if len(source) > LARGE:
+            return replace(_take(log, source, how, name, key, now, None, None), seconds=time.perf_counter() - started)
+        chunks = source.chunks(how.wanted)
+        nothing = log.schema.arrow().empty_table().drop_columns(["source"]), Rejected(np.empty(0, np.int64), [], [])
+        good, rejected = next((clean(chunk, how, now) for chunk, _ in chunks), nothing)
+        good = good.append_column("source", pa.repeat(name, good.num_rows))
+        push = Push(good, rejected, name, key, now)
+        log.pushes.take(push)
+        quarantined = dict(sorted(Counter(rejected.reason).items()))
+        repeated = push.repeated
+        if push.again is not None:
+            quarantined = log.quarantine.counts(name)
+            repeated = push.again - sum(quarantined.values())
+        rows = push.rows if push.again is None else push.again
+        seconds = time.perf_counter() - started
+        return IngestReport(rows, push.added, repeated, quarantined, seconds, log.version(), how.ignored)
 
 
 def _without_id(source: Source, how: Plan) -> tuple[int, int]:
@@ -168,7 +186,7 @@ def _take(
     """Take one source under the write lock. ``key``: adds nothing where the log knows it; ``check``: runs before anything is visible."""
     started = time.perf_counter()
     with log.writing(progress):
-        rows = None if key is None else log.taken(key)
+        rows = log.taken(key, name)
         if rows is not None:
             quarantined = log.quarantine.counts(name)
             repeated = rows - sum(quarantined.values())
@@ -185,7 +203,7 @@ def _take(
                 pending.reject(rejected)
                 if good["event_id"].null_count < good.num_rows:
                     ids = log.event_ids() if ids is None else ids
-                    good, again = _unseen(good, ids)
+                    good, again = unseen(good, ids)
                     repeated += again
                 _note(seen, good, log)
                 start = first + files.rows
@@ -219,19 +237,9 @@ def _whole(chunks: Iterator[tuple[Chunk, float]]) -> Iterator[tuple[Chunk, float
         yield step
 
 
-def _unseen(good: pa.Table, ids: EventIds) -> tuple[pa.Table, int]:
-    """Rows whose event id is new (or who have none), and how many are left out."""
-    named = np.asarray(good["event_id"].is_valid())
-    known = np.zeros(good.num_rows, bool)
-    known[named] = ids.add(good["event_id"].combine_chunks().drop_null())
-    return (good.filter(pa.array(~known)) if known.any() else good), int(known.sum())
-
-
 def _note(seen: dict[str, list[pa.Array]], good: pa.Table, log: EventLog) -> None:
     """Collect the distinct identifiers of a chunk, in order of first appearance."""
-    text = [name for name, kind in log.schema.extra.items() if kind == "string"]
-    for column in ("user_id", "item_id", "event_type", *text):
-        name = f"events.{column}" if column in text else column
+    for column, name in log.coded:
         parts = seen.setdefault(name, [])
         parts.append(pc.unique(good[column].combine_chunks()))
         if len(parts) == 16:

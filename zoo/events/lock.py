@@ -10,7 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from zoo.errors import ZooError
 from zoo.events.delta import failing_as
+
+
+class BusyError(ZooError):
+    """Another writer holds the lock, and the caller did not want to wait."""
 
 
 @contextmanager
@@ -46,6 +51,23 @@ def writer_lock(root: Path, waiting: Callable[[], None] | None = None) -> Iterat
         # A killed or interrupted writer leaves the mark.
         if tidy:
             os.ftruncate(handle, 0)
+        os.close(handle)
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold a file's exclusive lock; waits for another holder, of this process or another."""
+    with failing_as(f"lock {path}"):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with failing_as(f"lock {path}"):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                signal.siginterrupt(signal.SIGINT, True)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
         os.close(handle)
 
 

@@ -1,14 +1,16 @@
 """The event log: one folder with a Delta table of events, its dictionaries, its quarantine and the tables beside it.
 
-Writing goes through ``zoo.events.ingest``; every reader sees whole commits only.
+Writing goes through ``zoo.events.ingest``: files into Delta at once, pushes into the write-ahead tail first. Every reader sees both, and
+whole commits only.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,27 +22,60 @@ from zoo.contract import Progress
 from zoo.errors import FeatureError, UsageError, ZooError, choices
 from zoo.events import delta
 from zoo.events.dictionary import Dictionary, DictionaryStore
+from zoo.events.flush import Flusher, move
 from zoo.events.identity import EventIds
-from zoo.events.lock import writer_lock
+from zoo.events.lock import BusyError, writer_lock
+from zoo.events.push import Pushes
 from zoo.events.quarantine import Quarantine
 from zoo.events.schema import LogSchema
 from zoo.events.tables import Tables
+from zoo.events.tail import TAKEN, Tail
 
 if TYPE_CHECKING:
     from zoo.events.ingest import IngestReport
 
 SCHEMA_KEY = "zoo.schema"
 PACKED = ("source",)
+NEXT = "next"
+"""Application transaction: the next ``seq``, where the newest events were forgotten."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one version of the log holds. ``end``: newest time, microseconds UTC, None where the log is empty."""
+    """What the log holds at one moment: the files of one Delta version, and the tail's events from ``start`` on, before ``count``.
+
+    count: the next ``seq``. end: newest time, microseconds UTC, None where the log is empty. epoch: see ``EventLog.epoch``.
+    taken: the newest segment of the tail that Delta holds.
+    """
 
     version: int
     files: tuple[delta.DataFile, ...]
     count: int
     end: int | None
+    epoch: int = 0
+    taken: int = 0
+    start: int = 0
+
+    @property
+    def pending(self) -> int:
+        """Number of events beyond Delta."""
+        return self.count - self.start
+
+    @property
+    def size(self) -> int:
+        """Number of events."""
+        return sum(f.rows for f in self.files) + self.pending
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How far the log is. last: the newest segment's number. taken: that of the newest one in Delta. pending: events beyond Delta."""
+
+    count: int
+    epoch: int
+    last: int
+    taken: int
+    pending: int
 
 
 class EventLog:
@@ -51,12 +86,19 @@ class EventLog:
         self._folder = root / "log"
         self._table = delta.open_table(self._folder)
         self.schema = LogSchema.from_json(delta.stored_text(self._table, SCHEMA_KEY))
-        self.dictionaries = DictionaryStore(root / "dictionaries")
-        self.quarantine = Quarantine(root / "quarantine")
+        text = [name for name, kind in self.schema.extra.items() if kind == "string"]
+        self.coded = [(n, n) for n in ("user_id", "item_id", "event_type")] + [(n, f"events.{n}") for n in text]
+        """(column, dictionary) of the columns whose values have codes."""
+        self.tail_file = Tail(root, self.schema.arrow())
+        self.dictionaries = DictionaryStore(root / "dictionaries", self.tail_file)
+        self.quarantine = Quarantine(root / "quarantine", self.tail_file)
+        self.pushes = Pushes(self)
+        self.flusher = Flusher(self)
         self._tables = Tables(root, self.schema)
         self._event_ids = EventIds()
         self._mutex = threading.RLock()
         self._snapshot: Snapshot | None = None
+        self._state: tuple[int, int, State] = (-1, -1, State(0, 0, 0, 0, 0))
 
     @classmethod
     def create(cls, root: Path | str, schema: LogSchema) -> EventLog:
@@ -86,38 +128,80 @@ class EventLog:
     # Reading
 
     def snapshot(self, version: int | None = None) -> Snapshot:
-        """What a version (default: the newest) holds, from file statistics."""
+        """What the log holds (``version``: what that Delta version alone holds), from statistics."""
+        if version is not None:
+            return _snapshot(delta.open_table(self._folder, version))
         with self._mutex:
-            delta.refresh(self._folder, self._table)
-            if self._snapshot is None or self._snapshot.version != self._table.version():
-                self._snapshot = _snapshot(self._table)
-            if version is None or version == self._snapshot.version:
-                return self._snapshot
-        return _snapshot(delta.open_table(self._folder, version))
+            stored = self._look()
+            beyond = self.tail_file.beyond(stored.taken)
+            if beyond is None:
+                return stored
+            ends = [at for at in (stored.end, self.tail_file.end) if at is not None]
+            return replace(stored, count=beyond[2], end=max(ends, default=None), start=beyond[1])
+
+    def _moment(self, after: int = -1, stop: int | None = None) -> tuple[Snapshot, list[pa.Table]]:
+        """A snapshot, and its tail's events with ``after < seq < stop``, which a flush may let go of at any time."""
+        while True:
+            shot = self.snapshot()
+            first, end = max(after + 1, shot.start), shot.count if stop is None else min(stop, shot.count)
+            parts = self.tail_file.between(first, end) if first < end else []
+            if sum(len(part) for part in parts) == max(end - first, 0):
+                return shot, parts
+
+    def _look(self) -> Snapshot:
+        """What Delta holds, read after the tail: what is in neither does not exist."""
+        self.tail_file.refresh()
+        delta.refresh(self._folder, self._table)
+        held = self._snapshot
+        if held is None or held.version != self._table.version():
+            self._snapshot = _snapshot(self._table)
+            if held is not None and held.epoch != self._snapshot.epoch:
+                self._event_ids = EventIds()
+            return self._snapshot
+        return held
+
+    def state(self) -> State:
+        """How far the log is; a few microseconds while nothing changed."""
+        with self._mutex:
+            stamp = self.tail_file.stamp()
+            seen, version, state = self._state
+            if stamp == seen and not os.path.exists(f"{self._folder}/_delta_log/{version + 1:020d}.json"):  # noqa: PTH110
+                return state
+            stamp = self.tail_file.refresh()
+            stored = self._look()
+            last, _, count = self.tail_file.beyond(stored.taken) or (stored.taken, stored.count, stored.count)
+            state = State(count, stored.epoch, last, stored.taken, count - stored.count)
+            self._state = stamp, stored.version, state
+            return state
 
     def version(self) -> int:
-        """Delta version of the newest commit."""
-        return self.snapshot().version
+        """Delta version of the newest commit; the tail may hold events beyond it."""
+        with self._mutex:
+            return self._look().version
 
     def end(self, version: int | None = None) -> int | None:
         """Time of the newest event, microseconds UTC; None in an empty log."""
         return self.snapshot(version).end
 
     def count(self, version: int | None = None) -> int:
-        """Number of events; also the next ``seq``."""
-        return self.snapshot(version).count
+        """The next ``seq``: number of events, forgotten ones included. A few microseconds while nothing changed."""
+        return self.state().count if version is None else self.snapshot(version).count
+
+    @property
+    def size(self) -> int:
+        """Number of events that the log holds."""
+        return self.snapshot().size
 
     def table(self, version: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-        """Events of a version (default: the newest) in order of ``seq``; ``LogSchema.arrow`` says the columns.
+        """Events (those of a Delta version, default: all) in order of ``seq``; ``LogSchema.arrow`` says the columns.
 
         ``time`` is int64 microseconds UTC; ``source`` is dictionary-encoded.
         """
-        return self._read(self.snapshot(version).files, columns, None)
+        return self._read(columns, -1) if version is None else self._joined(self.snapshot(version), [], columns, -1)
 
     def tail(self, after_seq: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Events with ``seq > after_seq``, reading only the files that hold some."""
-        files = [f for f in self.snapshot().files if f.high["seq"] > after_seq]
-        return self._read(files, columns, [("seq", ">", after_seq)])
+        """Events with ``seq > after_seq``, from memory where they are in the tail, else from the files that hold some."""
+        return self._read(columns, after_seq)
 
     def chunks(
         self, columns: Sequence[str], first_seq: int = 0, stop_seq: int | None = None, rows: int = 1_000_000
@@ -127,7 +211,7 @@ class EventLog:
         Memory holds a few such tables, whatever the log's size. No table is empty. Raises UsageError for an unknown column.
         """
         schema = self._schema_of(columns)
-        shot = self.snapshot()
+        shot, beyond = self._moment(first_seq - 1, stop_seq)
         stop = shot.count if stop_seq is None else stop_seq
         held: list[pa.Table] = []
         for file in shot.files:
@@ -138,6 +222,11 @@ class EventLog:
                 if sum(len(table) for table in held) >= rows:
                     yield pa.concat_tables(held)
                     held = []
+        for part in beyond:
+            held.append(part.select(schema.names))
+            if sum(len(table) for table in held) >= rows:
+                yield pa.concat_tables(held)
+                held = []
         if held:
             yield pa.concat_tables(held)
 
@@ -148,20 +237,41 @@ class EventLog:
             raise UsageError(choices("column of the log", unknown[0], schema.names))
         return pa.schema([schema.field(name) for name in columns or schema.names])
 
-    def _read(self, files: Sequence[delta.DataFile], columns: Sequence[str] | None, filters: Any) -> pa.Table:
+    def _read(self, columns: Sequence[str] | None, after: int) -> pa.Table:
+        while True:
+            shot, beyond = self._moment(after)
+            try:
+                return self._joined(shot, beyond, columns, after)
+            except ZooError:
+                if self.epoch == shot.epoch:  # else it was rewritten meanwhile, and the files are gone
+                    raise
+
+    def _joined(self, shot: Snapshot, beyond: list[pa.Table], columns: Sequence[str] | None, after: int) -> pa.Table:
         schema = self.schema.arrow()
         wanted = self._schema_of(columns).names
+        files = [f for f in shot.files if f.high["seq"] > after]
+        beyond = [table.select(wanted) for table in beyond]
+        if beyond and "source" in wanted:
+            at = wanted.index("source")
+            beyond = [t.set_column(at, "source", t["source"].dictionary_encode()) for t in beyond]
+        if beyond and not files:
+            return pa.concat_tables(beyond).unify_dictionaries()
         read = wanted if "seq" in wanted else [*wanted, "seq"]
-        table = delta.read(self._folder, files, schema, read, filters, PACKED)
+        table = delta.read(self._folder, files, schema, read, None if after < 0 else [("seq", ">", after)], PACKED)
         order = np.asarray(table["seq"])
         if len(order) > 1 and not (np.diff(order) > 0).all():
             table = table.take(pa.array(np.argsort(order, kind="stable")))
-        return table.select(wanted)
+        table = table.select(wanted)
+        return pa.concat_tables([table, *beyond]).unify_dictionaries() if beyond else table
 
     def filled(self) -> list[str]:
-        """Columns that hold any value, from file statistics."""
-        shot = self.snapshot()
-        return [n for n in self.schema.arrow().names if any(f.nulls.get(n, 0) < f.rows for f in shot.files)]
+        """Columns that hold any value."""
+        shot, beyond = self._moment()
+        return [
+            n
+            for n in self.schema.arrow().names
+            if any(f.nulls.get(n, 0) < f.rows for f in shot.files) or any(t[n].null_count < len(t) for t in beyond)
+        ]
 
     def facts(self) -> dict[str, Any]:
         """What a person wants to know of the log: counts, span, event types, quarantined rows, versions."""
@@ -180,7 +290,7 @@ class EventLog:
 
     def dictionary(self, name: str) -> Dictionary:
         """``user_id``, ``item_id``, ``event_type``, ``events.COLUMN`` or ``TABLE.COLUMN`` (text columns) as it is now."""
-        own = ["user_id", "item_id", "event_type", *(f"events.{n}" for n, kind in self.schema.extra.items() if kind == "string")]
+        own = [dictionary for _, dictionary in self.coded]
         found = self.dictionaries.get(name, self.schema.id_type(name))
         if found.size == 2 and name not in own:
             valid = own + [d for table in self._tables.names() for d in self._tables.code_columns(table)]
@@ -189,10 +299,14 @@ class EventLog:
         return found
 
     def lineage(self) -> dict[str, Any]:
-        """Versions of the log, its dictionaries and its tables, as training records them."""
-        shot = self.snapshot()
-        events = {"log": shot.version, "events": shot.count, "epoch": self.epoch}
-        return {**events, "dictionaries": self.dictionaries.version(), "tables": self.tables()}
+        """What the log is at this moment, as training records it.
+
+        ``log``, ``dictionaries``, ``tables``: Delta versions. ``events``: the next seq. ``tail``: how many of them are beyond the Delta
+        version. ``epoch``: see ``EventLog.epoch``.
+        """
+        state = self.state()
+        own = {"log": self.version(), "tail": state.pending, "events": state.count, "epoch": state.epoch}
+        return {**own, "dictionaries": self.dictionaries.version(), "tables": self.tables()}
 
     @property
     def id(self) -> str:
@@ -201,8 +315,8 @@ class EventLog:
 
     @property
     def epoch(self) -> int:
-        """How many times the log was rewritten: what was made from its events is good for one epoch only."""
-        return 0
+        """How many times the log was rewritten (``forget``): what was made from its events is good for one epoch only."""
+        return self.state().epoch
 
     def tables_moved(self, known: Mapping[str, int]) -> bool:
         """Whether a table is newer than these versions, gone, or there and not among them: a few looks at the file system."""
@@ -246,20 +360,45 @@ class EventLog:
 
     @contextmanager
     def writing(self, progress: Progress | None = None) -> Iterator[None]:
-        """Hold the log's write lock; waits for another writer, and says so."""
+        """Be the log's only writer, with an empty tail; waits for another writer, and says so. Pushes wait meanwhile."""
         waiting: Callable[[], None] | None = None
         if progress is not None:
             say = progress
             waiting = lambda: say(0.0, "waiting for another writer")  # noqa: E731
         with writer_lock(self.root, waiting):
-            yield
+            move(self)  # most of it while pushes go on
+            with self.tail_file.exclusive():
+                move(self)
+                yield
 
-    def taken(self, source: str) -> int | None:
-        """Rows of a source that was taken before, None where it was not."""
+    def flush(self, wait: bool = True) -> int:
+        """Move what pushes left in the tail into Delta; returns how many events that were. Pushes go on meanwhile.
+
+        Raises BusyError where another writer is at work and ``wait`` is False.
+        """
+        if not self.state().last:
+            return 0
+
+        def busy() -> None:
+            if not wait:
+                raise BusyError("another writer holds the log")
+
+        with delta.failing_as("move pushed events into the log"), writer_lock(self.root, busy):
+            moved = move(self)
+            self.tidy()
+            return moved
+
+    def taken(self, key: str | None, name: str | None = None) -> int | None:
+        """Rows of a file, or of a push under this key (or this plain name), that was taken before; None where none was."""
+        if key is None:
+            return None
         with self._mutex:
-            self.snapshot()
-            rows = self._table.transaction_version(source)
-            return None if rows is None else int(rows)
+            self._look()
+            segment = self.tail_file.keys.get(key)
+            if segment is not None:
+                return segment.taken
+            found = (self._table.transaction_version(each) for each in dict.fromkeys([key, name or key]))
+            return next((int(rows) for rows in found if rows is not None), None)
 
     def start(self) -> delta.Writing:
         """Files for one coming commit of events. The caller holds the write lock."""
@@ -271,16 +410,30 @@ class EventLog:
             return files.commit(self._table, transactions)
 
     def event_ids(self) -> EventIds:
-        """Event ids in the log, read up to its end; the caller holds the write lock and may let its copy grow."""
+        """Event ids in the log, as a set that may grow on its own; the caller holds the write lock."""
+        return self.live_ids().copy()
+
+    def live_ids(self) -> EventIds:
+        """Event ids in the log, read up to its end. Whoever adds to it commits what it adds, or calls ``lose_ids``."""
         with self._mutex:
+            self._look()
             held = self._event_ids
-            for file in self.snapshot().files:
+            shot, beyond = self._moment(held.seq)
+            for file in shot.files:
                 if file.high["seq"] > held.seq:
                     if file.nulls.get("event_id", 0) < file.rows:
-                        part = self._read([file], ["event_id"], [("seq", ">", held.seq)])
+                        part = self._joined(replace(shot, files=(file,)), [], ["event_id"], held.seq)
                         held.add(part["event_id"].combine_chunks().drop_null())
                     held.seq = file.high["seq"]
-            return held.copy()
+            for table in beyond:
+                held.add(table["event_id"].combine_chunks().drop_null())
+                held.seq += len(table)
+            return held
+
+    def lose_ids(self) -> None:
+        """Read the event ids anew when they are next asked for."""
+        with self._mutex:
+            self._event_ids = EventIds()
 
     def tidy(self) -> None:
         """Merge small files once there are many. The caller holds the write lock."""
@@ -306,4 +459,7 @@ class EventLog:
 def _snapshot(table: Any) -> Snapshot:
     files = tuple(delta.data_files(table))
     end = max((f.high["time"] for f in files), default=None)
-    return Snapshot(int(table.version()), files, sum(f.rows for f in files), end)
+    count = max((f.high["seq"] + 1 for f in files), default=0)
+    count = max(count, delta.transaction(table, NEXT))
+    epoch, taken = delta.transaction(table, delta.EPOCH), delta.transaction(table, TAKEN)
+    return Snapshot(int(table.version()), files, count, end, epoch, taken, start=count)

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from zoo.contract import Array
 from zoo.errors import SchemaError, UsageError, choices
 from zoo.events import values
+from zoo.events.quick import quick
 from zoo.events.schema import MICROSECONDS, MONEY, LogSchema
 from zoo.events.sources import Chunk, Source
 from zoo.events.times import check_type, read_times
@@ -130,6 +131,13 @@ def clean(chunk: Chunk, how: Plan, now: int | None) -> tuple[pa.Table, Rejected]
 
     now: events later than this (microseconds UTC) are rejected; None checks nothing.
     """
+    taken = quick(chunk, how, now)
+    if taken is not None:
+        return taken, Rejected(np.empty(0, np.int64), [], [])
+    return _clean(chunk, how, now)
+
+
+def _clean(chunk: Chunk, how: Plan, now: int | None) -> tuple[pa.Table, Rejected]:
     count = len(chunk.rows)
     reasons = _Reasons(count)
     out: dict[str, Any] = {"row": pa.array(chunk.rows)}
@@ -149,6 +157,8 @@ def clean(chunk: Chunk, how: Plan, now: int | None) -> tuple[pa.Table, Rejected]
             reasons.note(~np.isfinite(floats), f"{ours}_not_finite")
             if how.kinds[ours] == "amount":
                 reasons.note(np.abs(floats) > values.LARGEST, f"{ours}_too_large")
+        if pa.types.is_string(array.type):
+            reasons.note(np.asarray(pc.binary_length(array).fill_null(0)) > values.LONGEST, f"{ours}_too_long")
         if ours in ("item_id", "session", "event_id") and pa.types.is_string(array.type):
             array = pc.if_else(pc.equal(array, ""), None, array)
         out["time" if time else ours] = pc.multiply(array, MICROSECONDS) if ours == "position" else array
@@ -193,19 +203,36 @@ def _rejected(chunk: Chunk, how: Plan, reasons: _Reasons) -> Rejected:
     # half a surrogate pair, which JSON may hold, is no text: it is kept as the escape that it came as
     said = (json.dumps(record, ensure_ascii=False, default=str) for record in _records(chunk, how, index))
     records = [text.encode("utf-8", "backslashreplace").decode() for text in said]
+    malformed = [_shown(m.text) for m in chunk.malformed]
     return Rejected(
         np.concatenate([chunk.rows[index], np.array([m.row for m in chunk.malformed], np.int64)]),
         [*(reasons.names[code] for code in reasons.codes[index]), *(m.reason for m in chunk.malformed)],
-        [*records, *(m.text for m in chunk.malformed)],
+        [*records, *malformed],
     )
 
 
 def _records(chunk: Chunk, how: Plan, index: Array) -> Iterator[dict[str, Any]]:
     """Rows as the source gave them, without empty fields."""
     picked = {
-        name: [column[i] for i in index] if isinstance(column, list) else column.take(pa.array(index)).to_pylist()
+        name: [column[i] for i in index] if isinstance(column, list) else _objects(column.take(pa.array(index)))
         for name, column in ((theirs, chunk.columns[theirs]) for theirs in how.columns.values())
     }
     for row in zip(*picked.values()):
         # JSON has no not-a-number; its name says what was there.
-        yield {k: str(v) if isinstance(v, float) and not np.isfinite(v) else v for k, v in zip(picked, row) if v is not None}
+        shown = {k: _shown(v) for k, v in zip(picked, row) if v is not None}
+        yield {k: str(v) if isinstance(v, float) and not np.isfinite(v) else v for k, v in shown.items()}
+
+
+def _objects(column: pa.Array) -> list[Any]:
+    """Python values; times beyond what Python's can hold as the numbers that they are."""
+    try:
+        return list(column.to_pylist())
+    except (OverflowError, ValueError):
+        return list(column.cast(pa.int64(), safe=False).to_pylist())
+
+
+def _shown(value: Any) -> Any:
+    """The value, a text that is too long to be kept by its beginning and its length."""
+    if not isinstance(value, str) or len(value) <= values.LONGEST // 4:
+        return value
+    return f"{value[:200]}... ({len(value):,} characters)"

@@ -73,6 +73,9 @@ class TableSource:
         self.names: Sequence[str] = table.column_names
         self.types: Mapping[str, pa.DataType] | None = dict(zip(table.schema.names, table.schema.types))
 
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
     def chunks(self, columns: Mapping[str, str]) -> Iterator[tuple[Chunk, float]]:
         total = self._table.num_rows
         for start in range(0, total, CHUNK):
@@ -93,6 +96,9 @@ class ObjectSource:
             raise UsageError(f"a row of type {type(odd).__name__}; expected a dict with the columns' names")
         self._rows = rows
         self.names: Sequence[str] = list(dict.fromkeys(name for row in rows for name in row))
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
     def chunks(self, columns: Mapping[str, str]) -> Iterator[tuple[Chunk, float]]:
         for start in range(0, len(self._rows), CHUNK):

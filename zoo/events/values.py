@@ -22,6 +22,9 @@ Read = tuple[pa.Array, Array]
 LARGEST = 1e11
 """Amounts beyond this cannot be summed exactly in the fixed-point int64 that features use."""
 
+LONGEST = 1 << 20
+"""Bytes of a text value (1 MiB) beyond which its row is not taken: a log's text is names, not documents."""
+
 JSON_TYPES = {
     "int": pa.int64(),
     "int64": pa.int64(),

@@ -19,7 +19,7 @@ from zoo.events.dictionary import FIRST, as_ids
 from zoo.events.encode import Encoded, columns_of, concatenated, encode, floats, kinds_of
 from zoo.events.evaluate import Evaluator
 from zoo.events.index import Index
-from zoo.events.log import EventLog
+from zoo.events.log import EventLog, Snapshot
 from zoo.events.merging import merged
 from zoo.events.pairs import evaluate_pairs, member_sets
 from zoo.events.partitions import Partitions, scattered
@@ -72,14 +72,11 @@ def _code(log: EventLog, dictionary: str, value: Any) -> int:
 class LogView:
     """Reads features from exactly the first ``count`` events of a log; thread-safe for reading.
 
-    version: of the log's Delta table when it was opened. epoch: how many times the log had been rewritten. Indexes are built once and
-    kept under ``<root>/index``; newer events are merged into them.
+    Indexes are built once and kept under ``<root>/index``; newer events are merged into them.
     """
 
     log: EventLog
-    version: int
-    count: int
-    epoch: int
+    _shot: Snapshot
     _tables: Mapping[str, int]
     _kept: dict[Any, Any] = field(default_factory=dict, repr=False)
     _lock: Any = field(default_factory=RLock, repr=False, compare=False)
@@ -92,27 +89,51 @@ class LogView:
         """
         log = EventLog.open(root)
         if lineage is not None:
-            seen = {"events": log.count(), "epoch": log.epoch}
+            state = log.state()
+            seen = {"events": state.count, "epoch": state.epoch}
             if seen["epoch"] != lineage["epoch"] or seen["events"] < lineage["events"]:
                 asked = {name: lineage[name] for name in seen}
                 raise FeatureError(f"the log in {root} has {seen}; expected at least {asked}, of the same epoch")
-            return cls(log, lineage["log"], lineage["events"], lineage["epoch"], lineage["tables"])
-        epoch, shot = log.epoch, log.snapshot()
-        return cls(log, shot.version, shot.count, epoch, log.tables())
+            count = lineage["events"]
+            shot = Snapshot(lineage["log"], (), count, None, lineage["epoch"], start=count - lineage.get("tail", 0))
+            return cls(log, shot, lineage["tables"])
+        return cls(log, log.snapshot(), log.tables())
+
+    @property
+    def version(self) -> int:
+        """Delta version of the log when the view was opened; the tail held the events beyond it."""
+        return self._shot.version
+
+    @property
+    def count(self) -> int:
+        """The view holds the log's events with ``seq < count``."""
+        return self._shot.count
+
+    @property
+    def epoch(self) -> int:
+        """How many times the log had been rewritten; after another time the view's events are gone."""
+        return self._shot.epoch
+
+    @property
+    def end(self) -> int | None:
+        """Time of the newest event, microseconds UTC; None where there is none."""
+        if self._shot.end is not None or not self.count:
+            return self._shot.end
+        return self._keep(("end",), lambda: max(int(np.max(part["time"])) for part in self.log.chunks(["time"], 0, self.count)))
 
     def newest(self) -> LogView:
         """This view while no event or table came since (a few looks at the file system), else a view of the log as it is now.
 
         What was read of tables and events that did not change goes on in the new view.
         """
-        same = not self.log.tables_moved(self._tables)
-        if same and self.log.count() == self.count and self.log.epoch == self.epoch:
+        same, state = not self.log.tables_moved(self._tables), self.log.state()
+        if same and state.count == self.count and state.epoch == self.epoch:
             return self
-        epoch, shot = self.log.epoch, self.log.snapshot()
+        shot = self.log.snapshot()
         tables = self._tables if same else self.log.tables()
-        going = _OF_TABLES + (_OF_EVENTS if epoch == self.epoch else ())
-        kept = {key: value for key, value in list(self._kept.items()) if same and key[0] in going}
-        return LogView(self.log, shot.version, shot.count, epoch, tables, kept)
+        going = _OF_TABLES + _OF_EVENTS if same and shot.epoch == self.epoch else ()
+        kept = {key: value for key, value in list(self._kept.items()) if key[0] in going}
+        return LogView(self.log, shot, tables, kept)
 
     def _keep(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
         if key not in self._kept:
@@ -125,6 +146,7 @@ class LogView:
         """Versions that this view reads; dictionaries only grow, so theirs is the newest."""
         return {
             "log": self.version,
+            "tail": self._shot.pending,
             "events": self.count,
             "epoch": self.epoch,
             "dictionaries": self.log.dictionaries.version(),

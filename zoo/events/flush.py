@@ -1,0 +1,97 @@
+"""Moving the tail's segments into the log's Delta tables, each exactly once, whoever dies when."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING
+
+from zoo.errors import ZooError
+from zoo.events.lock import BusyError
+from zoo.events.tail import TAKEN
+
+if TYPE_CHECKING:
+    from zoo.events.log import EventLog, State
+
+ROWS = 50_000
+"""Events in the tail from which they are moved at once."""
+AGE = 10.0
+"""Seconds after which they are moved however few they are."""
+
+_log = logging.getLogger(__name__)
+
+
+def move(log: EventLog) -> int:
+    """Move what is in the tail; returns how many events that were. The caller holds the writer lock.
+
+    Bad rows and codes go first, each table noting how far it came; then the events, in one commit that says up to which segment;
+    then the segments are removed. Killed in between, the next call does the rest.
+    """
+    tail = log.tail_file
+    state = log.state()
+    segments = tail.pending(state.taken)
+    last, moved = state.taken, 0
+    if segments:
+        last = segments[-1].id
+        log.quarantine.take([row for row in tail.rejected() if row[0] <= last], last)
+        log.dictionaries.settle([code[1:] for code in tail.given(state.taken) if code[0] <= last])
+        with log.start() as files:
+            for table in tail.between(segments[0].first, segments[-1].first + segments[-1].rows):
+                files.add(table)
+            moved = files.rows
+            log.finish(files, {**{s.key: s.taken or 0 for s in segments if s.key is not None}, TAKEN: last})
+    if tail.segments and tail.segments[0].id <= last:
+        tail.drop(last)
+    return moved
+
+
+class Flusher:
+    """A thread of the pushing process that moves the tail when it is long or old, and ends when there is nothing to move."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._of = weakref.ref(log)
+        self._wake = threading.Event()
+        self._over = threading.Event()
+        self._guard = threading.Lock()
+        self._thread: threading.Thread | None = None
+        weakref.finalize(log, self._end)
+
+    def poke(self, state: State) -> None:
+        """Tell of events in the tail."""
+        if state.pending >= ROWS:
+            self._wake.set()
+        with self._guard:
+            if self._thread is None and state.pending and not self._over.is_set():
+                self._thread = threading.Thread(target=self._run, name="zoo-flusher", daemon=True)
+                self._thread.start()
+
+    def _end(self) -> None:
+        self._over.set()
+        self._wake.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _run(self) -> None:
+        due = time.monotonic() + AGE
+        while not self._over.is_set():
+            self._wake.wait(max(due - time.monotonic(), 0))
+            self._wake.clear()
+            log = self._of()
+            if log is None or self._over.is_set():
+                return
+            try:
+                log.flush(wait=False)
+            except BusyError:
+                due = time.monotonic() + 1
+                continue
+            except ZooError as error:
+                _log.warning("the log's tail is not moved yet, and nothing of it is lost: %s", error)
+            due = time.monotonic() + AGE
+            with self._guard:
+                if not log.state().pending:
+                    self._thread = None
+                    return
+            del log

@@ -1,0 +1,145 @@
+"""Pushes: small tables of events that the write-ahead tail makes durable, those of many threads in one transaction."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from zoo.errors import ZooError
+from zoo.events.rows import Rejected
+from zoo.events.tail import Segment, completed, newest
+
+if TYPE_CHECKING:
+    from zoo.events.identity import EventIds
+    from zoo.events.log import EventLog
+
+
+@dataclass
+class Push:
+    """One push on its way. good: its clean rows, with ``source`` and ``row``. key: what its idempotency key is recorded as.
+
+    added, repeated: what became of its rows once it is done. again: rows that came under the same key before, None where none did.
+    """
+
+    good: pa.Table
+    rejected: Rejected
+    name: str
+    key: str | None
+    now: int
+    added: int = 0
+    repeated: int = 0
+    again: int | None = None
+    error: BaseException | None = None
+    done: bool = field(default=False)
+
+    @property
+    def rows(self) -> int:
+        return len(self.good) + len(self.rejected)
+
+
+class Pushes:
+    """Takes the pushes of one process: whoever comes first commits for all who wait."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self._waiting: list[Push] = []
+        self._queue = threading.Lock()
+        self._turn = threading.Lock()
+
+    def take(self, push: Push) -> None:
+        """Make a push durable. Raises ZooError where the disk refuses; nothing of the push is in the log then."""
+        with self._queue:
+            self._waiting.append(push)
+        with self._turn:
+            if not push.done:
+                with self._queue:
+                    batch, self._waiting = self._waiting, []
+                try:
+                    self._commit(batch)
+                except Exception as error:  # noqa: BLE001 - each push's own caller is told
+                    for each in batch:
+                        each.error = error
+                except BaseException:  # interrupted: the others' pushes go to whoever is next
+                    with self._queue:
+                        self._waiting[:0] = [each for each in batch if each is not push]
+                    raise
+                for each in batch:
+                    each.done = True
+        if push.error is not None:
+            raise ZooError(f"could not append to the log: {push.error}") from push.error
+
+    def _commit(self, batch: list[Push]) -> None:
+        log = self._log
+        tail = log.tail_file
+        given: dict[tuple[str, Any], int] = {}
+        written: list[tuple[Segment, pa.Table, list[tuple[str, int, Any]]]] = []
+        with tail.exclusive():
+            try:
+                with tail.transaction() as connection:
+                    state = log.state()
+                    last, count = state.last, state.count
+                    ids: EventIds | None = None
+                    keys: dict[str, int] = {}
+                    kept: set[tuple[str, int]] = set()
+                    for push in batch:
+                        push.again = keys.get(push.key or "") if push.key in keys else log.taken(push.key, push.name)
+                        if push.again is not None:
+                            continue
+                        if push.key is not None:
+                            keys[push.key] = push.rows
+                        good = push.good
+                        if "event_id" in good.column_names and good["event_id"].null_count < len(good):
+                            ids = log.live_ids() if ids is None else ids
+                            good, push.repeated = unseen(good, ids)
+                        codes = self._codes(good, given)
+                        bad = self._bad(push, kept)
+                        if not len(good) and not bad and push.key is None:
+                            continue
+                        last += 1
+                        taken = None if push.key is None else push.rows
+                        segment = Segment(last, count, len(good), newest(good), push.now, push.key, taken)
+                        tail.add(connection, segment, good, codes, bad)
+                        written.append((segment, completed(good, count, log.schema.arrow()), codes))
+                        count += len(good)
+                        push.added = len(good)
+                        if ids is not None:
+                            ids.seq = count - 1
+            except BaseException:
+                log.lose_ids()
+                raise
+            tail.note(written)
+        log.flusher.poke(log.state())
+
+    def _codes(self, good: pa.Table, given: dict[tuple[str, Any], int]) -> list[tuple[str, int, Any]]:
+        """Codes for identifiers that have none."""
+        log, out = self._log, []
+        for column, name in log.coded:
+            if len(good) and column in good.column_names:
+                values = pc.unique(good[column].combine_chunks()).drop_null()
+                out.extend(log.dictionaries.new(name, log.schema.id_type(name), values, given))
+        return out
+
+    def _bad(self, push: Push, kept: set[tuple[str, int]]) -> list[tuple[str, int, str, str, int]]:
+        """Rows for the quarantine, but those that an earlier push of the same source brought."""
+        if not len(push.rejected):
+            return []
+        known = self._log.quarantine.known(push.name)
+        out = []
+        for row, reason, record in zip(push.rejected.row.tolist(), push.rejected.reason, push.rejected.record):
+            if row not in known and (push.name, row) not in kept:
+                kept.add((push.name, row))
+                out.append((push.name, row, reason, record, push.now))
+        return out
+
+
+def unseen(good: pa.Table, ids: EventIds) -> tuple[pa.Table, int]:
+    """Rows whose event id the log does not hold (or who have none), and how many are left out."""
+    named = np.asarray(good["event_id"].is_valid())
+    known = np.zeros(good.num_rows, bool)
+    known[named] = ids.add(good["event_id"].combine_chunks().drop_null())
+    return (good.filter(pa.array(~known)) if known.any() else good), int(known.sum())
