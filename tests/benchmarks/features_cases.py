@@ -77,7 +77,7 @@ def _finish(case: Path, rows: int, where: str | None) -> None:
     write_repository(case / "repo", case / "repo" / "log")
     apply(case / "repo")
     view = LogView.open(case / "repo" / "log")
-    view.index("user_id")
+    view.partitions("user_id")
     write_rows(case, view, rows)
     if where != "no peer":
         write_events(case, view, where)

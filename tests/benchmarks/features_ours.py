@@ -29,7 +29,7 @@ def history(case: Path, what: str, rows: int, runs: int) -> dict[str, Any]:
     view, names = VIEWS[what]
     names = names or [f.name for f in features.store.get_feature_view(view).features]
     references = [f"{view}:{name}" for name in names]
-    features.reader.view().index("user_id")  # opening the index belongs to no run
+    features.reader.view().partitions("user_id")  # opening the index belongs to no run
 
     def answer(number: int) -> Any:
         return features.store.get_historical_features(entity_rows.head(number), references).to_arrow()
@@ -54,7 +54,7 @@ def ingested(case: Path) -> dict[str, Any]:
     middle = time.perf_counter()
     view = LogView.open(root)
     for entity in ENTITIES:
-        view.index(entity)
+        view.partitions(entity)
     ended = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     return {"added": report.added, "ingest": middle - started, "index": ended - middle, "peak_mb": peak}
@@ -72,7 +72,7 @@ def materialized(case: Path, store: str, url: str) -> dict[str, Any]:
     apply(repo)
     features = Features.open(repo)
     for entity in ("user_id", "item_id"):
-        features.reader.view().index(entity)
+        features.reader.view().partitions(entity)
     started = time.perf_counter()
     copied = features.materialize()
     return {"seconds": time.perf_counter() - started, "copied": copied}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,8 +19,8 @@ from zoo.events.merging import joined, merged
 
 AT_ONCE = 2_000_000
 """Events of entities with newer ones that are put together in memory at a time."""
-BUDGET = 1 << 30
-"""Bytes of what is derived from columns (running sums, filtered positions) that is kept for the next call."""
+BUDGET = max(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4, 1 << 28)
+"""Bytes of what is derived from columns (running sums, filtered positions) that is kept for the next call: a quarter of the memory."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ class Partitions:
                 found = self._evaluators[number] = self._make(replace(self.index(number), _derived={}))
             self._evaluators.move_to_end(number)
             held = {n: e.held() for n, e in self._evaluators.items()}
-            for n in list(self._evaluators)[:-1]:
+            # calls go through the partitions in turn: what was used longest ago is needed next, so the others go first
+            for n in list(self._evaluators)[-2::-1]:
                 if sum(held.values()) <= BUDGET:
                     break
                 del self._evaluators[n], held[n]
