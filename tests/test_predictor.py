@@ -318,7 +318,8 @@ def test_a_corrupt_artefact_is_refused_when_it_is_loaded(shop: Shop) -> None:
 
 def test_a_missing_plugin_is_named(trained_shop: Shop) -> None:
     with pytest.raises(
-        PluginError, match=r"gru is a model 'gru' of distribution feature-zoo-recurrent .*pip install feature-zoo-rec.*=="
+        PluginError,
+        match=r"'gru' of this version is a model 'gru' of distribution feature-zoo-recurrent .*pip install feature-zoo-rec.*==",
     ):
         Predictor.load("churn", trained_shop.root, without=["recurrent"])
 

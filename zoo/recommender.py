@@ -164,7 +164,7 @@ class Recommender:
 
     @staticmethod
     def load(artefact: Artefact, plugins: Plugins) -> Recommender:
-        """What ``save`` wrote. Raises ArtefactError when it is no recommender, UsageError when a member's plugin is missing."""
+        """What ``save`` wrote. Raises ArtefactError when it is no recommender, PluginError when a member's plugin is missing."""
         try:
             about: Mapping[str, Any] = json.loads(artefact.texts[FILE])
             popularity, kind = artefact.arrays["popularity"], about["target"]["kind"]
@@ -172,11 +172,8 @@ class Recommender:
             raise ArtefactError(
                 f"not a recommender: {e!r}; expected {FILE} with members and target, and the array popularity"
             ) from e
-        members = []
-        for facts in about["members"]:
-            fitted = plugins.model(facts["model"]).plugin.load(artefact.part(f"members/{facts['name']}"))
-            members.append(Fitted(**{**facts, "inputs": tuple(facts["inputs"])}, seconds=math.nan, fitted=fitted))
-        return Recommender(tuple(members), Vocabulary.load(artefact.part("vocabulary")), popularity, Target(kind))
+        members = tuple(Fitted.load(facts, artefact.part(f"members/{facts['name']}"), plugins) for facts in about["members"])
+        return Recommender(members, Vocabulary.load(artefact.part("vocabulary")), popularity, Target(kind))
 
 
 def fit_recommender(

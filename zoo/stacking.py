@@ -44,6 +44,18 @@ class Fitted:
         inputs = tuple(model.plugin.spec.inputs)
         return Fitted(member.name, member.model, inputs, model.distribution, model.version, seconds, fitted)
 
+    @staticmethod
+    def load(facts: Mapping[str, Any], artefact: Artefact, plugins: Plugins) -> Fitted:
+        """A model by what its ensemble recorded of it. Raises PluginError where no plugin offers it, naming the one that did."""
+        if facts["model"] not in plugins.models:
+            raise PluginError(
+                f"{facts['name']!r} of this version is a model {facts['model']!r} of distribution {facts['distribution']} "
+                f"{facts['version']}, and no plugin loaded offers one; install it, as in `pip install "
+                f"{facts['distribution']}=={facts['version']}`, and do not leave it out with --without"
+            )
+        fitted = plugins.models[facts["model"]].plugin.load(artefact)
+        return Fitted(**{**facts, "inputs": tuple(facts["inputs"])}, seconds=math.nan, fitted=fitted)
+
 
 @dataclass(frozen=True)
 class OutOfFold:
@@ -221,21 +233,11 @@ class Ensemble:
     @staticmethod
     def load(artefact: Artefact, plugins: Plugins) -> Ensemble:
         """What ``save`` wrote. Raises ArtefactError when it is no ensemble, PluginError when a model's plugin is missing."""
-
-        def loaded(facts: dict[str, Any], part: str) -> Fitted:
-            if facts["model"] not in plugins.models:
-                raise PluginError(
-                    f"the stack's {facts['name']} is a model {facts['model']!r} of distribution {facts['distribution']} "
-                    f"{facts['version']}, and no plugin loaded offers one; install it, as in `pip install "
-                    f"{facts['distribution']}=={facts['version']}`, and do not leave it out with --without"
-                )
-            fitted = plugins.models[facts["model"]].plugin.load(artefact.part(part))
-            return Fitted(**{**facts, "inputs": tuple(facts["inputs"])}, seconds=math.nan, fitted=fitted)
-
         try:
             about = json.loads(artefact.texts["ensemble.json"])
             target = Target(about["target"]["kind"], tuple(about["target"]["classes"]), tuple(about["target"]["horizons"]))
         except (KeyError, TypeError, ValueError) as e:
             raise ArtefactError(f"not an ensemble: {e!r}; expected ensemble.json with members, final and target") from e
-        members = tuple(loaded(facts, f"members/{facts['name']}") for facts in about["members"])
-        return Ensemble(members, loaded(about["final"], "final"), Vocabulary.load(artefact.part("vocabulary")), target)
+        members = tuple(Fitted.load(facts, artefact.part(f"members/{facts['name']}"), plugins) for facts in about["members"])
+        final = Fitted.load(about["final"], artefact.part("final"), plugins)
+        return Ensemble(members, final, Vocabulary.load(artefact.part("vocabulary")), target)
