@@ -75,7 +75,7 @@ def test_what_a_feature_reaches_is_enough_at_that_time_and_later(
     ("features", "expected"),
     [
         ((last_n("a", "item_id", 5),), Reach(frozenset({"item_id"}), {(): 5})),
-        ((last_n("a", "gap", 5, where=("cart",)),), Reach(frozenset({"event_type"}), {("cart",): 6})),
+        ((last_n("a", "gap", 5, where=("cart",)),), Reach(frozenset({"event_type"}), {("cart",): 6, (): 1})),
         (
             (last_n("a", "items.brand", 5), last_n("b", "value", 9), count("n", "7d"), total("s", "value", "2d")),
             Reach(frozenset({"item_id", "value"}), {(): 9}, window=7 * 86_400),
@@ -83,11 +83,11 @@ def test_what_a_feature_reaches_is_enough_at_that_time_and_later(
         ((recency("r"), tenure("t")), Reach(newest={(): 1}, window=None)),
         (
             (mean("m", "gap", "7d", where=("cart", DEAR)), ratio("r", (MILK,), ("view",), "2d")),
-            Reach(frozenset({"event_type", "value", "item_id"}), before=frozenset({("cart", DEAR)}), window=7 * 86_400),
+            Reach(frozenset({"event_type", "value", "item_id"}), {(): 1}, before=frozenset({("cart", DEAR)}), window=7 * 86_400),
         ),
-        ((last_distinct_n("d", "age", 3, by="shop", max_age="1d"),), Reach(frozenset({"shop"}), window=86_400)),
-        ((first_n("f", "value", 3), decayed("d", "1d")), Reach(frozenset({"value"}), window=None)),
-        ((count("v", "7d", step="visit"),), Reach(frozenset({"session"}), window=7 * 86_400, session_gap=1800)),
+        ((last_distinct_n("d", "age", 3, by="shop", max_age="1d"),), Reach(frozenset({"shop"}), {(): 1}, window=86_400)),
+        ((first_n("f", "value", 3), decayed("d", "1d")), Reach(frozenset({"value"}), {(): 1}, window=None)),
+        ((count("v", "7d", step="visit"),), Reach(frozenset({"session"}), {(): 1}, window=7 * 86_400, session_gap=1800)),
     ],
 )
 def test_reach_says_columns_events_and_window(features: tuple[Feature, ...], expected: Reach) -> None:
@@ -96,7 +96,7 @@ def test_reach_says_columns_events_and_window(features: tuple[Feature, ...], exp
 
 def test_a_pair_reaches_as_far_as_its_windows_and_sees_the_partners_column() -> None:
     pair = Aggregation(("user_id", "campaign_id"), (count("n", "7d"),))
-    assert reach(pair) == Reach(frozenset({"campaign_id", "item_id"}), window=7 * 86_400)
+    assert reach(pair) == Reach(frozenset({"campaign_id", "item_id"}), {(): 1}, window=7 * 86_400)
     assert reach(replace(pair, features=(recency("r"),))).window is None
     assert reach(replace(pair, members="campaign_items")).columns == {"item_id"}
 

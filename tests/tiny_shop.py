@@ -24,7 +24,8 @@ from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSo
 from feast.types import Float64, Int64, String
 
 from zoo.events.specs import (
-    Aggregation, count, decayed, distinct, last, last_n, mean, quiet, recency, survival, tenure, total,
+    Aggregation, Condition, count, decayed, distinct, first_n, last, last_distinct_n, last_n, maximum, mean, minimum, quiet, ratio,
+    recency, std, survival, tenure, total,
 )
 from zoo.stores import EventSource, TableSource
 from zoo.stores.source import schema_of
@@ -62,6 +63,20 @@ user_windows = view(
     decayed("decayed_7d", "7d", where=BOUGHT), decayed("decayed_visits", "7d", step="visit"),
     quiet("quiet_2d", "2d", "28d"), survival("survival_2d", "2d"), last("last_item", "item_id"), last("last_weight", "weight"),
 )
+TEA = Condition("items.category", "==", "tea")
+user_more = view(
+    "user_more", [user],
+    first_n("first_items", "item_id", 3), last_distinct_n("kinds", "items.category", 2),
+    last_distinct_n("kind_ages", "age", 2, by="items.category"), last_n("reds", "value", 3, where=(Condition("colour", "!=", "red"),)),
+    last_n("tea_ages", "age", 3, where=("view", "cart", TEA), max_age="20d"), count("dear", where=(Condition("value", ">=", 10),)),
+    last_n("visit_lasts", "item_id", 2, step="visit", of="last"), last_n("visit_lengths", "", 2, step="visit", of="length"),
+    minimum("least", "value", "28d"), maximum("most", "weight"), std("spread", "value"), std("gap_spread", "gap", "28d"),
+    mean("gap_mean", "gap", "14d"), ratio("conversion", BOUGHT, ("view",), "28d", smoothing=2, prior=0.1),
+    decayed("decayed_value", "7d", "value"),
+)
+user_late = view(
+    "user_late", [user], count("late_n_7d", "7d"), last_n("late_items", "item_id", 3), last_n("late_ages", "age", 3), lag=86400,
+)
 item_windows = view(
     "item_windows", [item],
     count("item_n_7d", "7d"), distinct("item_users", "user_id"), total("item_spend", "value"), recency("item_recency"),
@@ -91,6 +106,13 @@ campaign_profile = FeatureView(
     name="campaign_profile", entities=[campaign], source=TableSource(name="campaigns", table="campaigns", columns=("length",)),
     schema=[Field(name="length", dtype=Float64)],
 )
+category = Entity(name="category", join_keys=["category"], value_type=ValueType.STRING)
+user_category = view(
+    "user_category", [user, category],
+    count("category_n"), last_n("category_items", "item_id", 3), total("category_spend", "value", "28d"), recency("category_recency"),
+)
+colour = Entity(name="colour", join_keys=["colour"], value_type=ValueType.STRING)
+user_colour = view("user_colour", [user, colour], count("colour_n"))
 credit = FeatureView(
     name="credit", entities=[user], ttl=timedelta(days=10),
     source=FileSource(name="credit", path="credit.parquet", timestamp_field="event_timestamp", created_timestamp_column="created"),
@@ -104,12 +126,13 @@ events = FeatureView(
         Field(name="value", dtype=Float64), Field(name="weight", dtype=Float64), Field(name="colour", dtype=String),
     ],
 )
-users = FeatureService(name="users", features=[user_sequence, user_visits, user_windows, user_profile])
+users = FeatureService(name="users", features=[user_sequence, user_visits, user_windows, user_more, user_late, user_profile])
 items = FeatureService(name="items", features=[item_windows, item_profile])
 shop = FeatureService(
     name="shop",
     features=[user_sequence, user_windows, overlap, named, user_item, user_profile, item_profile, campaign_profile, item_windows],
 )
+tastes = FeatureService(name="tastes", features=[user_category, user_colour])
 boundary = FeatureService(name="boundary", features=[equal, fresh])
 mixed = FeatureService(name="mixed", features=[user_windows, credit])
 """

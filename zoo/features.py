@@ -340,8 +340,7 @@ class Features:
         aggregation = source.aggregation if isinstance(source, EventSource) else None
         if aggregation is not None:
             entity = aggregation.entity[0]
-            seen = asked.times + 1 if aggregation.include_equal else asked.times
-            newest = view.newest_events(entity, asked.keys[entity], seen)
+            newest = view.newest_events(entity, asked.keys[entity], aggregation.until(asked.times))
         return features_of(view, source, asked.keys, asked.times), newest
 
     @property

@@ -70,7 +70,7 @@ class Evaluator:
     def seen(self, aggregation: Aggregation, codes: Array, times: Array) -> tuple[Array, Array]:
         """int64 (n,) each: the slice of the index that each row sees at its time."""
         low, high = self.index.bounds(codes)
-        return low, self.index.search(low, high, times - aggregation.lag * MICROSECONDS, right=aggregation.include_equal)
+        return low, self.index.search(low, high, aggregation.until(times))
 
     def columns(self, aggregation: Aggregation, low: Array, stop: Array, times: Array) -> dict[str, Column]:
         """Columns for rows that see the events at positions ``low`` to ``stop``."""

@@ -66,7 +66,9 @@ def reach(aggregation: Aggregation) -> Reach:
 
 def reach_of(aggregations: Iterable[Aggregation]) -> Reach:
     """What several aggregations look at together."""
-    return reduce(Reach.__or__, (_one(a, f) for a in aggregations for f in a.features), Reach())
+    known = list(aggregations)
+    newest = Reach(newest={(): 1}) if known else Reach()  # every answer carries the time of the entity's newest event
+    return reduce(Reach.__or__, (_one(a, f) for a in known for f in a.features), newest)
 
 
 def _one(aggregation: Aggregation, f: Feature) -> Reach:

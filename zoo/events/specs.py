@@ -363,6 +363,10 @@ class Aggregation:
             groups.setdefault(replace(f, name="", window=f.window if f.kind == "decay" else None), []).append(f)
         return tuple(tuple(group) for group in groups.values())
 
+    def until(self, times: Any) -> Any:
+        """The instant, microseconds, before which events are seen at t (int64, or an array of them)."""
+        return times - self.lag * 1_000_000 + int(self.include_equal)
+
     def to_json(self) -> str:
         """Canonical text: equal declarations give equal text."""
         raw = asdict(self)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 from feast.feature_view import FeatureView
 from feast.infra.offline_stores.file_source import FileSource
 from feast.repo_config import RepoConfig
@@ -82,3 +83,12 @@ def newest_rows(
     newest = table.unique(keys, keep="last", maintain_order=True)
     stamp = pl.from_epoch(_AT, time_unit="us").dt.replace_time_zone("UTC").alias(source.timestamp_field)
     return newest.with_columns(stamp).drop(_AT).to_arrow().combine_chunks()
+
+
+def saved_rows(source: FileSource, config: RepoConfig, columns: list[str]) -> pa.Table:
+    """All rows of a saved dataset, as they were kept."""
+    path = FileSource.get_uri_for_file_path(repo_path=Path(config.repo_path or "."), uri=source.path)
+    try:
+        return pq.read_table(str(path), columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise FeatureError(f"the saved dataset {path} cannot be read: {error}") from error

@@ -26,7 +26,7 @@ from zoo.errors import FeatureError, UsageError
 from zoo.events.view import LogView
 from zoo.stores import blocks
 from zoo.stores.columns import chosen, features_of, join_columns, source_of, to_arrow
-from zoo.stores.files import as_of_join, newest_rows, read_view
+from zoo.stores.files import as_of_join, newest_rows, read_view, saved_rows
 from zoo.stores.job import EventLogRetrievalJob
 from zoo.stores.pull import pulled
 from zoo.stores.reader import LogReader, instant
@@ -50,6 +50,14 @@ def entity_times(values: pa.ChunkedArray) -> Array:
     if not pa.types.is_timestamp(values.type):
         raise FeatureError(f"the entity rows' time column is {values.type}; expected a timestamp")
     return np.asarray(values.cast(pa.timestamp("us", values.type.tz)).cast(pa.int64()).combine_chunks())
+
+
+def _span(times: pd.Series[Any]) -> tuple[datetime, datetime] | tuple[None, None]:
+    """First and last of the rows' times, which a saved dataset records."""
+    if not pd.api.types.is_datetime64_any_dtype(times.dtype) or times.isna().all():
+        return None, None
+    aware = times if times.dt.tz else times.dt.tz_localize("UTC")
+    return aware.min().to_pydatetime(), aware.max().to_pydatetime()
 
 
 class EventLogOfflineStore(OfflineStore):
@@ -98,7 +106,8 @@ class EventLogOfflineStore(OfflineStore):
             sent = blocks.of(config, feature_views, feature_refs, full_feature_names, view)
             return blocks.dataset(sent, rows, blocks.parts(view, feature_views, rows))
 
-        metadata = RetrievalMetadata(list(feature_refs), [c for c in entity_df.columns if c != stamp])
+        keys, span = [c for c in entity_df.columns if c != stamp], _span(entity_df[stamp])
+        metadata = RetrievalMetadata(list(feature_refs), keys, *span)
         root = Path(config.repo_path or ".")
         return EventLogRetrievalJob(compute, full_feature_names, metadata, root, len(entity_df), in_blocks)
 
@@ -116,11 +125,14 @@ class EventLogOfflineStore(OfflineStore):
         """For materialize: one row for each entity with an event in [start, end), its features as of the end.
 
         Histories reach back before the start on their own, so a list is never cut. For our online stores, which compute features on
-        reading, the feature columns are left null: the keys alone say whose events to copy.
+        reading, the feature columns are left null: the keys alone say whose events to copy. Of a saved dataset, which Feast reads
+        by this call too (its file names no time column), all rows.
         """
         start, end = instant(start_date), instant(end_date)
 
         def compute(part: slice) -> pa.Table:
+            if isinstance(data_source, FileSource) and not data_source.timestamp_field:
+                return saved_rows(data_source, config, [*join_key_columns, *feature_name_columns, timestamp_field])
             if isinstance(data_source, FileSource):
                 return newest_rows(data_source, config, join_key_columns, feature_name_columns, start, end)
             return pulled(config, data_source, join_key_columns, feature_name_columns, timestamp_field, start, end)
@@ -160,8 +172,9 @@ class _Answer:
         shown = {name: to_arrow(self.view, column) for name, column in columns.items()}
         if not feature_view.ttl or isinstance(source, TableSource):
             return shown
-        entity = source.aggregation.entity[0]  # type: ignore[union-attr]
-        newest = self.view.newest_events(entity, by_key[entity], self.times)
+        aggregation = source.aggregation
+        entity = aggregation.entity[0]  # type: ignore[union-attr]
+        newest = self.view.newest_events(entity, by_key[entity], aggregation.until(self.times))  # type: ignore[union-attr]
         expired = (newest >= 0) & (self.times - newest > feature_view.ttl // timedelta(microseconds=1))
         return {name: pc.if_else(pa.array(expired), pa.scalar(None, column.type), column) for name, column in shown.items()}
 

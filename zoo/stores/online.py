@@ -202,7 +202,7 @@ class EventOnlineStore:
             return features_of(view, source, dict(keys), times), None
         aggregation = source.aggregation
         entity = aggregation.entity[0]  # type: ignore[union-attr]
-        seen = times + 1 if aggregation.include_equal else times  # type: ignore[union-attr]
+        seen = aggregation.until(times)  # type: ignore[union-attr]
         if entity in recent.evaluators:
             rows = recent.rows(entity, keys[entity])
             if (recent.since[entity][rows] <= times).all():
