@@ -168,7 +168,7 @@ def test_what_is_missing_is_named_with_what_there_is(features: Features) -> None
         features.history("users", {"user_id": [1]})
     with pytest.raises(UsageError, match="no column 'user_id', the key of 'user_sequence'; they have: user, time"):
         features.history("users", {"user": [1], "time": [T]})
-    with pytest.raises(UsageError, match="unknown feature service 'userz'; choose one of: boundary, items, mixed, shop, users"):
+    with pytest.raises(UsageError, match="unknown feature service 'userz'; choose one of: boundary, items, mixed, shop, tastes, users"):
         features.online("userz", {"user_id": [1]})
     with pytest.raises(UsageError, match="columns differ in length"):
         features.online("users", {"user_id": [1, 2], "time": [T]})
