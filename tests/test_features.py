@@ -168,7 +168,9 @@ def test_what_is_missing_is_named_with_what_there_is(features: Features) -> None
         features.history("users", {"user_id": [1]})
     with pytest.raises(UsageError, match="no column 'user_id', the key of 'user_sequence'; they have: user, time"):
         features.history("users", {"user": [1], "time": [T]})
-    with pytest.raises(UsageError, match="unknown feature service 'userz'; choose one of: boundary, items, mixed, shop, tastes, users"):
+    with pytest.raises(
+        UsageError, match="unknown feature service 'userz'; choose one of: boundary, items, mixed, shop, tastes, users"
+    ):
         features.online("userz", {"user_id": [1]})
     with pytest.raises(UsageError, match="columns differ in length"):
         features.online("users", {"user_id": [1, 2], "time": [T]})
@@ -252,7 +254,7 @@ def test_apply_registers_the_definitions_and_leaves_other_modules_alone(tmp_path
         (tmp_path / "definitions.py").write_text(shop.DEFINITIONS.split("user_sequence =")[0])
         assert zoo.features.apply(tmp_path) == ()
         (tmp_path / "definitions.py").write_text(shop.DEFINITIONS)
-        assert zoo.features.apply(tmp_path) == ("boundary", "items", "mixed", "shop", "users")
+        assert zoo.features.apply(tmp_path) == ("boundary", "items", "mixed", "shop", "tastes", "users")
         assert sys.modules["definitions"] is mine
         assert str(tmp_path) not in sys.path
     finally:
