@@ -153,6 +153,8 @@ def test_the_commands_are_those_of_the_documentation() -> None:
         "apply",
         "ingest",
         "materialize",
+        "check-features",
+        "forget",
         "train",
         "models",
         "promote",

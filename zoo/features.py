@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast import FeatureStore
 
+    from zoo.events.forget import Forgotten
     from zoo.events.ingest import IngestReport
     from zoo.events.view import LogView
     from zoo.stores.reader import LogReader
@@ -366,6 +368,29 @@ class Features:
         copied: dict[str, int] = self._online_store.materialize(self.store.config, progress)
         return copied
 
+    def forget(self, users: Iterable[Any] = (), before: int | datetime | None = None) -> Forgotten:
+        """Remove people, or all events before an instant, from the log, the online store and what training has cached.
+
+        See ``zoo.events.forget``. Models trained before stay as they are, and so do files that were ingested.
+        """
+        from zoo.stores.reader import microseconds
+
+        config, log, store = self.store.config, self.reader.log, self._online_store
+        instant = microseconds(before) if isinstance(before, datetime) else before
+
+        def online(codes: Array) -> None:
+            if instant is None:
+                store.forget(config, log.id, "user_id", codes.tolist())
+                return
+            for space in store.names(config, log.id):
+                store.drop(config, space)
+            store.erase(config)
+
+        done: Forgotten = log.forget(users, instant, online)
+        # out-of-fold scores and encoders' states are of rows that are gone, and cost time only to make again
+        shutil.rmtree(Path(self.store.repo_path) / "data" / "cache", ignore_errors=True)
+        return done
+
 
 def _no_future(view: str, newest: Array, times: Array) -> None:
     # the guard against a feature source that breaks its promise; cheap, so training always asks for it
@@ -422,6 +447,11 @@ def online(service: str, rows: Any, at: int | datetime | None = None, repo: Path
 def append(rows: Any, idempotency_key: str | None = None, repo: Path | str = ".") -> IngestReport:
     """``Features.open(repo).append(rows, idempotency_key)``."""
     return Features.open(repo).append(rows, idempotency_key)
+
+
+def forget(users: Iterable[Any] = (), before: int | datetime | None = None, repo: Path | str = ".") -> Forgotten:
+    """``Features.open(repo).forget(users, before)``."""
+    return Features.open(repo).forget(users, before)
 
 
 def materialize(repo: Path | str = ".", progress: Progress | None = None) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli import data, init, models, plugins, recommend
+from zoo.cli import data, forget, init, models, plugins, recommend
 from zoo.cli.state import ZooCommand, ZooGroup
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ _COMMANDS = (
     ("ingest", data.ingest, "zoo ingest events-2017-12.parquet"),
     ("materialize", data.materialize, "zoo materialize"),
     ("check-features", data.check_features, "zoo check-features churn --entities 500"),
+    ("forget", forget.forget, "zoo forget 42"),
     ("train", models.train, "zoo train churn --workers 2"),
     ("models", models.models, "zoo models --json"),
     ("promote", models.promote, "zoo promote churn@3"),

@@ -245,6 +245,11 @@ class Writing:
         size = self._path.stat().st_size
         self._actions.append(AddAction(self._path.name, size, {}, int(time.time() * 1000), True, json.dumps(self._stats)))
 
+    def cut(self) -> None:
+        """Begin another file with the next rows."""
+        if self._writer is not None:
+            self._finish()
+
     def commit(self, table: DeltaTable, transactions: Mapping[str, int] | None = None, removed: Sequence[DataFile] = ()) -> int:
         """Make every row visible in one step and return the new version.
 
@@ -292,15 +297,24 @@ def rewrite(
     with Writing(folder, schema, bounded, mark) as writing:
         for part in parts:
             writing.add(part)
+            writing.cut()
         return writing.commit(table, {**marks, **(transactions or {})}, removed)
 
 
 def vacuum(folder: Path, table: DeltaTable) -> None:
-    """Remove the data files that the newest version does not name."""
-    named = {file.name for file in data_files(table)}
+    """Remove the data files that no readable version names: those from before it was rewritten, and what dead writers left."""
+    oldest = transaction(table, REWRITTEN)
+    named = {file.name for file in data_files(open_table(folder, oldest))}
+    for version in range(oldest, int(table.version()) + 1):
+        named |= {line["add"]["path"] for line in commit_lines(folder / "_delta_log" / f"{version:020d}.json") if "add" in line}
     for file in folder.glob("*.parquet"):
         if file.name not in named:
             file.unlink(missing_ok=True)
+
+
+def commit_lines(path: Path) -> list[dict[str, Any]]:
+    """The actions of one commit."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def sync(path: Path) -> None:

@@ -384,9 +384,8 @@ class DictionaryStore:
             files = delta.data_files(self._table)
             table = delta.read(self.folder, files, SCHEMA, SCHEMA.names)
             hit = np.zeros(len(table), bool)
-            names, own = table["dictionary"].to_pylist(), np.asarray(table["code"])
             for name, gone in codes.items():
-                hit |= np.array([n == name for n in names], bool) & np.isin(own, gone)
+                hit |= np.asarray(pc.equal(table["dictionary"], name)) & np.isin(np.asarray(table["code"]), gone)
             hit &= np.asarray(table["text"].is_valid()) | np.asarray(table["number"].is_valid())
             if hit.any():
                 mask = pa.array(hit)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zoo.contract import Progress
+from zoo.contract import Array, Progress
 from zoo.errors import FeatureError, UsageError, ZooError, choices
 from zoo.events import delta
 from zoo.events.dictionary import Dictionary, DictionaryStore
 from zoo.events.flush import Flusher, move
+from zoo.events.forget import NEXT, Forgotten, forget
 from zoo.events.identity import EventIds
 from zoo.events.lock import BusyError, writer_lock
 from zoo.events.push import Pushes
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 SCHEMA_KEY = "zoo.schema"
 PACKED = ("source",)
-NEXT = "next"
-"""Application transaction: the next ``seq``, where the newest events were forgotten."""
 
 
 @dataclass(frozen=True)
@@ -350,7 +349,27 @@ class EventLog:
             self.dictionaries.extend(self._tables.feeds(name, table))
             return self._tables.write(name, table)
 
+    def forget_profiles(self, ids: pa.Array) -> int:
+        """Remove users' rows from the tables; returns how many. The caller holds the write lock."""
+        return self._tables.forget(ids)
+
+    def profile_texts(self) -> dict[str, list[pa.Array]]:
+        """Identifiers of users, and texts by dictionary, in the tables that have a ``user_id``."""
+        out: dict[str, list[pa.Array]] = {}
+        for name in self.tables():
+            table = self.read_table(name)
+            for dictionary, values in self._tables.feeds(name, table).items() if "user_id" in table.column_names else ():
+                if dictionary != "item_id":
+                    out.setdefault(dictionary, []).append(values)
+        return out
+
     # Writing, for zoo.events.ingest
+
+    def forget(
+        self, users: Iterable[Any] = (), before: int | None = None, also: Callable[[Array], None] | None = None
+    ) -> Forgotten:
+        """``zoo.events.forget.forget`` in this log."""
+        return forget(self, users, before, also)
 
     def append(self, frame: Any, idempotency_key: str | None = None, now: int | None = None) -> IngestReport:
         """``zoo.events.ingest.append`` to this log."""

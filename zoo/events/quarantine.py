@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from zoo.contract import Array
 from zoo.events import delta
 from zoo.events.rows import Rejected
 from zoo.events.tail import TAKEN, Tail
@@ -89,14 +90,17 @@ class Quarantine:
                     files.add(delta.read(self.folder, small, SCHEMA, SCHEMA.names))
                     files.commit(self._table, removed=small)
 
-    def forget(self, named: Callable[[str], bool]) -> int:
-        """Remove rows whose record names somebody, and every older file; returns how many. The caller holds the write lock."""
+    def forget(self, leaving: Callable[[pa.Table], Array]) -> int:
+        """Remove the rows that a bool (n,) of a table's rows marks, and every older file that held them; returns how many.
+
+        The caller holds the write lock.
+        """
         with self._mutex:
             delta.refresh(self.folder, self._table)
             gone = 0
             for file in delta.data_files(self._table):
                 table = delta.read(self.folder, [file], SCHEMA, SCHEMA.names)
-                hit = np.array([named(record) for record in table["record"].to_pylist()], bool)
+                hit = leaving(table)
                 if hit.any():
                     gone += int(hit.sum())
                     mark = file.name.split("-")[1]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from deltalake import write_deltalake
 
 from zoo.errors import FeatureError, SchemaError, UnknownIdError, UsageError, choices
@@ -93,6 +94,15 @@ def normalised(frame: Any, keys: Sequence[str], schema: LogSchema, name: str) ->
     return pa.table(columns)
 
 
+def _names(file: Path, ids: pa.Array) -> bool:
+    """Whether a data file holds a row of one of these users."""
+    with pq.ParquetFile(file) as parquet:
+        if "user_id" not in parquet.schema_arrow.names:
+            return False
+        found = parquet.read(columns=["user_id"])["user_id"]
+    return found.type == ids.type and bool(pc.any(pc.is_in(found, value_set=ids)).as_py())
+
+
 class Tables:
     """The tables of one log, each a Delta table under ``tables/NAME``."""
 
@@ -166,6 +176,30 @@ class Tables:
         text = (f.name for f in table.schema if pa.types.is_string(f.type) and f.name not in ENTITIES)
         out.update({f"{name}.{column}": table[column].combine_chunks() for column in text})
         return out
+
+    def forget(self, ids: pa.Array) -> int:
+        """Remove users' rows from every table that has a ``user_id``, older versions included; returns how many rows.
+
+        The caller holds the write lock.
+        """
+        gone = 0
+        for name in self.names():
+            folder = self.root / name
+            stored = delta.open_table(folder)
+            schema = pa.schema(stored.schema().to_arrow())
+            if "user_id" not in schema.names:
+                continue
+            files = delta.data_files(stored)
+            held = delta.read(folder, files, schema, schema.names)
+            hit = pc.is_in(held["user_id"], value_set=ids)
+            rows = pc.sum(hit).as_py() or 0
+            if rows or any(
+                _names(folder / old, ids) for old in {p.name for p in folder.glob("*.parquet")} - {f.name for f in files}
+            ):
+                delta.rewrite(folder, stored, files, [held.filter(pc.invert(hit))])
+            delta.vacuum(folder, stored)
+            gone += rows
+        return gone
 
     def write(self, name: str, table: pa.Table) -> int:
         """Replace the table whole and return its version; the same content again changes nothing. The caller holds the write lock."""
