@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import SECOND, Event, Oracle
 from random_logs import CATEGORIES, DAY, DEAR, FEATURES, MILK, TYPES, build, code, completed, logs
@@ -16,7 +18,9 @@ from random_logs import CATEGORIES, DAY, DEAR, FEATURES, MILK, TYPES, build, cod
 from zoo.contract import Column
 from zoo.errors import FeatureError
 from zoo.events.evaluate import Evaluator
+from zoo.events.log import EventLog
 from zoo.events.pairs import evaluate_pairs, member_sets
+from zoo.events.schema import LogSchema
 from zoo.events.specs import (
     Aggregation,
     Condition,
@@ -39,6 +43,7 @@ from zoo.events.specs import (
     tenure,
     total,
 )
+from zoo.events.view import LogView
 
 
 def evaluator(events: list[Event], entity: str = "user_id", sessions: bool = True) -> Evaluator:
@@ -112,6 +117,45 @@ def test_the_entities_own_events_answer_as_the_whole_log_does(events: list[Event
     for name, column in offline.items():
         np.testing.assert_array_equal(column.values, online[name].values)
         np.testing.assert_array_equal(column.offsets, online[name].offsets)
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4)
+"""Identifiers of any script; equal to the eye is not equal."""
+
+
+@given(
+    events=st.lists(
+        st.tuples(NAMES, st.one_of(st.none(), NAMES), st.integers(0, 50), st.sampled_from(sorted(TYPES))), max_size=20
+    ),
+    cut=st.integers(0, 20),
+    t=st.integers(0, 60),
+)
+@settings(max_examples=max(settings.default.max_examples // 10, 1))  # each makes a log on disk
+def test_a_log_with_any_names_appended_in_two_parts_in_any_order_equals_the_loop(
+    events: list[tuple[str, str | None, int, str]], cut: int, t: int
+) -> None:
+    first = [event(user_id=u, item_id=i, event_type=k, time=s * SECOND, seq=n) for n, (u, i, s, k) in enumerate(events)]
+    with tempfile.TemporaryDirectory() as folder:
+        log = EventLog.create(folder, LogSchema(user_id="string", item_id="string", session=False))
+        for number, part in enumerate((first[:cut], first[cut:])):
+            names = ("user_id", "item_id", "event_type")
+            columns = {name: pa.array([e[name] for e in part], pa.string()) for name in names}
+            columns["time"] = pa.array([e["time"] for e in part], pa.int64())
+            log.append(pa.table(columns), idempotency_key=str(number))
+            view = LogView.open(folder)  # an index of the first part, into which the second is merged
+            view.newest_events("user_id", np.array([2]), np.array([0]))
+        users = sorted({e["user_id"] for e in first})
+        codes = view.codes("user_id", pa.array(users, pa.string()))
+        some = Condition("item_id", "!=", users[0] if users else "x")
+        features = (last_n("items", "item_id", 3), last_distinct_n("types", "event_type", 2), count("n", "9s", where=(some,)))
+        found = view.evaluate(Aggregation(("user_id",), features), {"user_id": codes}, np.full(len(users), t * SECOND))
+        items, types = view.names("item_id"), view.names("event_type")
+        for row, user in enumerate(users):
+            oracle = Oracle([e | {"session": None} for e in first if e["user_id"] == user], t * SECOND)
+            expected = [oracle(f) for f in features]
+            assert [items[c] if c else None for c in cell(found["items"], row)] == expected[0]
+            assert [types[c] for c in cell(found["types"], row)] == expected[1]
+            assert found["n"].values[row] == expected[2]
 
 
 PAIRS: tuple[Feature, ...] = tuple(
@@ -244,7 +288,8 @@ def test_a_log_without_times_answers_what_order_alone_decides() -> None:
 
 def event(**columns: Any) -> Event:
     base = {"user_id": 2, "item_id": 2, "event_type": "view", "value": 6.0, "weight": 0.0, "session": 1, "shop": None}
-    return completed(base | columns)
+    found = base | columns
+    return completed(found) if isinstance(found["item_id"], int) else found
 
 
 def test_a_log_without_times_refuses_the_item_side() -> None:
