@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,10 @@ from zoo.events.steps import Steps, average, different, total
 _NEEDS_TIME = ("recency", "tenure", "quiet", "survival", "decay")
 _READS_FEW = ("last_n", "first_n", "count", "recency", "tenure", "last")
 """Kinds that look at a bounded number of a row's events; the memory of the others grows with the length of its slice."""
+_LARGE = 1 << 20
+"""Events of an index of which rows may ask for a small part only."""
+_PART = 4
+"""That part: a quarter at most."""
 _NUMBERS = (*REDUCTIONS, "ratio", "decay")
 
 
@@ -36,10 +41,13 @@ class Evaluator:
         self.event_types = event_types
         self.code = code or _no_code
         self._events: dict[Where, FilteredEvents] = {}
+        self._lock = RLock()
 
     def events(self, where: Where) -> FilteredEvents:
         if where not in self._events:
-            self._events[where] = FilteredEvents(self.index, where, self.event_types, self.code)
+            with self._lock:
+                if where not in self._events:
+                    self._events[where] = FilteredEvents(self.index, where, self.event_types, self.code)
         return self._events[where]
 
     def over(self, index: Index) -> Evaluator:
@@ -61,11 +69,35 @@ class Evaluator:
         (<= t with ``include_equal``). Raises FeatureError where the log lacks a column or the times that a feature needs.
         """
         self.check(aggregation)
+        if len(self.index) > _LARGE:
+            small, own = self._few(codes)
+            if small is not None:
+                return small._answer(aggregation, own, times)
+        return self._answer(aggregation, codes, times)
+
+    def _answer(self, aggregation: Aggregation, codes: Array, times: Array) -> dict[str, Column]:
         low, stop = self.seen(aggregation, codes, times)
         if (stop - low).sum() <= AT_ONCE or all(f.kind in _READS_FEW or self.by_running(f) for f in aggregation.features):
             return self.columns(aggregation, low, stop, times)
         parts = chunks(stop - low)
         return joined([self.columns(aggregation, low[rows], stop[rows], times[rows]) for rows in parts])
+
+    def _few(self, codes: Array) -> tuple[Evaluator | None, Array]:
+        """(an evaluator over these entities' events alone, their codes there) where they are a small part of all.
+
+        What features derive from columns then costs as much as the rows do, however large the log is.
+        """
+        offsets = self.index.offsets
+        asked = np.zeros(len(offsets) - 1, bool)
+        known = np.where((codes > 0) & (codes < len(asked)), codes, 0)
+        asked[known] = True
+        asked[0] = False
+        entities = np.flatnonzero(asked)
+        if (offsets[entities + 1] - offsets[entities]).sum() * _PART > len(self.index):
+            return None, codes
+        own = np.zeros(len(asked), np.int32)
+        own[entities] = np.arange(2, len(entities) + 2)
+        return self.over(self.index.events(entities)), own[known]
 
     def seen(self, aggregation: Aggregation, codes: Array, times: Array) -> tuple[Array, Array]:
         """int64 (n,) each: the slice of the index that each row sees at its time."""

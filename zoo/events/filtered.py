@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,7 @@ class FilteredEvents:
     def __init__(self, index: Index, where: Where, event_types: Mapping[str, int], code: Code) -> None:
         """event_types: name -> code; a type that no event has yet leaves nothing. code: of a text or identifier in conditions."""
         self.index = index
+        self._lock = RLock()
         self.positions: Array | None = None
         """int64, ascending positions in the index; None where all events pass."""
         if where:
@@ -97,7 +99,9 @@ class FilteredEvents:
 
     def keep(self, key: Any, make: Callable[[], Array]) -> Array:
         if key not in self._kept:
-            self._kept[key] = make()
+            with self._lock:  # threads that answer parts of the same rows derive it once
+                if key not in self._kept:
+                    self._kept[key] = make()
         return self._kept[key]
 
     def of(self, values: Array) -> Array:
@@ -106,9 +110,7 @@ class FilteredEvents:
 
     def column(self, name: str) -> Array:
         """(m,): a column as stored: codes, fixed-point money, float64; ``gap`` in seconds."""
-        if name not in self._kept:
-            self._kept[name] = self._gap() if name == "gap" else self.of(np.asarray(self.index.column(name)))
-        return self._kept[name]
+        return self.keep(name, self._gap if name == "gap" else lambda: self.of(np.asarray(self.index.column(name))))
 
     def plain(self, name: str, values: Array) -> Array:
         """Values of a column as features show them: money in its unit."""

@@ -5,13 +5,13 @@ Knows nothing of features or Feast. Both the offline history and an online reade
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from zoo.contract import Array, gather
+from zoo.contract import Array
 from zoo.errors import FeatureError
 from zoo.events.attributes import Attribute, looked_up
 
@@ -83,6 +83,28 @@ def _bisect(time: Array, low: Array, high: Array, times: Array, right: bool) -> 
             found += at
         step >>= 1
     return found
+
+
+class _Gathered(Mapping[str, Array]):
+    """Columns at some positions, each looked up when it is first asked for."""
+
+    def __init__(self, columns: Mapping[str, Array], positions: Array) -> None:
+        self._columns, self._positions = columns, positions
+        self._found: dict[str, Array] = {}
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._found:
+            self._found[name] = np.asarray(self._columns[name]).take(self._positions)
+        return self._found[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._columns
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
 
 
 @dataclass
@@ -255,12 +277,14 @@ class Index:
         if times is not None:
             high = self.search(low, high, times)
         lengths = high - low
-        positions, offsets = gather(np.arange(len(self), dtype=np.int64), low, lengths)
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        positions = np.arange(offsets[-1])
+        positions += np.repeat(low - offsets[:-1], lengths)
         return Index(
             np.concatenate(([0, 0], offsets)),
             self.time[positions],
             self.seq[positions],
-            {k: v[positions] for k, v in self.columns.items()},
+            _Gathered(self.columns, positions),
             self.dictionaries,
             self.attributes,
             self.timezone,
