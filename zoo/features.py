@@ -259,6 +259,10 @@ class Features:
         recent = await self._online_store.recent_async(self.store.config, view, self._wanted(asked))
         return self._online_batch(view, table, times, asked, recent, context)
 
+    async def aclose(self) -> None:
+        """Close the connections that ``online_async`` opened in this event loop; the next read opens its own."""
+        await self._online_store.close()
+
     def _asked_online(self, service: str, rows: Any, at: int | datetime | None) -> tuple[LogView, pa.Table, Array, list[_Asked]]:
         now = self.reader.now() if at is None else moment(at)
         table, view = table_of(rows), self.reader.view()

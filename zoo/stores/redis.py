@@ -75,6 +75,7 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
         super().__init__()
         self._scripts: dict[str, Any] = {}
         self._loop: Any = None
+        self._asking: set[asyncio.Future[Any]] = set()
 
     # Feast's Redis store reads all views in one pipeline of hashes; ours are computed, one view at a time
     _read_features_per_fv = OnlineStore._read_features_per_fv
@@ -108,6 +109,8 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
         client = await self._get_client_async(config.online_store)
         # A reply that nobody waits for any longer is read to its end all the same, so that the connection's next one is its own.
         asking = asyncio.ensure_future(client.mget(keys))
+        self._asking.add(asking)
+        asking.add_done_callback(self._asking.discard)
         try:
             return _split(codes, await asyncio.shield(asking))
         except asyncio.CancelledError:
@@ -129,6 +132,13 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
             pool = BlockingConnectionPool(max_connections=_CONNECTIONS, timeout=options["socket_timeout"], **options)
             self._client_async, self._loop = Redis.from_pool(pool), loop
         return self._client_async
+
+    async def close(self) -> None:
+        """Feast's: close the connections of this event loop; a loop that ends without it leaves them to the garbage collector."""
+        client, self._client_async, self._loop = self._client_async, None, None
+        await asyncio.gather(*self._asking, return_exceptions=True)
+        if client is not None:
+            await client.aclose(close_connection_pool=True)
 
     def append(
         self, config: Any, space: Space, start: int, stop: int, frames: Sequence[tuple[str, int, bytes]]

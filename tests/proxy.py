@@ -1,0 +1,94 @@
+"""A TCP proxy before a real server that fails as networks do: it refuses, resets in the middle of a reply, or holds replies back."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Proxy:
+    """Passes connections on to a server.
+
+    cut: the number of bytes of the coming replies after which their connection is reset, None for none. cuts: how many resets are left.
+    flowing: while it is not set, replies are held back.
+    """
+
+    def __init__(self, server: tuple[str, int]) -> None:
+        self.server = server
+        self.cut: int | None = None
+        self.cuts = 0
+        self.flowing = threading.Event()
+        self.flowing.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            upstream = socket.create_connection(self.server)
+            self._open += [client, upstream]
+            threading.Thread(target=self._ask, args=(client, upstream), daemon=True).start()
+            threading.Thread(target=self._answer, args=(client, upstream), daemon=True).start()
+
+    @staticmethod
+    def _ask(client: socket.socket, upstream: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(1 << 16):
+                upstream.sendall(data)
+        with contextlib.suppress(OSError):
+            upstream.shutdown(socket.SHUT_RDWR)
+
+    def _answer(self, client: socket.socket, upstream: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := upstream.recv(1 << 16):
+                self.flowing.wait()
+                if self.cut is not None and self.cuts > 0:
+                    self.cuts -= 1
+                    client.sendall(data[: self.cut])
+                    reset(client)
+                    return
+                client.sendall(data)
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)
+
+    def drop(self) -> None:
+        """Reset every connection that is open."""
+        while self._open:
+            reset(self._open.pop())
+
+    def close(self) -> None:
+        """Refuse connections from here on, and reset those that are open."""
+        # a shutdown wakes the accepting thread, a close alone would leave the port open until it does
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.flowing.set()
+        self.drop()
+
+
+def reset(connection: socket.socket) -> None:
+    """Close with RST instead of FIN."""
+    with contextlib.suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.shutdown(socket.SHUT_RD)
+    connection.close()
+
+
+@contextmanager
+def proxied(url: str) -> Iterator[Proxy]:
+    """A proxy before the server of a Redis URL."""
+    host, _, port = url.removeprefix("redis://").partition("/")[0].partition(":")
+    proxy = Proxy((host, int(port)))
+    try:
+        yield proxy
+    finally:
+        proxy.close()
