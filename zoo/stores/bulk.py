@@ -40,7 +40,7 @@ class Bulk:
     def everything(self, view: LogView, progress: Progress | None = None) -> dict[str, int]:
         """Copy all entities and raise the watermark; returns how many entities with events that were, by kind."""
         space, kinds = self.store.space(self.config, view), sorted(self.kept.reaches, key=ENTITIES.index)
-        count = count_of(view)
+        count = view.count
         copied, began = dict.fromkeys(kinds, 0), time.monotonic()
         fresh = f"{count} 0 {FIRST}"
         record = self.store.copying(self.config, space, fresh)
@@ -48,7 +48,7 @@ class Bulk:
             first, number, code = map(int, record.split())
             if first > count:  # another process's, which saw more of the log
                 view = LogReader.of(self.config).view()
-                count = count_of(view)
+                count = view.count
             if number == len(kinds):
                 if self.store.finish(self.config, space, record, first):
                     break
@@ -104,7 +104,7 @@ class Bulk:
 
     def _write(self, view: LogView, entity: str, index: Index, codes: Array, record: str) -> bool:
         """Write the events of entities whose codes in a small index are 2, 3, ...; False where the record is another by now."""
-        space, count = self.store.space(self.config, view), count_of(view)
+        space, count = self.store.space(self.config, view), view.count
         low, high = index.bounds(np.arange(FIRST, FIRST + len(codes)))
         low, since = self.kept.bounds(entity, view.evaluator_of(index), low, high, self.now)
         columns = {"time": index.time, "seq": index.seq, **self.kept.columns(entity, index.columns)}
@@ -139,19 +139,12 @@ class Bulk:
 
 def _pieces(view: LogView, entity: str, codes: Array) -> Iterator[tuple[Index, Array]]:
     """Small indexes of about ``EVENTS_AT_ONCE`` events, with codes 2, 3, ..., and which of these entities each holds: those with events."""
-    parts = view.partitions(entity)
-    for piece in parts.route(codes):
-        index = parts.evaluator(piece.number).index
+    partitions = view.partitions(entity)
+    for piece in partitions.route(codes):
+        index, own = partitions.index(piece.number), codes if piece.rows is None else codes[piece.rows]
         low, high = index.bounds(piece.codes)
         some = np.flatnonzero(high > low)
-        if not len(some):
-            continue
-        own = codes if piece.rows is None else codes[piece.rows]
-        steps = np.cumsum((high - low)[some]) // EVENTS_AT_ONCE
-        for part in np.split(some, np.flatnonzero(np.diff(steps)) + 1):
-            yield index.events(piece.codes[part]), own[part]
-
-
-def count_of(view: LogView) -> int:
-    """How many of the log's events a view is of."""
-    return view.count
+        parts = np.cumsum((high - low)[some]) // EVENTS_AT_ONCE
+        for part in np.split(some, np.flatnonzero(np.diff(parts)) + 1):
+            if len(part):
+                yield index.events(piece.codes[part]), own[part]

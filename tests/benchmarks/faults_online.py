@@ -1,0 +1,227 @@
+"""The long proofs of the online store, counted: killed copies, cancelled reads, many writers. Ends with 1 where one fails.
+
+``python tests/benchmarks/faults_online.py``; QUICK=1 for small numbers. Counts are kept in docs/benchmarks/faults_online.json.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench_online import OURS, repository
+from figures import FOLDER, QUICK, machine
+from services import redis_program, redis_server
+
+SQLITE = "zoo.stores.SqliteEventOnlineStore"
+
+
+def child(work: Callable[[], Any]) -> int:
+    """Process id of a fork that does the work. The parent only imports: nothing that has threads is open when it forks."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = int(work() or 0)
+        finally:
+            os._exit(code)
+    return pid
+
+
+def done(work: Callable[[], Any]) -> bool:
+    """Whether the work, in a process of its own, ended well."""
+    return os.waitstatus_to_exitcode(os.waitpid(child(work), 0)[1]) == 0
+
+
+def digest(root: Path, into: Path) -> None:
+    """sha256 of every entity's kept events, decoded, and of the watermark."""
+    from zoo.features import Features
+    from zoo.stores.frames import index_of
+
+    features = Features.open(root)
+    store, config, view = features._online_store, features.store.config, features.reader.view()
+    space, found = store.space(config, view), hashlib.sha256()
+    found.update(str(store.load(config, space, {})[1]).encode())
+    for code, value in sorted(store.values(config, space, "user_id")):
+        index, _ = index_of([value])
+        columns = {"time": index.time, "seq": index.seq, **index.columns}
+        found.update(repr([code, sorted((name, values.tobytes()) for name, values in columns.items())]).encode())
+    into.write_text(found.hexdigest())
+
+
+def copy(root: Path) -> None:
+    from zoo.features import Features
+
+    Features.open(root).materialize()
+
+
+def killed_copies(root: Path, empty: Callable[[], Any], times: int) -> dict[str, int]:
+    """Copies killed at random moments into an empty store and run again, and how many then held what one clean copy does."""
+    out, rng = root / "digest", random.Random(0)
+    empty()
+    done(lambda: copy(root))  # the index is there from here on
+    empty()
+    began = time.monotonic()
+    if not (done(lambda: copy(root)) and done(lambda: digest(root, out))):
+        raise RuntimeError("a copy that nobody killed failed")
+    clean, length = out.read_text(), time.monotonic() - began
+    same = killed = 0
+    for _ in range(times):
+        empty()
+        pid = child(lambda: copy(root))
+        time.sleep(rng.random() * length)
+        os.kill(pid, signal.SIGKILL)
+        killed += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        out.unlink(missing_ok=True)
+        same += done(lambda: copy(root)) and done(lambda: digest(root, out)) and out.read_text() == clean
+    return {"copies": times, "killed in the midst": killed, "equal to a clean copy after a rerun": same}
+
+
+def cancelled_reads(root: Path, number: int, at_once: int = 256) -> dict[str, int]:
+    """Reads of unique keys (a user and an instant each), about half of them cancelled at whatever point they are."""
+    from zoo.features import Features
+
+    features = Features.open(root)
+    copy(root)
+    view, rng, now = features.reader.view(), np.random.default_rng(0), features.reader.now()
+    users = np.asarray(view.ids("user_id", np.arange(2, view.size("user_id"))))
+    counts = {"reads": number, "answered": 0, "cancelled": 0, "wrong": 0}
+    expected = features.online("bench", {"user_id": users}, now)
+    of = {int(user): row for row, user in enumerate(users)}
+    items, values = expected.column("items"), expected.column("values")
+
+    async def read(n: int) -> None:
+        user = int(users[n % len(users)])
+        try:
+            batch = await features.online_async("bench", {"user_id": [user]}, now + n)
+        except asyncio.CancelledError:
+            counts["cancelled"] += 1
+            return
+        row = np.array([of[user]])
+        right = batch.as_of.tolist() == [now + n] and batch.newest[0] == expected.newest[row[0]]
+        for name, column in (("items", items), ("values", values)):
+            right &= np.array_equal(batch.column(name).values, column.take(row).values, equal_nan=name == "values")
+        counts["answered"] += 1
+        counts["wrong"] += not right
+
+    async def run() -> None:
+        waiting: set[asyncio.Task[None]] = set()
+        for n in range(number):
+            task = asyncio.ensure_future(read(n))
+            waiting.add(task)
+            task.add_done_callback(waiting.discard)
+            if rng.random() < 0.5:
+                asyncio.get_running_loop().call_later(rng.random() * 0.02, task.cancel)
+            while len(waiting) >= at_once:
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await features.aclose()
+
+    asyncio.run(run())
+    counts["cancelled"] = number - counts["answered"]  # those cancelled before they began are among them
+    return counts
+
+
+def many_writers(root: Path, number: int, writers: int = 8) -> dict[str, int]:
+    """Events pushed by 8 processes, each event by two of them, in shuffled order; users whose online features differ from the log's."""
+    from zoo.consistency import drift
+    from zoo.events.log import EventLog
+    from zoo.features import Features
+
+    def write(own: int) -> None:
+        features = Features.open(root)
+        mine = np.random.default_rng(own).permutation([n for n in range(number) if n % writers in (own, (own + 1) % writers)])
+        for part in np.array_split(mine, max(len(mine) // 250, 1)):
+            features.append(
+                {
+                    "event_id": [f"many-{n}" for n in part],
+                    "user_id": part % 500 + 1,
+                    "item_id": part % 997 + 1,
+                    "event_type": ["purchase"] * len(part),
+                    "time": 1_514_800_000_000_000 + part * 1_000_003 % 86_400_000_000,
+                    "value": part % 100 / 4,
+                }
+            )
+
+    pids = [child(lambda own=own: write(own)) for own in range(writers)]  # type: ignore[misc]
+    ended = sum(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0 for pid in pids)
+    log = EventLog.open(root / "log")
+    ids = log.table(columns=["event_id"])["event_id"].to_pylist()
+    here = [x for x in ids if x and x.startswith("many-")]
+    differ = drift(Features.open(root), "bench", 1_000)[1]
+    return {
+        "writers": writers,
+        "ended well": ended,
+        "events": number,
+        "in the log once": len(here) if len(set(here)) == len(here) else -1,
+        "features that differ": len(differ),
+    }
+
+
+def counted(root: Path, work: Callable[[Path, int], dict[str, int]], number: int) -> dict[str, int]:
+    """What the work counts, in a process of its own."""
+    into = root / "counts.json"
+    into.unlink(missing_ok=True)
+    done(lambda: into.write_text(json.dumps(work(root, number))) and 0)
+    found: dict[str, int] = json.loads(into.read_text()) if into.exists() else {"failed": 1}
+    return found
+
+
+def main() -> None:
+    kills, reads, events = (5, 2_000, 4_000) if QUICK else (200, 100_000, 100_000)
+    found: dict[str, dict[str, int]] = {}
+    import redis
+
+    import zoo.consistency
+    import zoo.stores  # noqa: F401
+
+    with tempfile.TemporaryDirectory() as folder, redis_server(redis_program()) as url:
+        where = url.removeprefix("redis://").partition("/")[0]
+        for kind, store in (("redis", OURS), ("sqlite", SQLITE)):
+            root = Path(folder) / kind
+            settings = (where, kind, store, 0)
+
+            def make(root: Path = root, settings: Any = settings) -> None:
+                repository(root, *settings)
+                if settings[1] == "sqlite":
+                    text = (root / "feature_store.yaml").read_text()
+                    text = "".join(line for line in text.splitlines(keepends=True) if "connection_string" not in line)
+                    (root / "feature_store.yaml").write_text(text + "  path: online.db\n")
+
+            def empty(root: Path = root, kind: str = kind) -> None:
+                if kind == "redis":
+                    redis.Redis.from_url(url).flushdb()
+                for path in root.glob("online.db*"):
+                    path.unlink()
+
+            done(make)
+            found[f"copies killed, {kind}"] = killed_copies(root, empty, kills)
+            found[f"reads cancelled, {kind}"] = counted(root, cancelled_reads, reads)
+            found[f"writers, {kind}"] = counted(root, many_writers, events)
+            print(json.dumps(found, indent=1), flush=True)
+    if not QUICK:
+        (FOLDER / "faults_online.json").write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
+    good = all(
+        c.get("copies") == c.get("equal to a clean copy after a rerun")
+        and not (c.get("wrong", 0) or c.get("failed", 0) or c.get("features that differ", 0))
+        and c.get("events") == c.get("in the log once")
+        for c in found.values()
+    )
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()
