@@ -286,3 +286,10 @@ def test_a_disk_that_refuses_is_named_and_leaves_nothing(tmp_path: Path, monkeyp
     monkeypatch.undo()
     assert len(LogView.open(tmp_path).index("user_id")) == 10
     assert IndexStore(tmp_path / "index").newest("user_id", 0, 9) is None
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    log_of(tmp_path, 10)
+    (tmp_path / "index").write_text("in the way")
+    with pytest.raises(ZooError, match="could not build the index in"):
+        LogView.open(tmp_path).partitions("user_id")

@@ -80,8 +80,9 @@ class IndexStore:
     @contextmanager
     def building(self) -> Iterator[None]:
         """Hold the right to build; others wait. What a killed builder left is removed."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        with failing_as(f"build the index in {self.root}"):
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             for folder in self.root.glob(".index-*"):
