@@ -305,22 +305,30 @@ class DictionaryStore:
             grown.more.extend(values)
         self._held[name] = Dictionary(name, held.kind, grown, held.size + len(values))
 
-    def new(self, name: str, kind: IdType, values: pa.Array, given: dict[tuple[str, Any], int]) -> list[tuple[str, int, Any]]:
-        """(name, code, identifier) of identifiers (each once) that have no code yet.
+    def new(
+        self, brought: Mapping[str, tuple[IdType, pa.Array]], given: dict[tuple[str, Any], int]
+    ) -> list[tuple[str, int, Any]]:
+        """(dictionary, code, identifier) of identifiers that have no code yet.
 
-        given: codes that were given in the same step, by dictionary and identifier; those of this call are noted there.
+        brought: by dictionary their type and the identifiers, each once. given: codes that were given in the same step, by dictionary
+        and identifier; those of this call are noted there.
         """
-        held = self.get(name, kind)
-        codes = held.encode(values)
-        if not (codes == UNKNOWN).any():
-            return []
-        size = held.size + sum(1 for other, _ in given if other == name)
         out = []
-        for value in values.filter(pa.array(codes == UNKNOWN)).to_pylist():
-            if (name, value) not in given:
-                given[name, value] = size
-                out.append((name, size, value))
-                size += 1
+        with self._mutex:
+            self._refresh()
+            for name, (kind, values) in brought.items():
+                held = self._held.get(name)
+                if held is None or held.kind != kind:
+                    held = self.get(name, kind)
+                codes = held.encode(values)
+                if not (codes == UNKNOWN).any():
+                    continue
+                size = held.size + sum(1 for other, _ in given if other == name)
+                for value in values.filter(pa.array(codes == UNKNOWN)).to_pylist():
+                    if (name, value) not in given:
+                        given[name, value] = size
+                        out.append((name, size, value))
+                        size += 1
         return out
 
     def settle(self, given: Sequence[tuple[str, int, Any]]) -> None:

@@ -8,12 +8,11 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
-from zoo.errors import ZooError
 from zoo.events.lock import BusyError
 from zoo.events.tail import TAKEN
 
 if TYPE_CHECKING:
-    from zoo.events.log import EventLog, State
+    from zoo.events.log import EventLog
 
 ROWS = 50_000
 """Events in the tail from which they are moved at once."""
@@ -58,12 +57,12 @@ class Flusher:
         self._thread: threading.Thread | None = None
         weakref.finalize(log, self._end)
 
-    def poke(self, state: State) -> None:
-        """Tell of events in the tail."""
-        if state.pending >= ROWS:
+    def poke(self, pending: int) -> None:
+        """Tell how many events are in the tail."""
+        if pending >= ROWS:
             self._wake.set()
         with self._guard:
-            if self._thread is None and state.pending and not self._over.is_set():
+            if self._thread is None and pending and not self._over.is_set():
                 self._thread = threading.Thread(target=self._run, name="zoo-flusher", daemon=True)
                 self._thread.start()
 
@@ -82,16 +81,15 @@ class Flusher:
             log = self._of()
             if log is None or self._over.is_set():
                 return
+            due = time.monotonic() + AGE
             try:
                 log.flush(wait=False)
+                with self._guard:
+                    if not log.state().pending:
+                        self._thread = None
+                        return
             except BusyError:
                 due = time.monotonic() + 1
-                continue
-            except ZooError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, nothing is lost, and the next round tries again
                 _log.warning("the log's tail is not moved yet, and nothing of it is lost: %s", error)
-            due = time.monotonic() + AGE
-            with self._guard:
-                if not log.state().pending:
-                    self._thread = None
-                    return
             del log

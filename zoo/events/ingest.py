@@ -157,7 +157,7 @@ def append(log: EventLog, frame: Any, idempotency_key: str | None = None, now: i
             repeated = push.again - sum(quarantined.values())
         rows = push.rows if push.again is None else push.again
         seconds = time.perf_counter() - started
-        return IngestReport(rows, push.added, repeated, quarantined, seconds, log.version(), how.ignored)
+        return IngestReport(rows, push.added, repeated, quarantined, seconds, push.version, how.ignored)
 
 
 def _without_id(source: Source, how: Plan) -> tuple[int, int]:

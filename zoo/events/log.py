@@ -70,6 +70,7 @@ class Snapshot:
 class State:
     """How far the log is. last: the newest segment's number. taken: that of the newest one in Delta. pending: events beyond Delta."""
 
+    version: int
     count: int
     epoch: int
     last: int
@@ -97,7 +98,7 @@ class EventLog:
         self._event_ids = EventIds()
         self._mutex = threading.RLock()
         self._snapshot: Snapshot | None = None
-        self._state: tuple[int, int, State] = (-1, -1, State(0, 0, 0, 0, 0))
+        self._state: tuple[int, int, State] = (-1, -1, State(-1, 0, 0, 0, 0, 0))
 
     @classmethod
     def create(cls, root: Path | str, schema: LogSchema) -> EventLog:
@@ -169,7 +170,7 @@ class EventLog:
             stamp = self.tail_file.refresh()
             stored = self._look()
             last, _, count = self.tail_file.beyond(stored.taken) or (stored.taken, stored.count, stored.count)
-            state = State(count, stored.epoch, last, stored.taken, count - stored.count)
+            state = State(stored.version, count, stored.epoch, last, stored.taken, count - stored.count)
             self._state = stamp, stored.version, state
             return state
 
@@ -435,8 +436,10 @@ class EventLog:
     def live_ids(self) -> EventIds:
         """Event ids in the log, read up to its end. Whoever adds to it commits what it adds, or calls ``lose_ids``."""
         with self._mutex:
-            self._look()
+            state = self.state()
             held = self._event_ids
+            if held.seq == state.count - 1:
+                return held
             shot, beyond = self._moment(held.seq)
             for file in shot.files:
                 if file.high["seq"] > held.seq:

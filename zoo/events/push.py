@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class Push:
     """One push on its way. good: its clean rows, with ``source`` and ``row``. key: what its idempotency key is recorded as.
 
-    added, repeated: what became of its rows once it is done. again: rows that came under the same key before, None where none did.
+    version: Delta's when it was committed. added, repeated: what became of its rows once it is done.
+    again: rows that came under the same key before, None where none did.
     """
 
     good: pa.Table
@@ -31,6 +32,7 @@ class Push:
     name: str
     key: str | None
     now: int
+    version: int = 0
     added: int = 0
     repeated: int = 0
     again: int | None = None
@@ -87,6 +89,7 @@ class Pushes:
                     keys: dict[str, int] = {}
                     kept: set[tuple[str, int]] = set()
                     for push in batch:
+                        push.version = state.version
                         push.again = keys.get(push.key or "") if push.key in keys else log.taken(push.key, push.name)
                         if push.again is not None:
                             continue
@@ -113,16 +116,17 @@ class Pushes:
                 log.lose_ids()
                 raise
             tail.note(written)
-        log.flusher.poke(log.state())
+        log.flusher.poke(count - state.count + state.pending)
 
     def _codes(self, good: pa.Table, given: dict[tuple[str, Any], int]) -> list[tuple[str, int, Any]]:
         """Codes for identifiers that have none."""
-        log, out = self._log, []
-        for column, name in log.coded:
-            if len(good) and column in good.column_names:
-                values = pc.unique(good[column].combine_chunks()).drop_null()
-                out.extend(log.dictionaries.new(name, log.schema.id_type(name), values, given))
-        return out
+        log = self._log
+        brought = {
+            name: (log.schema.id_type(name), pc.unique(good[column].combine_chunks()).drop_null())
+            for column, name in log.coded
+            if len(good) and column in good.column_names
+        }
+        return log.dictionaries.new(brought, given)
 
     def _bad(self, push: Push, kept: set[tuple[str, int]]) -> list[tuple[str, int, str, str, int]]:
         """Rows for the quarantine, but those that an earlier push of the same source brought."""

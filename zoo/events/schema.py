@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -107,6 +108,10 @@ class LogSchema:
 
     def arrow(self) -> pa.Schema:
         """The stored columns: identifiers, ``event_type``, ``time`` (int64 microseconds UTC), ``seq``, ... and the extra ones."""
+        return self._arrow
+
+    @cached_property
+    def _arrow(self) -> pa.Schema:
         return pa.schema(
             [
                 ("user_id", ID_TYPES[self.user_id]),
