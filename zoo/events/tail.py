@@ -141,7 +141,7 @@ class Tail:
         self._mutex = threading.RLock()
         self._reader: sqlite3.Connection | None = None
         self._writer: sqlite3.Connection | None = None
-        self._process = os.getpid()
+        self._process, self._connection = os.getpid(), 0
         self._owner: int | None = None
         self._reset()
 
@@ -163,6 +163,7 @@ class Tail:
             return self._stamp
         if self._process != os.getpid():  # connections do not survive a fork; the child leaves the parent's alone
             self._process, self._reader, self._writer, self._owner = os.getpid(), None, None, None
+            self._connection += 1  # another connection counts from anew
             self._reset()
         with self._mutex:
             if self._reader is None:
@@ -174,7 +175,7 @@ class Tail:
                         return 0  # a first push is about to make its tables
                     self._reader = reader
             try:
-                return int(self._reader.execute("PRAGMA data_version").fetchone()[0])
+                return (self._connection << 40) + int(self._reader.execute("PRAGMA data_version").fetchone()[0])
             except sqlite3.DatabaseError as error:
                 raise self._damaged(error) from error
 
