@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import json
 import os
 import resource
@@ -50,16 +52,11 @@ def grown() -> Iterator[list[float]]:
         found.append((max(int(watch.stdout.readline()), after) - before) / 1000)
 
 
-def measure(call: Callable[[], Any], runs: int, warm: Callable[[], Any] | None = None) -> tuple[dict[str, Any], Any]:
-    """({seconds of each run, peak_mb of the process, grown_mb of the first run, kept_mb of ``warm``}, the last run's answer).
+def measure(call: Callable[[], Any], runs: int) -> tuple[dict[str, Any], Any]:
+    """({seconds of each run, peak_mb of the process, first_mb and grown_mb of the first run and of one more}, the last run's answer).
 
-    warm: the same call of one row, which loads what is loaded once and makes what is made once and kept.
+    The first run makes what is made once and kept (what is derived from columns, imports); the last one shows what an answer takes.
     """
-    kept = 0.0
-    if warm is not None:
-        with grown() as once:
-            warm()
-        kept = once[0]
     with grown() as first:
         started = time.perf_counter()
         answer = call()
@@ -70,7 +67,13 @@ def measure(call: Callable[[], Any], runs: int, warm: Callable[[], Any] | None =
         started = time.perf_counter()
         answer = call()
         seconds.append(time.perf_counter() - started)
-    return {"seconds": seconds, "peak_mb": peak, "grown_mb": first[0], "kept_mb": kept}, answer
+    answer = None
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, so that it is seen to be taken again
+    with grown() as again:
+        answer = call()
+    return {"seconds": seconds, "peak_mb": peak, "first_mb": first[0], "grown_mb": again[0]}, answer
 
 
 def say(found: dict[str, Any]) -> None:
