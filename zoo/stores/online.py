@@ -16,6 +16,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 
 from zoo.contract import Array, Column, Progress
 from zoo.events.clock import moved
@@ -23,12 +24,13 @@ from zoo.events.encode import columns_of, encode
 from zoo.events.evaluate import Evaluator
 from zoo.events.view import ENTITIES, LogView
 from zoo.stores.bulk import Bulk
-from zoo.stores.columns import chosen, features_of
+from zoo.stores.columns import features_of
 from zoo.stores.frames import index_of, pack_slices, without
-from zoo.stores.protos import keys_of, raw_events, shown
+from zoo.stores.protos import key_columns, keys_of, raw_events
 from zoo.stores.reader import LogReader
+from zoo.stores.request import Request, is_own, requests
 from zoo.stores.retention import Retention
-from zoo.stores.source import EventSource, TableSource
+from zoo.stores.source import EventSource
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -214,45 +216,45 @@ class EventOnlineStore:
     def online_read(
         self, config: Any, table: Any, entity_keys: list[Any], requested_features: list[str] | None = None
     ) -> list[tuple[datetime | None, dict[str, Any] | None]]:
-        """Feast's read: features as of the clock. An entity without events, or past the view's TTL, is not found."""
-        source = table.batch_source
-        if not isinstance(source, EventSource | TableSource):
+        """Feast's read of one view: features as of the clock. An entity without events, or past the view's TTL, is not found."""
+        if not is_own(table):
             return super().online_read(config, table, entity_keys, requested_features)  # type: ignore[misc,no-any-return]
-        if isinstance(source, EventSource) and source.aggregation is None:
-            return [(None, None)] * len(entity_keys)
-        reader = LogReader.of(config)
-        view, now = reader.view(), reader.now()
-        keys = keys_of(view, table, entity_keys)
-        wanted = self.wanted(config, source, keys)
-        recent = self.recent(config, view, dict([wanted]) if wanted else {})
-        columns, newest = self.features(view, source, keys, np.full(len(entity_keys), now, np.int64), recent)
-        if newest is None:
-            found = np.all([codes > 1 for codes in keys.values()], axis=0)
-            newest = np.full(len(found), now)
-        else:
-            found = newest >= 0
-            if table.ttl:
-                found &= now - newest <= table.ttl // timedelta(microseconds=1)
-        protos = shown(view, table, chosen(table, columns, requested_features or [f.name for f in table.features]))
+        names = requested_features or [f.name for f in table.features]
+        request = Request.of(config, [(table, names, key_columns(table, entity_keys))])
+        recent = self.recent(config, request.view, request.wanted(self, config))
+        results = GetOnlineFeaturesResponse().results
+        found, newest = request.answer(self, recent, request.parts[0], results)
         return [
-            (_EPOCH + timedelta(microseconds=int(at)), {name: values[i] for name, values in protos.items()})
-            if there
-            else (None, None)
-            for i, (there, at) in enumerate(zip(found, newest))
+            (_EPOCH + timedelta(microseconds=at), {n: v.values[i] for n, v in zip(names, results)}) if there else (None, None)
+            for i, (there, at) in enumerate(zip(found.tolist(), newest.tolist()))
         ]
 
-    async def online_read_async(
-        self, config: Any, table: Any, entity_keys: list[Any], requested_features: list[str] | None = None
-    ) -> list[tuple[datetime | None, dict[str, Any] | None]]:
-        """``online_read`` in a thread: Feast's own would look for rows that our stores do not write."""
-        return await asyncio.to_thread(self.online_read, config, table, entity_keys, requested_features)
+    async def online_read_async(self, *asked: Any, **named: Any) -> list[tuple[datetime | None, dict[str, Any] | None]]:
+        """``online_read`` in a thread."""
+        return await asyncio.to_thread(self.online_read, *asked, **named)
+
+    def _read_features_per_fv(self, config: Any, grouped_refs: Any, given: Any, join_keys: Any, *how: Any) -> None:
+        """Feast's read of all views of one request, which would ask the store once a view and make an object a value."""
+        for request, refs in requests(config, grouped_refs, given, join_keys):
+            if request is None:
+                super()._read_features_per_fv(config, refs, given, join_keys, *how)  # type: ignore[misc]
+            else:
+                request.respond(self, self.recent(config, request.view, request.wanted(self, config)), *how)
+
+    async def _read_features_per_fv_async(self, config: Any, grouped_refs: Any, given: Any, join_keys: Any, *how: Any) -> None:
+        """As ``_read_features_per_fv``."""
+        for request, refs in requests(config, grouped_refs, given, join_keys):
+            if request is None:
+                await super()._read_features_per_fv_async(config, refs, given, join_keys, *how)  # type: ignore[misc]
+            else:
+                request.respond(self, await self.recent_async(config, request.view, request.wanted(self, config)), *how)
 
     # Writing
 
     def online_write_batch(self, config: Any, table: Any, data: list[Any], progress: Any) -> None:
         """Raw events are appended to the log and come back from there; a derived view's keys have their events copied from it."""
         source = table.batch_source
-        if not isinstance(source, EventSource | TableSource):
+        if not is_own(table):
             super().online_write_batch(config, table, data, progress)  # type: ignore[misc]
             return
         if isinstance(source, EventSource) and source.aggregation is None:
@@ -260,7 +262,7 @@ class EventOnlineStore:
         elif isinstance(source, EventSource):
             view = LogReader.of(config).view()
             entity = source.aggregation.entity[0]  # type: ignore[union-attr]
-            codes = np.unique(keys_of(view, table, [key for key, *_ in data])[entity])
+            codes = np.unique(keys_of(view, key_columns(table, [key for key, *_ in data]))[entity])
             if entity in Retention.of(config).reaches:
                 Bulk(self, config).entities(view, entity, codes)
             self.follow(config)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
 
 from zoo.contract import Array
@@ -76,10 +75,6 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
         self._scripts: dict[str, Any] = {}
         self._loop: Any = None
         self._asking: set[asyncio.Future[Any]] = set()
-
-    # Feast's Redis store reads all views in one pipeline of hashes; ours are computed, one view at a time
-    _read_features_per_fv = OnlineStore._read_features_per_fv
-    _read_features_per_fv_async = OnlineStore._read_features_per_fv_async
 
     @staticmethod
     def _parse_connection_string(connection_string: str) -> Any:

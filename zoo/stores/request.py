@@ -1,0 +1,141 @@
+"""What Feast asks for in one call, answered as a whole: one look at the log, one read of the store, values written in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from feast import utils
+from feast.metrics import track_feature_statuses
+from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
+from feast.protos.feast.types.Value_pb2 import Value
+
+from zoo.contract import Array, Column
+from zoo.events.view import LogView
+from zoo.stores.columns import chosen
+from zoo.stores.protos import keys_of, write
+from zoo.stores.reader import LogReader
+from zoo.stores.source import EventSource, TableSource
+
+if TYPE_CHECKING:
+    from zoo.stores.online import EventOnlineStore, Recent
+
+
+def is_own(table: Any) -> bool:
+    """Whether a feature view is answered from the log's events or tables."""
+    return isinstance(table.batch_source, EventSource | TableSource)
+
+
+def _is_raw(table: Any) -> bool:
+    source = table.batch_source
+    return isinstance(source, EventSource) and source.aggregation is None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One feature view of a request. keys: codes int32 (rows,) by join key, none of a view of raw events, which has no features."""
+
+    table: Any
+    names: Sequence[str]
+    keys: dict[str, Array]
+    rows: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """Feature views of one request as of one instant, ``now`` microseconds UTC."""
+
+    view: LogView
+    now: int
+    parts: list[Part]
+
+    @classmethod
+    def of(cls, config: Any, asked: Iterable[tuple[Any, Sequence[str], Mapping[str, Sequence[Any]]]]) -> Request:
+        """asked: feature view, names of features, and Feast values by join key."""
+        reader = LogReader.of(config)
+        view = reader.view()
+        parts = []
+        for table, names, values in asked:
+            rows = len(next(iter(values.values()), ()))
+            parts.append(Part(table, names, {} if _is_raw(table) else keys_of(view, values), rows))
+        return cls(view, reader.now(), parts)
+
+    def wanted(self, store: EventOnlineStore, config: Any) -> dict[str, Array]:
+        """Codes by entity kind whose kept events the answer is made of."""
+        own = (store.wanted(config, part.table.batch_source, part.keys) for part in self.parts if part.keys)
+        out: dict[str, Array] = {}
+        for entity, codes in filter(None, own):
+            known = out.get(entity)
+            out[entity] = codes if known is None or np.array_equal(known, codes) else np.union1d(known, codes)
+        return out
+
+    def answer(self, store: EventOnlineStore, recent: Recent, part: Part, results: Any) -> tuple[Array, Array]:
+        """Add a view's feature vectors to a response's; returns (bool (rows,) which were found, int64 (rows,) newest event's time)."""
+        source, table, count = part.table.batch_source, part.table, part.rows
+        columns: dict[str, Column] = {}
+        newest, found = np.zeros(count, np.int64), np.zeros(count, bool)
+        if part.keys:
+            columns, at = store.features(self.view, source, part.keys, np.full(count, self.now, np.int64), recent)
+            if at is None:
+                newest, found = np.full(count, self.now), np.all([codes > 1 for codes in part.keys.values()], axis=0)
+            else:
+                newest, found = at, at >= 0
+                if table.ttl:
+                    found &= self.now - newest <= table.ttl // timedelta(microseconds=1)
+            columns = chosen(table, columns, part.names)
+        shared = GetOnlineFeaturesResponse.FeatureVector()
+        shared.statuses.extend(np.where(found, FieldStatus.PRESENT, FieldStatus.NOT_FOUND).tolist())
+        seconds, micros = np.divmod(np.where(found, newest, 0), 1_000_000)
+        for whole, rest in zip(seconds.tolist(), micros.tolist()):
+            stamp = shared.event_timestamps.add()
+            stamp.seconds, stamp.nanos = whole, 1_000 * rest
+        kinds = {f.name: f.dtype.to_value_type() for f in table.features}
+        for name in part.names:
+            vector = results.add()
+            vector.MergeFrom(shared)
+            if columns:
+                write(self.view, kinds[name], columns[name], found, vector.values)
+            else:
+                vector.values.extend([Value()] * count)
+        return found, newest
+
+    def respond(self, store: EventOnlineStore, recent: Recent, response: Any, full_names: bool, versions: bool) -> None:
+        """Add all views' features to Feast's response, named in full or not, with the views' versions or not."""
+        for part in self.parts:
+            found, _ = self.answer(store, recent, part, response.results)
+            _named(response, part, found, full_names, versions)
+
+
+def _named(response: Any, part: Part, found: Array, full_names: bool, versions: bool) -> None:
+    """Write what a response says of a view besides its values, as Feast does, and count for Feast's metrics."""
+    name = part.table.projection.name_to_use()
+    response.metadata.feature_names.val.extend([f"{name}__{feature}" if full_names else feature for feature in part.names])
+    if versions:
+        utils._populate_response_from_feature_data([], [], (), response, full_names, part.table, 0, True)
+    present, features = int(found.sum()), len(part.names)
+    track_feature_statuses(part.table.name, present * features, (len(found) - present) * features)
+
+
+def requests(
+    config: Any, grouped_refs: Iterable[tuple[Any, list[str]]], given: Mapping[str, Sequence[Any]], join_keys: Mapping[str, str]
+) -> Iterator[tuple[Request | None, list[tuple[Any, list[str]]]]]:
+    """Feast's request in as few parts as its order allows: (a request, or None for views that Feast's store answers; its views).
+
+    grouped_refs: feature views and names of features. given: Feast values by join key. join_keys: of each entity's name.
+    """
+    for own, group in groupby(grouped_refs, lambda ref: is_own(ref[0])):
+        refs = list(group)
+        asked = [(table, names, _values_of(table, given, join_keys)) for table, names in refs] if own else []
+        yield Request.of(config, asked) if own else None, refs
+
+
+def _values_of(table: Any, given: Mapping[str, Sequence[Any]], join_keys: Mapping[str, str]) -> dict[str, Sequence[Any]]:
+    """Feast values by join key of a view, as it names them; KeyError, Feast's own, where one is missing."""
+    own = utils._get_table_entity_values(table, join_keys, given)
+    if not all(own.get(name) for name in table.join_keys):
+        utils._get_unique_entities(table, given, join_keys)
+    return {name: own[name] for name in table.join_keys}
