@@ -238,14 +238,21 @@ class DictionaryStore:
 
     def get(self, name: str, kind: IdType) -> Dictionary:
         """The dictionary as it is at the moment; empty where nothing entered it yet."""
+        return self.several({name: kind})[name]
+
+    def several(self, kinds: Mapping[str, IdType]) -> dict[str, Dictionary]:
+        """``get`` of several, by name, at one moment."""
         with self._mutex:
             self._refresh()
-            found = self._held.get(name)
-            if found is None:
-                return Dictionary(name, kind, _Grown(pa.array([], ID_TYPES[kind])), FIRST)
-            if found.kind != kind and found.values.null_count == len(found.values):  # every identifier was forgotten
-                found = self._held[name] = Dictionary(name, kind, _Grown(pa.nulls(len(found.values), ID_TYPES[kind])), found.size)
-            return found
+            return {name: self._get(name, kind) for name, kind in kinds.items()}
+
+    def _get(self, name: str, kind: IdType) -> Dictionary:
+        found = self._held.get(name)
+        if found is None:
+            return Dictionary(name, kind, _Grown(pa.array([], ID_TYPES[kind])), FIRST)
+        if found.kind != kind and found.values.null_count == len(found.values):  # every identifier was forgotten
+            found = self._held[name] = Dictionary(name, kind, _Grown(pa.nulls(len(found.values), ID_TYPES[kind])), found.size)
+        return found
 
     def _refresh(self) -> None:
         # The tail first: codes that leave it meanwhile are in Delta then.

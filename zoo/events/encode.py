@@ -66,27 +66,27 @@ def kinds_of(log: EventLog, entity: str) -> dict[str, str]:
 
 
 def encode(log: EventLog, table: pa.Table) -> Encoded:
-    """Rows of the log (``columns_of``) as codes, int64 times and fixed-point money. A money column without any value is left out."""
+    """Rows of the log as codes, int64 times and fixed-point money. A money column without any value is left out.
+
+    table: of ``columns_of``, the three identifiers, ``time`` and ``seq`` at least.
+    """
     import pyarrow as pa
 
-    users = log.dictionary("user_id").encode(table["user_id"])
-    items = log.dictionary("item_id").encode(table["item_id"])
-    columns: dict[str, Array] = {
-        "user_id": users,
-        "item_id": items,
-        "event_type": log.dictionary("event_type").encode(table["event_type"]),
-    }
+    names = set(table.column_names)
+    found = log.own_dictionaries()
+    columns: dict[str, Array] = {name: found[name].encode(table[name]) for name in ("user_id", "item_id", "event_type")}
+    users, items = columns["user_id"], columns["item_id"]
     dictionaries = {name: name for name in columns}
     for name in FIXED:
-        if table[name].null_count < len(table):
+        if name in names and table[name].null_count < len(table):
             columns[name] = fixed_point(floats(table[name]))
-    if log.schema.session:
+    if log.schema.session and "session" in names:
         columns["session"] = _sessions(table["session"])
     for name in table.column_names:
         if name in _NOT_COLUMNS:
             continue
         if pa.types.is_string(table[name].type) or pa.types.is_large_string(table[name].type):
-            columns[name] = log.dictionary(f"events.{name}").encode(table[name])
+            columns[name] = found[f"events.{name}"].encode(table[name])
             dictionaries[name] = f"events.{name}"
         else:
             columns[name] = floats(table[name])

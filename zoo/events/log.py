@@ -298,6 +298,10 @@ class EventLog:
                 raise FeatureError(choices("dictionary", name, valid))
         return found
 
+    def own_dictionaries(self) -> dict[str, Dictionary]:
+        """The dictionaries of the log's columns, all as they are now, by name."""
+        return self.dictionaries.several({name: self.schema.id_type(name) for _, name in self.coded})
+
     def lineage(self) -> dict[str, Any]:
         """What the log is at this moment, as training records it.
 

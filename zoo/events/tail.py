@@ -47,7 +47,9 @@ _REMOVALS = (
 )
 _PIECES = 64
 """Tables of one size that are kept before they are made one."""
-_AT_ONCE = 256
+_PAGES = 16_384
+"""Pages (64 MiB) of SQLite's log from which a push copies them into the file itself; removing segments does before."""
+_AT_ONCE = 64
 """Segments removed in one transaction, so that pushes do not wait for long."""
 
 
@@ -283,6 +285,7 @@ class Tail:
                 self.stamp()
                 self._writer = self._connect()
                 self._writer.execute("PRAGMA journal_mode=WAL")
+                self._writer.execute(f"PRAGMA wal_autocheckpoint={_PAGES}")
                 self._writer.executescript(f"BEGIN;{_TABLES}COMMIT;")
             connection = self._writer
             connection.execute("BEGIN IMMEDIATE")

@@ -35,18 +35,24 @@ from zoo.stores.source import EventSource
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from zoo.events.log import EventLog
+
 _log = logging.getLogger(__name__)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TAIL = 100_000
 """Events behind the log up to which they are appended; beyond it every entity is copied from the index."""
 AT_ONCE = 2_000
 """Events appended in one step of the store."""
-_CROWDED = 4096
-"""An entity's frames are made one each time that its bytes pass a multiple of this by a smaller frame."""
+_CROWDED = 8192
+"""An entity's frames are worth making one each time that its bytes pass a multiple of this by a smaller frame."""
 _LONG = 1 << 20
 """As ``_CROWDED``, for frames that are not smaller than that: it is what bounds an entity whose events come in large batches."""
 _FEW = 64
-"""Events up to which columns are written as they are: to look for narrower ones would cost more than it saves."""
+"""Events an entity up to which columns are written as they are: frames of one layout are read together, and most of one is its header."""
+_TOGETHER = 128
+"""Entities whose frames are made one together, so that few pushes take the time for it."""
+_ALWAYS = ("user_id", "item_id", "event_type", "time", "seq")
+"""Columns of the log that are read whatever is kept."""
 
 Key = tuple[str, int]
 """Entity kind and code."""
@@ -94,6 +100,7 @@ class EventOnlineStore:
         super().__init__()
         self._following = RLock()
         self._held: dict[str, int] = {}
+        self._crowded: set[tuple[str, Key]] = set()
         self._spaces: tuple[Any, ...] = ()
 
     # What a store provides
@@ -155,11 +162,13 @@ class EventOnlineStore:
 
     def space(self, config: Any, view: LogView) -> Space:
         """Where the log's events are for the views that are applied."""
-        kept, epoch = Retention.of(config), getattr(view.log, "epoch", 0)
-        if self._spaces[:3] != (view.log, epoch, kept):
-            log = view.log.id
-            name = f"{config.project}:zoo:{log}:{epoch}-{kept.digest}"
-            self._spaces = (view.log, epoch, kept, Space(config.project, log, name))
+        return self._place(config, view.log, getattr(view.log, "epoch", 0))
+
+    def _place(self, config: Any, log: EventLog, epoch: int) -> Space:
+        kept = Retention.of(config)
+        if self._spaces[:3] != (log, epoch, kept):
+            name = f"{config.project}:zoo:{log.id}:{epoch}-{kept.digest}"
+            self._spaces = (log, epoch, kept, Space(config.project, log.id, name))
         found: Space = self._spaces[3]
         return found
 
@@ -278,37 +287,46 @@ class EventOnlineStore:
 
         Events that move the clock far, where it is the log's end, are warned of, in the report and by this module's logger.
         """
-        reader = LogReader.of(config)
+        reader, known = LogReader.of(config), self._held.copy()
         before = reader.log.end() if reader.clock == "log_end" else None
         now = reader.now() if reader.clock not in ("wall", "log_end") else time.time_ns() // 1000
         report = reader.log.append(rows, idempotency_key=idempotency_key, now=now)
-        self.follow(config)
+        self.follow(config, known)
         warnings = moved(reader.log, before) if reader.clock == "log_end" else ()
         for warning in warnings:
             _log.warning("%s", warning)
         return replace(report, warnings=warnings)
 
-    def follow(self, config: Any) -> int:
-        """Bring in what the log holds and the store does not; returns how many events that were. Any number may do so at once."""
+    def follow(self, config: Any, known: Mapping[str, int] | None = None) -> int:
+        """Bring in what the log holds and the store does not; returns how many events that were. Any number may do so at once.
+
+        known: how far each space was to this process's knowledge before the events came that are to be brought in. What another
+        thread brought in since is there, and nothing is asked of the store.
+        """
+        log = LogReader.of(config).log
         with self._following:
-            view = LogReader.of(config).view()
-            space, count = self.space(config, view), view.log.count()
+            state = log.state()
+            space, count = self._place(config, log, state.epoch), state.count
             held = began = self._held.get(space.name, -1)
+            if held >= count and held > (known or {}).get(space.name, held):
+                return 0
             if held < 0 or held >= count:  # what this process knows may be out of date either way; a step from it is refused then
                 held = began = self.load(config, space, {})[1]
             while held < count:
                 if count - held > TAIL:
-                    Bulk(self, config).everything(view)
+                    Bulk(self, config).everything(LogReader.of(config).view())
                     reached: int | None = None
                 else:
-                    reached = self._append(config, view, space, held)
+                    reached = self._append(config, log, space, held)
                 held = self.load(config, space, {})[1] if reached is None else reached
             self._held[space.name] = held
             return max(held - began, 0)
 
-    def _append(self, config: Any, view: LogView, space: Space, held: int) -> int | None:
+    def _append(self, config: Any, log: EventLog, space: Space, held: int) -> int | None:
         """Append the log's events from ``held`` on; returns the watermark, None where another writer has moved it."""
-        events, kept = encode(view.log, view.log.tail(held - 1, columns_of(view.log))), Retention.of(config)
+        kept = Retention.of(config)
+        wanted = {*_ALWAYS, *(name for reach in kept.reaches.values() for name in reach.columns)}
+        events = encode(log, log.tail(held - 1, [name for name in columns_of(log) if name in wanted]))
         for at in range(0, len(events), AT_ONCE):
             part = slice(at, at + AT_ONCE)
             time_, seq = events.time[part], events.seq[part]
@@ -321,14 +339,19 @@ class EventOnlineStore:
                 begins = np.flatnonzero(np.diff(codes[order], prepend=0))
                 ends = np.append(begins, len(order))[1:]
                 columns = {"time": time_[order], "seq": seq[order], **own}
-                packed = pack_slices(columns, begins, ends, narrow=len(order) > _FEW)
+                packed = pack_slices(columns, begins, ends, narrow=len(order) > _FEW * len(begins))
                 frames += zip([entity] * len(packed), codes[order][begins].tolist(), packed)
             stop = int(seq[-1]) + 1
             lengths = self.append(config, space, held, stop, frames)
             if lengths is None:
                 return None
             held = self._held[space.name] = stop
-            self._compact(config, view, space, [(e, code) for (e, code, f), n in zip(frames, lengths) if _crowds(len(f), n)])
+            crowded = {(space.name, (e, code)) for (e, code, frame), n in zip(frames, lengths) if _crowds(len(frame), n)}
+            again = not crowded.isdisjoint(self._crowded)
+            self._crowded |= crowded
+            if again or len(self._crowded) >= _TOGETHER:
+                due, self._crowded = self._crowded, set()
+                self._compact(config, LogReader.of(config).view(), space, [key for name, key in due if name == space.name])
         return held
 
     def _compact(self, config: Any, view: LogView, space: Space, keys: Sequence[Key]) -> None:
