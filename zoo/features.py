@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from zoo.stores.reader import LogReader
 
 TIME = "time"
+_FEW = 256
+"""Rows up to which looking for repeated ones in Python costs less than sorting."""
+_PLAIN = ({int}, {str})
+"""Types of a list's values that need no look by Arrow."""
 
 
 def table_of(rows: Any) -> pa.Table:
@@ -66,6 +70,20 @@ def _column(name: str, values: Any) -> pa.Array:
         return pa.array(values)
     except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         raise UsageError(f"column {name!r} cannot be read: {error}; expected values of one type") from error
+
+
+_Given = Mapping[str, Any]
+"""Rows by column: Arrow, or lists as they were given."""
+
+
+def _given(rows: Any) -> _Given:
+    """The columns of ``table_of``, without making a table of lists of plain whole numbers and texts."""
+    if type(rows) is dict and all(type(v) is list and {*map(type, v)} in _PLAIN for v in rows.values()):
+        lengths = {*map(len, rows.values())}
+        if len(lengths) == 1:
+            return rows
+    table = table_of(rows)
+    return dict(zip(table.column_names, table.columns))
 
 
 def instants(values: pa.ChunkedArray) -> Array:
@@ -221,8 +239,9 @@ class Features:
         self, service: str, table: pa.Table, times: Array, context: Mapping[str, str] | None, labelled: bool = False
     ) -> FeatureBatch:
         view = self.reader.view()
-        asked = self._asked(service, view, table, times)
-        return self._batch(view, table, times, context or {}, asked, [self._from_log(view, each) for each in asked], labelled)
+        given = dict(zip(table.column_names, table.columns))
+        asked = self._asked(service, view, given, times)
+        return self._batch(view, given, times, context or {}, asked, [self._from_log(view, each) for each in asked], labelled)
 
     def history_batches(
         self, service: str, rows: Any, size: int, context: Mapping[str, str] | None = None
@@ -247,27 +266,27 @@ class Features:
         ``newest`` of the batch says how fresh each row is: the time of its user's newest event, -1 where there is none. Raises
         UsageError for rows or an ``at`` that cannot be meant.
         """
-        view, table, times, asked = self._asked_online(service, rows, at)
+        view, given, times, asked = self._asked_online(service, rows, at)
         recent = self._online_store.recent(self.store.config, view, self._wanted(asked))
-        return self._online_batch(view, table, times, asked, recent, context)
+        return self._online_batch(view, given, times, asked, recent, context)
 
     async def online_async(
         self, service: str, rows: Any, at: int | datetime | None = None, context: Mapping[str, str] | None = None
     ) -> FeatureBatch:
         """As ``online``; the event loop goes on while the store is asked. May be cancelled at any point."""
-        view, table, times, asked = self._asked_online(service, rows, at)
+        view, given, times, asked = self._asked_online(service, rows, at)
         recent = await self._online_store.recent_async(self.store.config, view, self._wanted(asked))
-        return self._online_batch(view, table, times, asked, recent, context)
+        return self._online_batch(view, given, times, asked, recent, context)
 
     async def aclose(self) -> None:
         """Close the connections that ``online_async`` opened in this event loop; the next read opens its own."""
         await self._online_store.close()
 
-    def _asked_online(self, service: str, rows: Any, at: int | datetime | None) -> tuple[LogView, pa.Table, Array, list[_Asked]]:
-        now = self.reader.now() if at is None else moment(at)
-        table, view = table_of(rows), self.reader.view()
-        times = np.full(len(table), now, np.int64)
-        return view, table, times, self._asked(service, view, table, times)
+    def _asked_online(self, service: str, rows: Any, at: int | datetime | None) -> tuple[LogView, _Given, Array, list[_Asked]]:
+        given, view = _given(rows), self.reader.view()
+        now = self.reader.now(view) if at is None else moment(at)
+        times = np.array([now] * len(next(iter(given.values()), ())), np.int64)
+        return view, given, times, self._asked(service, view, given, times)
 
     def _wanted(self, asked: list[_Asked]) -> dict[str, Array]:
         """Codes by entity kind whose kept events a batch is made of."""
@@ -285,24 +304,22 @@ class Features:
         }
 
     def _online_batch(
-        self, view: LogView, table: pa.Table, times: Array, asked: list[_Asked], recent: Any, context: Mapping[str, str] | None
+        self, view: LogView, given: _Given, times: Array, asked: list[_Asked], recent: Any, context: Mapping[str, str] | None
     ) -> FeatureBatch:
         store = self._online_store
         found = [store.features(view, each.view.source, each.keys, each.times, recent) for each in asked]
-        return self._batch(view, table, times, context or {}, asked, found)
+        return self._batch(view, given, times, context or {}, asked, found)
 
-    def _asked(self, service: str, view: LogView, table: pa.Table, times: Array) -> list[_Asked]:
+    def _asked(self, service: str, view: LogView, given: _Given, times: Array) -> list[_Asked]:
         codes: dict[str, Array] = {}
         distinct: dict[tuple[str, ...], tuple[Array, Array]] = {}
         out = []
         for each in self._read_views(service):
             for key, column in each.joins.items():
-                if column not in table.column_names:
-                    raise UsageError(
-                        f"rows have no column {column!r}, the key of {each.block!r}; they have: {', '.join(table.column_names)}"
-                    )
+                if column not in given:
+                    raise UsageError(f"rows have no column {column!r}, the key of {each.block!r}; they have: {', '.join(given)}")
                 if column not in codes:
-                    codes[column] = view.codes(key, table[column])
+                    codes[column] = view.codes(key, given[column])
             columns = tuple(each.joins.values())
             if columns not in distinct:
                 distinct[columns] = _distinct([*(codes[c] for c in columns), times])
@@ -313,7 +330,7 @@ class Features:
     def _batch(
         self,
         view: LogView,
-        table: pa.Table,
+        given: _Given,
         times: Array,
         context: Mapping[str, str],
         asked: list[_Asked],
@@ -325,17 +342,19 @@ class Features:
 
         blocks: dict[str, Block] = {}
         row_of: dict[str, Array] = {}
-        newest = np.full(len(table), -1, np.int64)
+        newest: Array | None = None
         for each, (columns, seen) in zip(asked, found):
             blocks[each.view.block] = chosen(each.view.feature_view, columns, each.view.names)
             row_of[each.view.block] = each.row_of
             if labelled and seen is not None:
                 _no_future(each.view.block, seen, each.times)
             if "user_id" in each.keys and seen is not None:
-                newest = np.maximum(newest, seen[each.row_of])
+                own = seen[each.row_of]
+                newest = own if newest is None else np.maximum(newest, own)
         if context:
-            blocks["context"], row_of["context"] = _context(table, context), np.arange(len(table), dtype=np.int32)
+            blocks["context"], row_of["context"] = _context(given, context), np.arange(len(times), dtype=np.int32)
         dictionaries = {c.dictionary for b in blocks.values() for c in b.values() if c.dictionary}
+        newest = np.full(len(times), -1, np.int64) if newest is None else newest
         return FeatureBatch(blocks, row_of, times, newest, view.catalogue(frozenset(dictionaries)))
 
     def _from_log(self, view: LogView, asked: _Asked) -> tuple[dict[str, Column], Array | None]:
@@ -408,8 +427,9 @@ def _no_future(view: str, newest: Array, times: Array) -> None:
 
 def _distinct(columns: list[Array]) -> tuple[Array, Array]:
     """(first row of each distinct tuple, int32 (n,) which of them each row is)."""
-    if len(columns[0]) == 1:
-        return np.zeros(1, np.int64), np.zeros(1, np.int32)
+    number = len(columns[0])
+    if number == 1 or len({*zip(*[column.tolist() for column in columns])} if number <= _FEW else ()) == number:
+        return np.arange(number), np.arange(number, dtype=np.int32)
     order = np.lexsort(columns[::-1])
     change = np.zeros(len(order), bool)
     change[:1] = True
@@ -420,12 +440,15 @@ def _distinct(columns: list[Array]) -> tuple[Array, Array]:
     return order[change], inverse
 
 
-def _context(table: pa.Table, context: Mapping[str, str]) -> Block:
+def _context(given: _Given, context: Mapping[str, str]) -> Block:
+    import pyarrow as pa
+
     out = {}
     for name, dtype in context.items():
-        if name not in table.column_names:
-            raise UsageError(f"rows have no context column {name!r}; they have: {', '.join(table.column_names)}")
-        out[name] = Column(np.asarray(table[name].combine_chunks()).astype(dtype))
+        if name not in given:
+            raise UsageError(f"rows have no context column {name!r}; they have: {', '.join(given)}")
+        values = _column(name, given[name])
+        out[name] = Column(np.asarray(values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values).astype(dtype))
     return out
 
 

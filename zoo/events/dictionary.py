@@ -132,6 +132,12 @@ class Dictionary:
 
         Raises UnknownIdError where the type is not the declared one.
         """
+        if type(values) is list and len(values) <= FEW:
+            plain = int if self.kind == "int" else str
+            if {*map(type, values)} == {plain}:  # as most online reads are: no Arrow is needed
+                few = self._codes_of(values)
+                if self.kind == "string" or UNKNOWN not in few:  # a number may be too large
+                    return np.array(few, np.int32)
         ids = as_ids(values, self.kind, self.name)
         if len(ids) <= FEW:
             return self._encode_few(ids)
@@ -144,9 +150,12 @@ class Dictionary:
         return encoded
 
     def _encode_few(self, ids: pa.Array) -> Array:
+        return np.array(self._codes_of(ids.to_pylist()), np.int32)
+
+    def _codes_of(self, values: list[Any]) -> list[int]:
         size, get = self.size, self._grown.codes(self.size).get
-        found = (PADDING if value is None else get(value, UNKNOWN) for value in ids.to_pylist())
-        return np.fromiter((code if code < size else UNKNOWN for code in found), np.int32, len(ids))
+        found = [PADDING if value is None else get(value, UNKNOWN) for value in values]
+        return [code if code < size else UNKNOWN for code in found]
 
     def _encode_ints(self, ids: pa.Array) -> Array:
         keys = np.asarray(ids.fill_null(0) if ids.null_count else ids)

@@ -27,6 +27,8 @@ _READS_FEW = ("last_n", "first_n", "count", "recency", "tenure", "last")
 """Kinds that look at a bounded number of a row's events; the memory of the others grows with the length of its slice."""
 _LARGE = 1 << 20
 """Events of an index of which rows may ask for a small part only."""
+_KEPT = 1 << 12
+"""Rows up to which what they see is kept for the question after their features, how new it is."""
 _PART = 4
 """That part: a quarter at most."""
 _NUMBERS = (*REDUCTIONS, "ratio", "decay")
@@ -42,6 +44,7 @@ class Evaluator:
         self.code = code or _no_code
         self._events: dict[Where, FilteredEvents] = {}
         self._lock = RLock()
+        self._seen: tuple[tuple[Any, ...], Array, Array] = (None, None, None), np.zeros(0), np.zeros(0)
 
     def events(self, where: Where) -> FilteredEvents:
         if where not in self._events:
@@ -101,8 +104,18 @@ class Evaluator:
 
     def seen(self, aggregation: Aggregation, codes: Array, times: Array) -> tuple[Array, Array]:
         """int64 (n,) each: the slice of the index that each row sees at its time."""
+        asked, low, stop = self._seen
+        if asked[0] is aggregation and asked[1] is codes and asked[2] is times:
+            return low, stop
         low, high = self.index.bounds(codes)
-        return low, self.index.search(low, high, aggregation.until(times))
+        stop = self.index.search(low, high, aggregation.until(times))
+        if len(codes) <= _KEPT:
+            self._seen = (aggregation, codes, times), low, stop
+        return low, stop
+
+    def newest(self, aggregation: Aggregation, codes: Array, times: Array) -> Array:
+        """int64 (n,): time of the newest event that each row sees, -1 where it sees none."""
+        return self.index.before(*self.seen(aggregation, codes, times))
 
     def columns(self, aggregation: Aggregation, low: Array, stop: Array, times: Array) -> dict[str, Column]:
         """Columns for rows that see the events at positions ``low`` to ``stop``."""
@@ -169,6 +182,7 @@ class _Rows:
         self._begun: dict[Where, Array] = {}
         self._steps: dict[tuple[Where, int | None, str], Steps] = {}
         self._picked: dict[Any, Picked] = {}
+        self._windowed: dict[tuple[Where, tuple[int | None, ...]], Slices] = {}
 
     @cached_property
     def _starts(self) -> Array:
@@ -200,8 +214,13 @@ class _Rows:
     def differences(self, group: tuple[Feature, ...]) -> dict[str, Column]:
         """Features that differ in their windows only, and are differences of running numbers: all at once."""
         f = group[0]
-        events, places = self.evaluator.events(f.where), [self.windows.index(f.window) for f in group]
-        rows = Slices(self._first(f.where)[places], self._rank(f.where, None, "event", stop=True))
+        events = self.evaluator.events(f.where)
+        key = (f.where, tuple([each.window for each in group]))
+        rows = self._windowed.get(key)
+        if rows is None:  # counts, sums and means of the same windows share them
+            places = [self.windows.index(window) for window in key[1]]
+            rows = Slices(self._first(f.where).take(places, 0), self._rank(f.where, None, "event", stop=True))
+            self._windowed[key] = rows
         if f.kind == "count":
             values = rows.lengths
         elif f.kind == "distinct":

@@ -21,6 +21,9 @@ Code = Callable[[str, Any], int]
 _NO_TYPE = -1
 """The code of an event type that no event has."""
 
+_FEW = 64
+"""Ranks up to which searching for them costs less than counting all events."""
+
 _COMPARE: Mapping[str, Callable[[Array, Any], Array]] = {
     "!=": operator.ne,
     "<": operator.lt,
@@ -69,10 +72,10 @@ class FilteredEvents:
         self.positions: Array | None = None
         """int64, ascending positions in the index; None where all events pass."""
         if where:
-            types = [part for part in where if isinstance(part, str)]
-            passing = np.full(len(index), not types)
-            for name in types:
-                passing |= index.column("event_type") == event_types.get(name, _NO_TYPE)
+            types = [event_types.get(part, _NO_TYPE) for part in where if isinstance(part, str)]
+            passing: Array = index.column("event_type") == types[0] if types else np.ones(len(index), bool)
+            for code_ in types[1:]:
+                passing |= index.column("event_type") == code_
             for part in where:
                 if not isinstance(part, str):
                     passing = passing & _satisfying(part, index, code)
@@ -81,7 +84,11 @@ class FilteredEvents:
 
     def rank(self, positions: Array) -> Array:
         """How many events pass before each position of the index."""
-        return positions if self.positions is None else self._running()[positions].astype(np.int64)
+        if self.positions is None:
+            return positions
+        if positions.size <= _FEW and "running" not in self._kept:
+            return self.positions.searchsorted(positions)
+        return self._running()[positions].astype(np.int64)
 
     def _running(self) -> Array:
         """int32 (events + 1,): how many events pass before each position; a look at it is cheaper than a search."""
@@ -110,6 +117,9 @@ class FilteredEvents:
 
     def column(self, name: str) -> Array:
         """(m,): a column as stored: codes, fixed-point money, float64; ``gap`` in seconds."""
+        found = self._kept.get(name)
+        if found is not None:
+            return found
         return self.keep(name, self._gap if name == "gap" else lambda: self.of(np.asarray(self.index.column(name))))
 
     def plain(self, name: str, values: Array) -> Array:
@@ -137,7 +147,8 @@ class FilteredEvents:
         def make() -> Array:
             values = self.column(name)
             out = np.zeros(len(values) + 1, np.int64)
-            np.cumsum(np.where(values == MISSING, 0, values), out=out[1:])
+            none = values == MISSING
+            np.cumsum(np.where(none, 0, values) if none.any() else values, out=out[1:])
             return out
 
         return self.keep(("prefix", name), make)

@@ -24,6 +24,8 @@ NO_SESSION = MISSING
 """Session number of an event that carries none."""
 _FEW = 24
 """Rows that are searched one by one."""
+_SMALL = 1 << 16
+"""Events of an index in which all rows are searched at once, entity and time as one number."""
 _ROWS = 1 << 14
 """Rows bisected together, so that what is in work stays in the processor's cache."""
 _CACHED = 1 << 22
@@ -144,6 +146,9 @@ class Index:
 
     def bounds(self, codes: Array) -> tuple[Array, Array]:
         """First and past-the-last position of each entity; an unknown code owns nothing."""
+        if len(codes) == 1 and 0 <= codes[0] < len(self.offsets) - 1:
+            code = int(codes[0])
+            return self.offsets[code : code + 1], self.offsets[code + 1 : code + 2]
         known = (codes >= 0) & (codes < len(self.offsets) - 1)
         safe = np.where(known, codes, 0)
         low = self.offsets[safe]
@@ -154,9 +159,16 @@ class Index:
 
         low, high: int64 (n,); times: int64 (n,), or (w, n) for w instants a row, ascending. Returns int64 in the shape of ``times``.
         """
+        side: Literal["left", "right"] = "right" if right else "left"
+        if len(low) == 1:
+            first = int(low[0])
+            only: Array = self.time[first : int(high[0])].searchsorted(times, side)
+            only += first
+            return only
         targets = np.atleast_2d(times)
+        if len(low) > _FEW and len(self) <= _SMALL and (instants := self._instants()) is not None:
+            return self._found_at_once(instants, low, high, times, right)
         if len(low) <= _FEW:  # a search in C for each row costs less than bisecting all of them in numpy
-            side: Literal["left", "right"] = "right" if right else "left"
             found = np.empty(targets.shape, np.int64)
             for row, (a, b) in enumerate(zip(low.tolist(), high.tolist())):
                 found[:, row] = self.time[a:b].searchsorted(targets[:, row], side)
@@ -170,6 +182,28 @@ class Index:
             for line, wanted in zip(found, targets):
                 line[rows] = begin = _bisect(time, begin, end, wanted[rows], right)
         return found.reshape(times.shape)
+
+    def _instants(self) -> Array | None:
+        """int64 (m,), ascending: each event's entity and time as one number; None where there is no room for that."""
+        if not len(self):
+            return None
+        if "instants" not in self._derived:
+            first, last = int(self.time.min()), int(self.time.max())
+            entities, width = len(self.offsets), last - first + 2
+            if entities.bit_length() + width.bit_length() > 62:
+                return None
+            bases = np.repeat(np.arange(entities - 1) * width - first, self.offsets[1:] - self.offsets[:-1])
+            self._derived["instants span"] = np.array([first, last])
+            self._derived["instants"] = self.time + bases
+        return self._derived["instants"]
+
+    def _found_at_once(self, instants: Array, low: Array, high: Array, times: Array, right: bool) -> Array:
+        """``search`` by ``_instants``."""
+        first, last = self._derived["instants span"].tolist()
+        entities = self.offsets.searchsorted(low, "right") - 1
+        within = np.minimum(np.maximum(times, first - right), last + (not right)) + (int(right) - first)
+        found: Array = instants.searchsorted(within + entities * (last - first + 2))
+        return np.minimum(np.maximum(found, low), high)
 
     def _nearby(self, low: Array, high: Array, times: Array) -> Array:
         """The rows in about the order of where their search ends, so that consecutive searches read the same memory."""
@@ -195,9 +229,14 @@ class Index:
     def newest(self, codes: Array, times: Array) -> Array:
         """int64 (n,): time of each entity's newest event strictly before t; -1 where there is none."""
         low, high = self.bounds(codes)
-        stop = self.search(low, high, times)
-        out = np.full(len(codes), -1, np.int64)
+        return self.before(low, self.search(low, high, times))
+
+    def before(self, low: Array, stop: Array) -> Array:
+        """int64 (n,): time of the last event of each slice [low, stop); -1 where it is empty."""
         some = stop > low
+        if some.all():
+            return self.time.take(stop - 1)
+        out = np.full(len(low), -1, np.int64)
         out[some] = self.time[stop[some] - 1]
         return out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -62,6 +63,8 @@ class Slices(Picked):
 
     def __init__(self, start: Array, stop: Array) -> None:
         self.start, self.stop = start, stop
+        self.kept: dict[Any, Array] = {}
+        """What features that share the slices derived from them."""
 
     def __len__(self) -> int:
         return len(self.start)
@@ -80,6 +83,8 @@ class Slices(Picked):
     @cached_property
     def positions(self) -> Array:  # type: ignore[override]
         """int64 (m,): the slices one after another."""
+        if len(self) == 1:
+            return np.arange(self.start[0], self.stop[0])
         out = np.arange(self.offsets[-1])
         out += np.repeat(self.start - self.offsets[:-1], self.lengths)
         return out

@@ -123,10 +123,11 @@ def total(name: str, events: FilteredEvents, rows: Slices) -> Array:
     """
     values = events.column(name)
     if values.dtype.kind in "iub":
-        prefix = events.prefix(name)
-        sums = prefix[rows.stop] - prefix[rows.start]
-        out: Array = sums / SCALE if events.index.is_fixed(name) else sums.astype(np.float64)
-        return out
+        if ("total", name) not in rows.kept:
+            prefix = events.prefix(name)
+            sums = prefix[rows.stop] - prefix[rows.start]
+            rows.kept["total", name] = sums / SCALE if events.index.is_fixed(name) else sums.astype(np.float64)
+        return rows.kept["total", name]
     # floats are summed slice by slice: differences of a running float sum would carry the whole log's rounding
     return rows.sum(or_zero(values[rows.positions]))
 

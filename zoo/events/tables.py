@@ -118,13 +118,18 @@ class Tables:
 
     def moved(self, known: Mapping[str, int]) -> bool:
         """Whether a table is newer than known, gone, or there and not known."""
-        there = {p.name for p in self.root.iterdir()} if self.root.is_dir() else set()
-        if any((self.root / name / "_delta_log").is_dir() for name in there - known.keys()):
-            return True
-        return any(
-            name not in there or os.path.exists(f"{self.root}/{name}/_delta_log/{version + 1:020d}.json")  # noqa: PTH110 - asked on every read
-            for name, version in known.items()
-        )
+        root = str(self.root)  # plain texts: asked on every read
+        try:
+            there = os.listdir(root)  # noqa: PTH208
+        except FileNotFoundError:
+            there = []
+        for name in there:
+            if name not in known and os.path.isdir(f"{root}/{name}/_delta_log"):  # noqa: PTH112
+                return True
+        for name, version in known.items():
+            if name not in there or os.access(f"{root}/{name}/_delta_log/{version + 1:020d}.json", os.F_OK):
+                return True
+        return False
 
     def names(self) -> list[str]:
         return sorted(self.versions())

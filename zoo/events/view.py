@@ -15,7 +15,7 @@ from zoo.contract import PADDING, UNKNOWN, Array, Block, Catalogue, Column
 from zoo.errors import FeatureError, choices
 from zoo.events.attributes import ALWAYS, VALID_FROM, Attribute, EntityTable, Validity, looked_up
 from zoo.events.build import IndexStore, partitions_for
-from zoo.events.dictionary import FIRST, as_ids
+from zoo.events.dictionary import FIRST, Dictionary, as_ids
 from zoo.events.encode import Encoded, columns_of, concatenated, encode, floats, kinds_of
 from zoo.events.evaluate import Evaluator
 from zoo.events.index import Index
@@ -375,7 +375,7 @@ class LogView:
     def codes(self, entity: str, ids: Any) -> Array:
         """int32 (n,): codes of raw identifiers; 1 where the log does not know one, 0 for null. Raises UnknownIdError on a wrong type."""
         if entity in ENTITIES:
-            return self.log.dictionary(entity).encode(ids)
+            return self.dictionary(entity).encode(ids)
         named = self._partner_dictionary(entity)
         if named is not None:
             return self.log.dictionary(named).encode(ids)
@@ -389,6 +389,10 @@ class LogView:
         if values.null_count:
             codes[np.asarray(values.is_null())] = PADDING
         return codes
+
+    def dictionary(self, entity: str) -> Dictionary:
+        """The identifiers of ``user_id`` or ``item_id``, at least those of the view's events and tables."""
+        return self._keep(("dictionary", entity), lambda: self.log.dictionary(entity))
 
     def size(self, entity: str) -> int:
         """Number of an entity kind's codes, padding and unknown included."""

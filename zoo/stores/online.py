@@ -176,9 +176,10 @@ class EventOnlineStore:
 
     def recent(self, config: Any, view: LogView, codes: Mapping[str, Array]) -> Recent:
         """The kept events of entities (codes ascending, each once) by kind, after bringing in what the log has beyond them."""
-        space, count = self.space(config, view), view.log.count()
+        state = view.log.state()
+        space = self._place(config, view.log, state.epoch)
         values, held = self.load(config, space, codes)
-        if held < count:
+        if held < state.count:
             self.follow(config)
             values, _ = self.load(config, space, codes)
         return Recent(view, codes, values, Retention.of(config))
@@ -212,14 +213,15 @@ class EventOnlineStore:
         if not isinstance(source, EventSource):
             return features_of(view, source, dict(keys), times), None
         aggregation = source.aggregation
-        entity = aggregation.entity[0]  # type: ignore[union-attr]
-        seen = aggregation.until(times)  # type: ignore[union-attr]
+        assert aggregation is not None
+        entity = aggregation.entity[0]
         if entity in recent.evaluators:
             rows = recent.rows(entity, keys[entity])
             if (recent.since[entity][rows] <= times).all():
                 evaluator = recent.evaluators[entity]
                 own = {**keys, entity: (rows + 2).astype(np.int32)}
-                return features_of(view, source, own, times, evaluator), evaluator.index.newest(own[entity], seen)
+                return features_of(view, source, own, times, evaluator), evaluator.newest(aggregation, own[entity], times)
+        seen = aggregation.until(times)
         return features_of(view, source, dict(keys), times), view.newest_events(entity, keys[entity], seen)
 
     def online_read(

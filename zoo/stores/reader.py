@@ -80,12 +80,12 @@ class LogReader:
         """The log itself, which every version shares."""
         return (self._view or self.view()).log
 
-    def now(self) -> int:
-        """What time it is, microseconds UTC."""
+    def now(self, view: LogView | None = None) -> int:
+        """What time it is, microseconds UTC. view: the newest, where one was just opened."""
         if self.clock == "wall":
             return time.time_ns() // 1000
         if self.clock == "log_end":
-            end = self.log.end()
+            end = self.log.end() if view is None else view.end
             return 0 if end is None else end + 1
         try:
             return microseconds(datetime.fromisoformat(self.clock))
