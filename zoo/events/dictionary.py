@@ -53,6 +53,8 @@ def as_ids(values: Any, kind: IdType, name: str) -> pa.Array:
     """
     array = as_array(values)
     found = array.type
+    if found == ID_TYPES[kind]:
+        return array
     if pa.types.is_null(found):
         return array.cast(ID_TYPES[kind])
     if kind == "string":

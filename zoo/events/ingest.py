@@ -145,8 +145,10 @@ def append(log: EventLog, frame: Any, idempotency_key: str | None = None, now: i
         if len(source) > LARGE:
             return replace(_take(log, source, how, name, key, now, None, None), seconds=time.perf_counter() - started)
         chunks = source.chunks(how.wanted)
-        nothing = log.schema.arrow().empty_table().drop_columns(["source"]), Rejected(np.empty(0, np.int64), [], [])
-        good, rejected = next((clean(chunk, how, now) for chunk, _ in chunks), nothing)
+        good, rejected = next((clean(chunk, how, now) for chunk, _ in chunks), None) or (
+            log.schema.arrow().empty_table().drop_columns(["source"]),
+            Rejected(np.empty(0, np.int64), [], []),
+        )
         good = good.append_column("source", pa.repeat(name, good.num_rows))
         push = Push(good, rejected, name, key, now)
         log.pushes.take(push)

@@ -148,9 +148,10 @@ class EventLog:
             if sum(len(part) for part in parts) == max(end - first, 0):
                 return shot, parts
 
-    def _look(self) -> Snapshot:
-        """What Delta holds, read after the tail: what is in neither does not exist."""
-        self.tail_file.refresh()
+    def _look(self, refreshed: bool = False) -> Snapshot:
+        """What Delta holds, read after the tail: what is in neither does not exist. refreshed: the tail was."""
+        if not refreshed:
+            self.tail_file.refresh()
         delta.refresh(self._folder, self._table)
         held = self._snapshot
         if held is None or held.version != self._table.version():
@@ -167,8 +168,8 @@ class EventLog:
             seen, version, state = self._state
             if stamp == seen and not os.path.exists(f"{self._folder}/_delta_log/{version + 1:020d}.json"):  # noqa: PTH110
                 return state
-            stamp = self.tail_file.refresh()
-            stored = self._look()
+            stamp = self.tail_file.refresh(stamp)
+            stored = self._look(refreshed=True)
             last, _, count = self.tail_file.beyond(stored.taken) or (stored.taken, stored.count, stored.count)
             state = State(stored.version, count, stored.epoch, last, stored.taken, count - stored.count)
             self._state = stamp, stored.version, state

@@ -181,10 +181,10 @@ class Tail:
             except sqlite3.DatabaseError as error:
                 raise self._damaged(error) from error
 
-    def refresh(self) -> int:
-        """Bring ``segments``, ``rows`` and ``codes`` up to date; returns the stamp that they are of."""
+    def refresh(self, stamp: int | None = None) -> int:
+        """Bring ``segments``, ``rows`` and ``codes`` up to date; returns the stamp that they are of (``stamp``: just looked at)."""
         with self._mutex:
-            stamp = self.stamp()
+            stamp = self.stamp() if stamp is None else stamp
             if stamp != self._stamp:
                 if self._reader is not None:
                     self._load(self._reader)

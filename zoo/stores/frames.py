@@ -30,6 +30,8 @@ _STORED = {*_KINDS, "<f4", "|u1", "<u2", "<u4"}
 _SCALES = (60_000_000, 1_000_000, 10_000, 1_000, 100)
 """Units in which times (minutes, seconds, milliseconds) and fixed-point money (whole, cents) are often whole."""
 _UNSIGNED = (("|u1", 1 << 8), ("<u2", 1 << 16), ("<u4", 1 << 32))
+_GROUPS = 8
+"""Runs of frames of one layout that are decoded as they lie."""
 _REBUILD = "Materialize again to rebuild them from the log"
 
 ALWAYS = int(np.iinfo(np.int64).min)
@@ -202,7 +204,7 @@ def _nothing(kind: Any, count: int) -> Array:
 
 
 class _Group:
-    """Consecutive frames of one layout."""
+    """Frames of one layout."""
 
     def __init__(self, first: _Frame) -> None:
         self.layout: _Layout = first[3]
@@ -241,6 +243,8 @@ class _Columns(Mapping[str, Array]):
             else:
                 self._groups.append(_Group(frame))
                 layout = frame[3]
+        self._places = None if len(self._groups) <= _GROUPS else self._regroup(frames)
+        """Where each event lies in the columns of the groups one after another; None: they are in order."""
         self.order: Array | None = None
         """Positions of the events that count, in order; None: all as they lie."""
         self._kinds = dict(kinds)
@@ -248,10 +252,28 @@ class _Columns(Mapping[str, Array]):
             self._kinds.update(group.layout.kinds)
         self._held: dict[str, Array] = {}
 
+    def _regroup(self, frames: Sequence[_Frame]) -> Array:
+        """Put frames of one layout together wherever they lie, as decoding many small groups would take the time."""
+        groups: dict[int, _Group] = {}
+        for frame in frames:
+            own = groups.get(id(frame[3]))
+            if own is None:
+                groups[id(frame[3])] = _Group(frame)
+            else:
+                own.frames.append(frame)
+        self._groups = list(groups.values())
+        number = {key: n for n, key in enumerate(groups)}
+        counts = np.array([frame[2] for frame in frames], np.int64)
+        order = np.argsort([number[id(frame[3])] for frame in frames], kind="stable")
+        start = np.zeros(len(frames), np.int64)
+        start[order] = counts[order].cumsum() - counts[order]
+        return Slices(start, start + counts).positions
+
     def raw(self, name: str, kind: Any) -> Array:
         """A column as it lies in the frames."""
         parts = [group.column(name, kind) for group in self._groups]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else _nothing(kind, 0)
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else _nothing(kind, 0)
+        return whole if self._places is None else whole[self._places]
 
     def __getitem__(self, name: str) -> Array:
         found = self._held.get(name)
