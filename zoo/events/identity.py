@@ -42,13 +42,15 @@ class EventIds:
         known = []
         for key, there in zip(prints.tolist(), old.tolist()):
             known.append(there or key in self._recent)
-            self._recent.add(key)
+            if not there:
+                self._recent.add(key)
         if len(self._recent) > RECENT:
             self._settle()
         return np.array(known, bool)
 
     def _settle(self) -> None:
-        arrays = [*self._sorted, np.unique(np.array(list(self._recent), "S16"))]
+        # no id is in two of them, so to merge is enough, which a stable sort does of two sorted runs
+        arrays = [*self._sorted, np.sort(np.array(list(self._recent), "S16"))]
         while len(arrays) > 1 and len(arrays[-2]) < 2 * len(arrays[-1]):
-            arrays[-2:] = [np.unique(np.concatenate(arrays[-2:]))]
+            arrays[-2:] = [np.sort(np.concatenate(arrays[-2:]), kind="stable")]
         self._sorted, self._recent = arrays, set()

@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TAIL = 100_000
 """Events behind the log up to which they are appended; beyond it every entity is copied from the index."""
-AT_ONCE = 2_000
+AT_ONCE = 8_000
 """Events appended in one step of the store."""
 _CROWDED = 8192
 """An entity's frames are worth making one each time that its bytes pass a multiple of this by a smaller frame."""
