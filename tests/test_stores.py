@@ -26,7 +26,7 @@ from zoo.errors import ArtefactError, FeatureError, UsageError
 from zoo.events.index import MISSING
 from zoo.events.ingest import ingest
 from zoo.features import Features, apply
-from zoo.stores.frames import ALWAYS, NEVER, index_of, newer, pack, pack_slices, without
+from zoo.stores.frames import ALWAYS, NEVER, Change, index_of, newer, pack, pack_slices, without
 from zoo.stores.online import Space
 
 __all__ = ["_applied", "repo"]
@@ -349,7 +349,7 @@ def test_writers_of_one_entity_never_undo_each_other(repo: Path, online: str) ->
                     lengths = store.append(config, space, held, held + 1, frames)
                 if n % 5 == number:  # and make one frame of them all, unless another comes between
                     (value,) = store.load(config, space, {"user_id": np.array([2])})[0]["user_id"]
-                    store.exchange(config, space, [(("user_id", 2), value, pack(events_in(value)))])
+                    store.exchange(config, space, Change("user_id", [2], [value], [pack(events_in(value))]))
         except BaseException as error:
             errors.append(error)
 
@@ -559,6 +559,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("calls", [1, 2, 3, 5])
 def test_a_copy_goes_on_where_a_killed_one_stopped(repo: Path, online: str, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
     monkeypatch.setattr("zoo.stores.bulk.ENTITIES_AT_ONCE", 2)
+    monkeypatch.setattr("zoo.stores.bulk.EVENTS_AT_ONCE", 10)  # two exchanges for two users
     features = shop.opened(repo, online=online)
     features.reader.log.append(shop.events_table(shop.random_events(np.random.default_rng(0), 60)))
     store = features._online_store

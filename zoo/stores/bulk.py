@@ -13,7 +13,7 @@ from zoo.errors import ArtefactError, FeatureError
 from zoo.events.dictionary import FIRST
 from zoo.events.index import Index
 from zoo.events.view import ENTITIES, LogView
-from zoo.stores.frames import newer, pack_slices
+from zoo.stores.frames import Change, newer, pack_slices
 from zoo.stores.reader import LogReader
 from zoo.stores.retention import Retention
 
@@ -92,44 +92,43 @@ class Bulk:
 
     def _step(self, view: LogView, entity: str, codes: Array, record: str, then: str) -> int | None:
         """Write these entities' events from the log, and move the record on; returns how many have any, None where it is another."""
-        written = 0
-        for index, own in _pieces(view, entity, codes):
-            if not self._write(view, entity, index, own, record):
+        written, pieces = 0, _pieces(view, entity, codes)
+        piece = next(pieces, None)
+        if piece is None:
+            space = self.store.space(self.config, view)
+            return None if self.store.exchange(self.config, space, None, record, then) is None else 0
+        while piece is not None:
+            following = next(pieces, None)
+            # with the last: until then a copy that goes on begins with these again
+            if not self._write(view, entity, *piece, record, then if following is None else ""):
                 return None
-            written += len(own)
-        # last: until then a copy that goes on begins with these again
-        return (
-            None if self.store.exchange(self.config, self.store.space(self.config, view), [], record, then) is None else written
-        )
+            written += len(piece[1])
+            piece = following
+        return written
 
-    def _write(self, view: LogView, entity: str, index: Index, codes: Array, record: str) -> bool:
+    def _write(self, view: LogView, entity: str, index: Index, codes: Array, record: str, then: str) -> bool:
         """Write the events of entities whose codes in a small index are 2, 3, ...; False where the record is another by now."""
         space, count = self.store.space(self.config, view), view.count
         low, high = index.bounds(np.arange(FIRST, FIRST + len(codes)))
         low, since = self.kept.bounds(entity, view.evaluator_of(index), low, high, self.now)
         columns = {"time": index.time, "seq": index.seq, **self.kept.columns(entity, index.columns)}
-        packed = dict(zip(codes.tolist(), pack_slices(columns, low, high, since.tolist())))
-        left = codes
+        packed = pack_slices(columns, low, high, since.tolist())
         for _ in range(_ATTEMPTS):
-            values, _ = self.store.load(self.config, space, {entity: left})
-            changes = [
-                ((entity, code), old, self._whole((entity, code), old, packed[code], count))
-                for code, old in zip(left.tolist(), values[entity])
-            ]
-            again = self.store.exchange(self.config, space, changes, record)
+            old = self.store.load(self.config, space, {entity: codes})[0][entity]
+            own = codes.tolist()
+            new = [n if o is None else self._whole((entity, code), o, n, count) for code, o, n in zip(own, old, packed)]
+            again = self.store.exchange(self.config, space, Change(entity, own, old, new), record, then)
             if again is None:
                 return False
             if not again:
                 return True
-            left = left[again]
+            codes, packed = codes[again], [packed[i] for i in again]
         raise FeatureError(
             f"{_ATTEMPTS} other writers came first to the same {entity} keys; push smaller batches or fewer at once"
         )
 
-    def _whole(self, key: Key, old: bytes | None, new: bytes, count: int) -> bytes:
+    def _whole(self, key: Key, old: bytes, new: bytes, count: int) -> bytes:
         """What the log's first ``count`` events say of an entity, and what the store holds of it beyond those."""
-        if old is None:
-            return new
         try:
             return new + (newer(old, count) or b"")
         except ArtefactError:

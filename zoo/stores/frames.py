@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -108,6 +108,15 @@ def _parsed(header: bytes) -> _Layout:
 
 
 # Writing
+
+
+class Change(NamedTuple):
+    """New values of entities of a kind, and those that were read. Columns: a tuple an entity would wake the garbage collector."""
+
+    entity: str
+    codes: Sequence[int]
+    old: Sequence[bytes | None]
+    new: Sequence[bytes]
 
 
 def _narrow(values: Array) -> tuple[Array, str, int, int, int]:

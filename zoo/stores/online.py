@@ -25,7 +25,7 @@ from zoo.events.evaluate import Evaluator
 from zoo.events.view import ENTITIES, LogView
 from zoo.stores.bulk import Bulk
 from zoo.stores.columns import features_of
-from zoo.stores.frames import index_of, pack_slices, without
+from zoo.stores.frames import Change, index_of, pack_slices, without
 from zoo.stores.protos import key_columns, keys_of, raw_events
 from zoo.stores.reader import LogReader
 from zoo.stores.request import Request, is_own, requests
@@ -124,12 +124,11 @@ class EventOnlineStore:
         """
         raise NotImplementedError
 
-    def exchange(
-        self, config: Any, space: Space, changes: Sequence[tuple[Key, bytes | None, bytes]], record: str = "", then: str = ""
-    ) -> list[int] | None:
+    def exchange(self, config: Any, space: Space, change: Change | None, record: str = "", then: str = "") -> list[int] | None:
         """In one step replace values that are still as they were read; returns which were not. None where the record is another.
 
-        record: what ``copying`` returns at the moment (not looked at where empty); ``then`` takes its place once all were replaced.
+        change: None to move the record only. record: what ``copying`` returns at the moment (not looked at where empty); ``then`` takes
+        its place once all were replaced.
         """
         raise NotImplementedError
 
@@ -365,7 +364,6 @@ class EventOnlineStore:
             entity: np.array([code for e, code in keys if e == entity], np.int32) for entity in dict.fromkeys(e for e, _ in keys)
         }
         values, _ = self.load(config, space, codes)
-        changes: list[tuple[Key, bytes | None, bytes]] = []
         for entity, found in values.items():
             there = [(int(code), value) for code, value in zip(codes[entity], found) if value is not None]
             index, since = index_of([value for _, value in there], {}, view.facts())
@@ -373,8 +371,7 @@ class EventOnlineStore:
             low, cut = Retention.of(config).bounds(entity, view.evaluator_of(index), *index.bounds(own), now)
             columns = {"time": index.time, "seq": index.seq, **index.columns}
             packed = pack_slices(columns, low, index.bounds(own)[1], np.maximum(since, cut).tolist())
-            changes += [((entity, code), value, new) for (code, value), new in zip(there, packed)]
-        self.exchange(config, space, changes)
+            self.exchange(config, space, Change(entity, [code for code, _ in there], [value for _, value in there], packed))
 
     def materialize(self, config: Any, progress: Progress | None = None) -> dict[str, int]:
         """Copy every entity's recent events from the log; returns entities by kind. Goes on where a killed one stopped.
@@ -402,19 +399,19 @@ class EventOnlineStore:
             self.remove(config, space, [(entity, code) for code in gone])
             touched += len(gone)
             for kind in ENTITIES:
-                changes: list[tuple[Key, bytes | None, bytes]] = []
-                for code, value in self.values(config, space, kind) if kind != entity else ():
-                    left = without(value, entity, gone)
-                    if left is not None:
-                        changes.append(((kind, code), value, left))
-                touched += len(changes)
-                while changes:  # a push may come between
-                    again = self.exchange(config, space, changes) or []
-                    keys = [changes[i][0] for i in again]
-                    values, _ = self.load(config, space, {kind: np.array([code for _, code in keys], np.int32)})
-                    pairs = ((key, value) for key, value in zip(keys, values[kind]) if value is not None)
-                    rest = ((key, value, without(value, entity, gone)) for key, value in pairs)
-                    changes = [(key, value, left) for key, value, left in rest if left is not None]
+                found: Iterable[tuple[int, bytes | None]] = self.values(config, space, kind) if kind != entity else ()
+                first = True
+                while True:
+                    pairs = ((code, value) for code, value in found if value is not None)
+                    rest = ((code, value, without(value, entity, gone)) for code, value in pairs)
+                    changes = [(code, value, left) for code, value, left in rest if left is not None]
+                    touched += len(changes) if first else 0
+                    if not changes:
+                        break
+                    codes, old, new = zip(*changes)
+                    again = self.exchange(config, space, Change(kind, codes, old, new)) or []
+                    left_over = np.array([codes[i] for i in again], np.int32)  # a push came between
+                    first, found = False, zip(left_over.tolist(), self.load(config, space, {kind: left_over})[0][kind])
         self.erase(config)
         return touched
 

@@ -15,7 +15,7 @@ from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreCo
 
 from zoo.contract import Array
 from zoo.errors import FeatureError
-from zoo.stores.frames import IDENTITY
+from zoo.stores.frames import IDENTITY, Change
 from zoo.stores.online import EventOnlineStore, Key, Space
 
 _TIMEOUT = 5
@@ -142,21 +142,21 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
         found = self._run(config, _APPEND, keys, [start, stop, *(frame for *_, frame in frames)])
         return None if found is None else list(found)
 
-    def exchange(
-        self, config: Any, space: Space, changes: Sequence[tuple[Key, bytes | None, bytes]], record: str = "", then: str = ""
-    ) -> list[int] | None:
+    def exchange(self, config: Any, space: Space, change: Change | None, record: str = "", then: str = "") -> list[int] | None:
         failed: list[int] = []
-        ends = np.cumsum([len(new) for *_, new in changes]) // _BYTES
-        parts = np.split(np.arange(len(changes)), np.flatnonzero(np.diff(ends)) + 1)
-        for part in parts:
-            own = [changes[i] for i in part]
-            keys = [f"{space.name}:copying", *(f"{space.name}:{entity}:{code}" for (entity, code), *_ in own)]
-            told = [x for _, old, new in own for x in (len(old or b""), (old or b"")[:IDENTITY], new)]
-            last = part is parts[-1] and not failed
+        entity, codes, olds, news = change or Change("", (), (), ())
+        ends = np.cumsum([len(new) for new in news]) // _BYTES
+        begins = [0, *(np.flatnonzero(np.diff(ends)) + 1).tolist()]
+        for begin, end in zip(begins, [*begins[1:], len(news)]):
+            keys = [f"{space.name}:copying", *(f"{space.name}:{entity}:{code}" for code in codes[begin:end])]
+            told = [
+                x for old, new in zip(olds[begin:end], news[begin:end]) for x in (len(old or b""), (old or b"")[:IDENTITY], new)
+            ]
+            last = end == len(news) and not failed
             found = self._run(config, _EXCHANGE, keys, [record, then if last else "", IDENTITY, *told])
             if found is None:
                 return None
-            failed += [int(part[i]) for i in found]
+            failed += [begin + i for i in found]
         return failed
 
     def copying(self, config: Any, space: Space, record: str = "") -> str:

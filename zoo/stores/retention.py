@@ -69,7 +69,8 @@ class Retention:
 
     def columns(self, entity: str, columns: Mapping[str, Array]) -> dict[str, Array]:
         """Those of an entity's columns that are kept, besides time and seq."""
-        return {name: values for name, values in columns.items() if name in self.reaches[entity].columns}
+        kept = self.reaches[entity].columns
+        return {name: columns[name] for name in columns if name in kept}  # one is read when it is asked for
 
     def bounds(self, entity: str, evaluator: Evaluator, low: Array, high: Array, now: int) -> tuple[Array, Array]:
         """(first position to keep of each slice [low, high) of an index, since when answers from there on are exact)."""

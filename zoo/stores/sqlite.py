@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStor
 from zoo.contract import Array
 from zoo.errors import FeatureError
 from zoo.events.view import ENTITIES
-from zoo.stores.frames import IDENTITY
+from zoo.stores.frames import IDENTITY, Change
 from zoo.stores.online import EventOnlineStore, Key, Space
 
 # A row's key is one number, so that finding and appending rows is as cheap as SQLite can: space, entity kind, code.
@@ -129,16 +130,15 @@ class SqliteEventOnlineStore(EventOnlineStore, SqliteOnlineStore):
             connection.execute("UPDATE zoo_spaces SET held = ? WHERE id = ?", (stop, number))
             return lengths
 
-    def exchange(
-        self, config: Any, space: Space, changes: Sequence[tuple[Key, bytes | None, bytes]], record: str = "", then: str = ""
-    ) -> list[int] | None:
+    def exchange(self, config: Any, space: Space, change: Change | None, record: str = "", then: str = "") -> list[int] | None:
         with self._changing(config, space) as (connection, number, _):
             if record and self._record(connection, number) != record:
                 return None
-            keys = [_key(number, *key) for key, *_ in changes]
+            entity, codes, olds, news = change or Change(ENTITIES[0], (), (), ())
+            keys = _keys(number, entity, codes)
             kept = self._kept(connection, keys)
-            same = [_same(kept.get(key), old) for key, (_, old, _) in zip(keys, changes)]
-            rows = [(key, new) for key, (_, _, new), good in zip(keys, changes, same) if good]
+            same = [_same(kept.get(key), old) for key, old in zip(keys, olds)]
+            rows = zip(compress(keys, same), compress(news, same))
             connection.executemany("INSERT OR REPLACE INTO zoo_frames VALUES (?, ?)", rows)
             if then and all(same):
                 connection.execute("UPDATE zoo_spaces SET copying = ? WHERE id = ?", (then, number))
