@@ -6,7 +6,7 @@ Used alike for history (the whole log) and online (the requested entities' event
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from threading import RLock
 from typing import Any
 
@@ -18,7 +18,7 @@ from zoo.events.filtered import Code, FilteredEvents
 from zoo.events.index import NO_SESSION, Index
 from zoo.events.reductions import decay, quietness, reduced, share
 from zoo.events.sequences import picked, sequence
-from zoo.events.slices import AT_ONCE, MICROSECONDS, Picked, Slices, chunks, joined
+from zoo.events.slices import AT_ONCE, MICROSECONDS, Slices, chunks, joined
 from zoo.events.specs import CALENDAR, OF_STEPS, REDUCTIONS, SEQUENCES, Aggregation, Condition, Feature, Where
 from zoo.events.steps import Steps, average, different, total
 
@@ -47,11 +47,13 @@ class Evaluator:
         self._seen: tuple[tuple[Any, ...], Array, Array] = (None, None, None), np.zeros(0), np.zeros(0)
 
     def events(self, where: Where) -> FilteredEvents:
-        if where not in self._events:
+        found = self._events.get(where)
+        if found is None:
             with self._lock:
-                if where not in self._events:
-                    self._events[where] = FilteredEvents(self.index, where, self.event_types, self.code)
-        return self._events[where]
+                found = self._events.get(where)
+                if found is None:
+                    found = self._events[where] = FilteredEvents(self.index, where, self.event_types, self.code)
+        return found
 
     def over(self, index: Index) -> Evaluator:
         """The same over other events."""
@@ -80,7 +82,8 @@ class Evaluator:
 
     def _answer(self, aggregation: Aggregation, codes: Array, times: Array) -> dict[str, Column]:
         low, stop = self.seen(aggregation, codes, times)
-        if (stop - low).sum() <= AT_ONCE or all(f.kind in _READS_FEW or self.by_running(f) for f in aggregation.features):
+        few = len(self.index) * len(codes) <= AT_ONCE
+        if few or (stop - low).sum() <= AT_ONCE or all(f.kind in _READS_FEW or self.by_running(f) for f in aggregation.features):
             return self.columns(aggregation, low, stop, times)
         parts = chunks(stop - low)
         return joined([self.columns(aggregation, low[rows], stop[rows], times[rows]) for rows in parts])
@@ -166,6 +169,12 @@ class Evaluator:
         return bool(self.index.keep("all in sessions", lambda: np.array((sessions != NO_SESSION).all())))
 
 
+@lru_cache(maxsize=1024)
+def _spans(windows: tuple[int | None, ...]) -> Array:
+    """int64 (w - 1, 1): microseconds of all windows but the first, which is all history."""
+    return np.array(windows[1:], np.int64)[:, None] * MICROSECONDS
+
+
 def _no_code(dictionary: str, value: object) -> int:
     raise FeatureError(
         f"a condition names {value!r} of {dictionary}, but nothing here knows its codes; evaluate through a LogView"
@@ -181,7 +190,7 @@ class _Rows:
         self._ranks: dict[tuple[Where, int | None, str], Array] = {}
         self._begun: dict[Where, Array] = {}
         self._steps: dict[tuple[Where, int | None, str], Steps] = {}
-        self._picked: dict[Any, Picked] = {}
+        self._picked: dict[Any, Steps] = {}
         self._windowed: dict[tuple[Where, tuple[int | None, ...]], Slices] = {}
 
     @cached_property
@@ -189,9 +198,10 @@ class _Rows:
         """int64 (w, n): the first position of each window, in the order of ``windows``."""
         if len(self.windows) == 1:
             return self.low[None]
-        spans = np.array(self.windows[1:], np.int64) * MICROSECONDS
-        found = self.evaluator.index.search(self.low, self.stop, self.times - spans[:, None])
-        return np.concatenate((self.low[None], found))
+        out = np.empty((len(self.windows), len(self.low)), np.int64)
+        out[0] = self.low
+        out[1:] = self.evaluator.index.search(self.low, self.stop, self.times - _spans(self.windows))
+        return out
 
     def _first(self, where: Where) -> Array:
         """int64 (w, n): the first event of each window among the events that a filter leaves."""
@@ -218,8 +228,11 @@ class _Rows:
         key = (f.where, tuple([each.window for each in group]))
         rows = self._windowed.get(key)
         if rows is None:  # counts, sums and means of the same windows share them
-            places = [self.windows.index(window) for window in key[1]]
-            rows = Slices(self._first(f.where).take(places, 0), self._rank(f.where, None, "event", stop=True))
+            first = self._first(f.where)
+            if key[1] != self.windows:
+                places = [self.windows.index(window) for window in key[1]]
+                first = first[places]
+            rows = Slices(first, self._rank(f.where, None, "event", stop=True))
             self._windowed[key] = rows
         if f.kind == "count":
             values = rows.lengths
@@ -250,9 +263,10 @@ class _Rows:
         assert isinstance(rows, Slices)
         if f.kind in SEQUENCES:
             key = (f.kind, f.n, f.by or (f.column if f.kind == "last_distinct_n" else ""), f.where, f.window, f.step)
-            if key not in self._picked:  # aligned sequences share their steps
-                self._picked[key] = picked(f, steps)
-            return sequence(f, steps, self._picked[key])
+            shown = self._picked.get(key)
+            if shown is None:  # aligned sequences share their steps
+                self._picked[key] = shown = steps.picking(picked(f, steps))
+            return sequence(f, shown)
         if f.kind == "count":
             return Column(rows.lengths)
         if f.kind == "distinct":

@@ -81,6 +81,7 @@ class FilteredEvents:
                     passing = passing & _satisfying(part, index, code)
             self.positions = None if passing.all() else np.flatnonzero(passing)
         self._kept: dict[Any, Array] = {}
+        self._complete: dict[str, bool] = {}
 
     def rank(self, positions: Array) -> Array:
         """How many events pass before each position of the index."""
@@ -147,11 +148,18 @@ class FilteredEvents:
         def make() -> Array:
             values = self.column(name)
             out = np.zeros(len(values) + 1, np.int64)
-            none = values == MISSING
-            np.cumsum(np.where(none, 0, values) if none.any() else values, out=out[1:])
+            whole = self.complete(name) or self.index.dictionary(name) is not None
+            np.cumsum(values if whole else np.where(values == MISSING, 0, values), out=out[1:])
             return out
 
         return self.keep(("prefix", name), make)
+
+    def complete(self, name: str) -> bool:
+        """Whether every event has the column."""
+        found = self._complete.get(name)
+        if found is None:
+            found = self._complete[name] = not self.missing(name, self.column(name)).any()
+        return found
 
     def present(self, name: str) -> Array:
         """int64 (m + 1,): running number of events that have the column."""

@@ -20,10 +20,10 @@ def picked(f: Feature, steps: Steps) -> Picked:
     return window.oldest(f.n) if f.kind == "first_n" else newest_different(f.by, f.n, steps.events, window)
 
 
-def sequence(f: Feature, steps: Steps, shown: Picked) -> Column:
+def sequence(f: Feature, shown: Steps) -> Column:
     """The column of a sequence feature at the steps that ``picked`` gave."""
-    values, dictionary = steps.picking(shown).values(f.column, f.of)
-    return Column(values, shown.offsets, dictionary)
+    values, dictionary = shown.values(f.column, f.of)
+    return Column(values, shown.picked.offsets, dictionary)
 
 
 def newest_different(name: str, number: int, events: FilteredEvents, rows: Slices) -> Picked:

@@ -76,6 +76,8 @@ class Slices(Picked):
     @cached_property
     def offsets(self) -> Array:  # type: ignore[override]
         """int64 (n + 1,): where each row's slice begins among ``positions``."""
+        if len(self) == 1:
+            return np.array([0, self.stop[0] - self.start[0]], np.int64)
         out = np.zeros(len(self) + 1, np.int64)
         self.lengths.cumsum(out=out[1:])
         return out

@@ -134,6 +134,8 @@ def total(name: str, events: FilteredEvents, rows: Slices) -> Array:
 
 def average(name: str, events: FilteredEvents, rows: Slices) -> Array:
     """float64: mean of a column over each slice's events that have it, NaN where none has; shapes as in ``total``."""
+    if events.complete(name):
+        return divided(total(name, events, rows), rows.lengths)
     present = events.present(name)
     return divided(total(name, events, rows), present[rows.stop] - present[rows.start])
 
@@ -150,5 +152,8 @@ def different(name: str, events: FilteredEvents, rows: Slices) -> Array:
 
 def divided(above: Array, below: Array, otherwise: Any = np.nan) -> Array:
     """float64: the quotient, ``otherwise`` where the divisor is 0."""
+    some = below != 0
+    if np.shape(some) == np.shape(above) and some.all():
+        return np.true_divide(above, below)
     out = np.full(np.shape(above), otherwise, np.float64)
-    return np.divide(above, below, out=out, where=below != 0)
+    return np.divide(above, below, out=out, where=some)

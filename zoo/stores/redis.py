@@ -6,6 +6,7 @@ A script touches many keys, so a Redis Cluster is refused.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -73,6 +74,7 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
     def __init__(self) -> None:
         super().__init__()
         self._scripts: dict[str, Any] = {}
+        self._idle: tuple[Any, int, list[Any]] = (None, 0, [])
         self._loop: Any = None
         self._asking: set[asyncio.Future[Any]] = set()
 
@@ -93,7 +95,34 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
 
     def load(self, config: Any, space: Space, codes: Mapping[str, Array]) -> tuple[dict[str, list[bytes | None]], int]:
         keys = _asked(space, codes)
-        return _split(codes, self._answer(config, lambda client: _values(client, keys)))
+        return _split(codes, self._answer(config, lambda client: self._values(client.connection_pool, keys)))
+
+    def _values(self, pool: Any, keys: Sequence[str]) -> list[bytes | None]:
+        """MGET, once more where the server dropped the connection. Connections are kept between reads, and none is with a reply unread.
+
+        A client's own command would count, measure and look at the socket, which takes longer than the server does.
+        """
+        from redis.exceptions import ConnectionError
+
+        if self._idle[0] is not pool or self._idle[1] != os.getpid():  # a child of a fork has its own
+            self._idle = (pool, os.getpid(), [])
+        idle = self._idle[2]
+        try:
+            connection = idle.pop()
+        except IndexError:
+            connection = pool.get_connection()
+        try:
+            try:
+                found = _mget(connection, keys)
+            except ConnectionError:
+                connection.disconnect()
+                found = _mget(connection, keys)
+        except BaseException:  # its reply may still come, and is nobody else's
+            connection.disconnect()
+            pool.release(connection)
+            raise
+        idle.append(connection)
+        return found
 
     async def load_async(
         self, config: Any, space: Space, codes: Mapping[str, Array]
@@ -221,26 +250,9 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
             raise _unanswered(config, error) from error
 
 
-def _values(client: Any, keys: Sequence[str]) -> list[bytes | None]:
-    """MGET, once more where the server dropped the connection; half of the time of the client's own, which counts and measures."""
-    from redis.exceptions import ConnectionError
-
-    pool = client.connection_pool
-    for last in (False, True):
-        connection = pool.get_connection()
-        try:
-            connection.send_packed_command(connection.pack_command("MGET", *keys))
-            return list(connection.read_response())
-        except ConnectionError:
-            connection.disconnect()
-            if last:
-                raise
-        except BaseException:  # its reply may still come, and is nobody else's
-            connection.disconnect()
-            raise
-        finally:
-            pool.release(connection)
-    raise AssertionError
+def _mget(connection: Any, keys: Sequence[str]) -> list[bytes | None]:
+    connection.send_packed_command(connection.pack_command("MGET", *keys))
+    return list(connection.read_response())
 
 
 def _unanswered(config: Any, error: Exception) -> FeatureError:
