@@ -206,6 +206,19 @@ def _frames(value: bytes) -> Iterator[_Frame]:
         at += size
 
 
+def _only(value: bytes) -> _Frame | None:
+    """The frame of a value that is one, as most are; None for any other, torn and foreign ones included."""
+    if len(value) < IDENTITY:
+        return None
+    magic, size, count, header, since, _ = _PREFIX.unpack_from(value)
+    if magic != _MAGIC or size != len(value):
+        return None
+    bases = IDENTITY + header
+    layout = _parsed(value[IDENTITY:bases])
+    begin = bases + layout.bases.size
+    return (value, begin, count, layout, value[bases:begin], since) if size == begin + count * layout.width else None
+
+
 def _nothing(kind: Any, count: int) -> Array:
     """Missing values of a column: code 0, MISSING or NaN."""
     dtype = np.dtype(kind)
@@ -316,6 +329,12 @@ def index_of(
         if value is None:
             lengths.append(0)
             since.append(ALWAYS)
+            continue
+        only = _only(value)
+        if only is not None:
+            frames.append(only)
+            lengths.append(only[2])
+            since.append(only[5])
             continue
         first, *more = _frames(value)
         frames.append(first)
