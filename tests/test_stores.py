@@ -651,6 +651,24 @@ def test_forgotten_users_leave_no_event_behind_not_even_with_items(repo: Path, o
     shop.assert_same(features.online("users", {"user_id": [2, 3, 4, 5]}), before)
 
 
+def test_frames_of_alternating_layouts_are_read_in_their_order() -> None:
+    rng, kinds, values, expected = np.random.default_rng(0), ("<i4", "<f8", "<i8"), [], []
+    for entity in range(20):
+        seq, own = np.arange(100 * entity, 100 * entity + 9), rng.integers(0, 1000, 9)
+        parts = [slice(0, 4), slice(4, 5), slice(5, 9)]
+        frames = [
+            pack({"time": seq[part], "seq": seq[part], "item_id": own[part].astype("<i4"), kind: own[part].astype(kind)})
+            for part, kind in zip(parts, kinds)
+        ]
+        values.append(b"".join(frames))
+        expected.append(own)
+    index, _ = index_of(values)
+    assert index.columns["item_id"].tolist() == np.concatenate(expected).tolist()
+    assert index.seq.tolist() == index.time.tolist() == [100 * entity + n for entity in range(20) for n in range(9)]
+    whole = np.concatenate([np.append(own[:4], np.zeros(5, int)) for own in expected])
+    assert index.columns["<i4"].tolist() == whole.tolist()
+
+
 def test_no_byte_of_a_forgotten_user_is_left_in_sqlite(repo: Path) -> None:
     features = shop.opened(repo)
     features.append(shop.events_table(shop.random_events(np.random.default_rng(0), 200)))
