@@ -87,7 +87,7 @@ def _bisect(time: Array, low: Array, high: Array, times: Array, right: bool) -> 
     return found
 
 
-class _Gathered(Mapping[str, Array]):
+class Gathered(Mapping[str, Array]):
     """Columns at some positions, each looked up when it is first asked for."""
 
     def __init__(self, columns: Mapping[str, Array], positions: Array) -> None:
@@ -323,7 +323,7 @@ class Index:
             np.concatenate(([0, 0], offsets)),
             self.time[positions],
             self.seq[positions],
-            _Gathered(self.columns, positions),
+            Gathered(self.columns, positions),
             self.dictionaries,
             self.attributes,
             self.timezone,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from zoo.contract import UNKNOWN, Array, Column
 from zoo.events.evaluate import Evaluator
-from zoo.events.index import Index
+from zoo.events.index import Gathered, Index
 from zoo.events.slices import MICROSECONDS, Slices, chunks, joined
 from zoo.events.specs import OF_STEPS, Aggregation, Feature
 
@@ -64,30 +64,8 @@ def _matching(index: Index, slices: Slices, partners: Array, named: Array, sets:
     match = (found == wanted) & (wanted > UNKNOWN) if sets is None else _contains(sets, _pairs(wanted, found))
     kept = positions[match]
     offsets = np.concatenate(([0], np.cumsum(slices.count(match))))
-    columns = _Gathered(index.columns, kept)
+    columns = Gathered(index.columns, kept)
     return replace(index, offsets=offsets, time=index.time[kept], seq=index.seq[kept], columns=columns, _derived={})
-
-
-class _Gathered(Mapping[str, Array]):
-    """Columns at some positions, gathered when asked for."""
-
-    def __init__(self, columns: Mapping[str, Array], positions: Array) -> None:
-        self._columns, self._positions = columns, positions
-        self._kept: dict[str, Array] = {}
-
-    def __getitem__(self, name: str) -> Array:
-        if name not in self._kept:
-            self._kept[name] = self._columns[name][self._positions]
-        return self._kept[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._columns
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._columns)
-
-    def __len__(self) -> int:
-        return len(self._columns)
 
 
 def _pairs(partners: Array, codes: Array) -> Array:

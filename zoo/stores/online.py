@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -86,7 +87,7 @@ class Recent:
         return np.zeros(len(codes), np.int64) if len(known) == 1 else known.searchsorted(codes)
 
 
-class EventOnlineStore:
+class EventOnlineStore(ABC):
     """Mixed into a Feast online store, which says how to read and change values; other views are left to that store.
 
     Of an entity, the events are kept that the applied views reach back to (``Retention``), at most the newest ``max_events``.
@@ -105,9 +106,9 @@ class EventOnlineStore:
 
     # What a store provides
 
+    @abstractmethod
     def load(self, config: Any, space: Space, codes: Mapping[str, Array]) -> tuple[dict[str, list[bytes | None]], int]:
         """(each entity's value by kind, None where nothing is kept; how many of the log's first events are there) at one moment."""
-        raise NotImplementedError
 
     async def load_async(
         self, config: Any, space: Space, codes: Mapping[str, Array]
@@ -115,6 +116,7 @@ class EventOnlineStore:
         """``load`` in a thread."""
         return await asyncio.to_thread(self.load, config, space, codes)
 
+    @abstractmethod
     def append(
         self, config: Any, space: Space, start: int, stop: int, frames: Sequence[tuple[str, int, bytes]]
     ) -> list[int] | None:
@@ -122,46 +124,46 @@ class EventOnlineStore:
 
         Returns the values' lengths, or None, and changes nothing, where the watermark is another.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def exchange(self, config: Any, space: Space, change: Change | None, record: str = "", then: str = "") -> list[int] | None:
         """In one step replace values that are still as they were read; returns which were not. None where the record is another.
 
         change: None to move the record only. record: what ``copying`` returns at the moment (not looked at where empty); ``then`` takes
         its place once all were replaced.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def copying(self, config: Any, space: Space, record: str = "") -> str:
         """How far a copy of everything is, empty where none is under way; ``record`` is written where there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, config: Any, space: Space, record: str, count: int) -> bool:
         """In one step end a copy whose record is still this one, and raise the watermark to at least ``count``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def names(self, config: Any, log: str) -> list[Space]:
         """Every space of a log in the store."""
-        raise NotImplementedError
 
+    @abstractmethod
     def values(self, config: Any, space: Space, entity: str) -> Iterator[tuple[int, bytes]]:
         """(code, value) of every entity of a kind."""
-        raise NotImplementedError
 
+    @abstractmethod
     def remove(self, config: Any, space: Space, keys: Iterable[Key]) -> None:
         """Remove entities' values."""
-        raise NotImplementedError
 
+    @abstractmethod
     def drop(self, config: Any, space: Space) -> None:
         """Remove a space whole."""
-        raise NotImplementedError
 
+    @abstractmethod
     def erase(self, config: Any) -> None:
         """Leave no byte of what was removed."""
 
     def space(self, config: Any, view: LogView) -> Space:
         """Where the log's events are for the views that are applied."""
-        return self._place(config, view.log, getattr(view.log, "epoch", 0))
+        return self._place(config, view.log, view.log.epoch)
 
     def _place(self, config: Any, log: EventLog, epoch: int) -> Space:
         kept = Retention.of(config)

@@ -237,6 +237,9 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
 
         return self._answer(config, ask)
 
+    def erase(self, config: Any) -> None:
+        """Nothing is left to do: what Redis unlinked it holds no longer."""
+
     def teardown(self, config: Any, tables: Any, entities: Any) -> None:
         self._clear(config, f"{config.project}:zoo:")
         super().teardown(config, tables, entities)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from zoo.plugin import Artefact, FittedModel, ModelSpec, PluginError, Progress, TrainingData
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 INPUTS = ("items", "event_types", "ages")
 
 
-class _Neighbours:
+class _Neighbours(ABC):
     """params: the name of the class in ``params``."""
 
     name: str
@@ -40,11 +41,13 @@ class _Neighbours:
         progress(1.0, "fitted")
         return fitted
 
+    @abstractmethod
     def _fit(self, data: TrainingData, params: Any, progress: Progress) -> FittedModel:
-        raise NotImplementedError
+        """``fit`` on data of the kind that it learns."""
 
+    @abstractmethod
     def load(self, artefact: Artefact) -> FittedModel:
-        raise NotImplementedError
+        """The fitted model that ``save`` wrote."""
 
 
 class Popularity(_Neighbours):
