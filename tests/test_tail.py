@@ -197,10 +197,11 @@ def test_processes_push_and_flush_at_once(log):
         assert sorted(reader.dictionary("event_type").ids) == ["0", "1", "2", "view"]
 
 
-def test_killed_at_any_moment_nothing_is_lost_and_nothing_doubled(tmp_path):
-    found = kills(tmp_path, count=2, seed=1, pushes=30)
+@pytest.mark.parametrize(("kind", "size"), [("pushes", 10), ("ingest", 500)])
+def test_killed_at_any_moment_nothing_is_lost_or_doubled_and_a_rerun_gives_what_a_clean_run_does(tmp_path, kind, size):
+    found = kills(tmp_path, kind, count=2, seed=1, size=size)
     assert found["kills"] == 2
-    assert (found["lost"], found["doubled"], found["differ"]) == (0, 0, 0)
+    assert (found["lost"], found["doubled"], found["torn"], found["differ after a rerun"]) == (0, 0, 0, 0)
 
 
 def test_a_log_whose_tail_was_lost_takes_pushes_on(log):
