@@ -45,7 +45,7 @@ test: install-dev ## unit tests of the core and the plugins, on real Redis and P
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 $(ARGS)
 
 test-nightly: install-dev ## every aggregation against the loop over events, 2,000 random logs a test
-	HYPOTHESIS_PROFILE=nightly OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --timeout 3600 \
+	HYPOTHESIS_PROFILE=nightly OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --timeout 7200 \
 		tests/test_evaluate.py tests/test_reach.py $(ARGS)
 
 test-system: install-dev ## wheels in empty environments, a stranger's plugin

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 from oracle import SECOND, Event
 
@@ -36,6 +37,15 @@ from zoo.events.specs import (
 )
 
 DAY = 86_400 * SECOND
+NIGHTLY = 2_000
+
+
+def examples(share: int) -> int:
+    """Examples of a test that takes long: a share of the profile's, but all of them at night."""
+    usual = settings.default.max_examples
+    return usual if usual >= NIGHTLY else max(usual // share, 1)
+
+
 TYPES = {"view": 2, "cart": 3, "purchase": 4}
 CATEGORIES = (None, None, "milk", "milk", "tea", "tea", None, "käse")
 """By item code."""

@@ -24,6 +24,8 @@ from typing import Any
 import polars as pl
 import pytest
 import shop
+import test_bad_pushes
+import tiny_shop
 from shop import Shop
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "bad-input.md"
@@ -35,6 +37,17 @@ Exit codes: 0 fine, 1 could not, 2 misused, 130 interrupted.
 
 | tried | command or entrance | seen | afterwards |
 |---|---|---|---|
+"""
+PUSHED = """
+## Bad events, by every entrance
+
+Two events, one or both of them bad. What is refused is refused whole, and nothing of it is taken; rows that are kept apart are counted in
+the report and stand in the quarantine with their reason. Each row is a case of `tests/test_bad_pushes.py`, which then pushes a good
+event and finds it online. `store.push` is refused by Feast itself, in its words, before our code sees the frame. A push of a million
+events of one user is taken (not over HTTP, where a body has at most 4 MiB); online answers then come from the newest `max_events`.
+
+| tried | entrance | seen |
+|---|---|---|
 """
 GOOD = ["predict", "churn", "--user", "1", "--user", "2", "--json"]
 
@@ -656,6 +669,8 @@ def test_the_page_holds_every_case() -> None:
     page = PAGE.read_text(encoding="utf-8")
     for name, command in [(c.tried, c.command) for c in CASES] + [(r[0], r[1]) for r in ROUGH]:
         assert f"| {name} | `{command}` |" in page, f"run: python {Path(__file__).name}"
+    for pushed in test_bad_pushes.CASES:
+        assert f"| {pushed.tried} |" in page, f"run: python {Path(__file__).name}"
 
 
 def shown(seen: Seen, root: Path) -> str:
@@ -681,7 +696,28 @@ def write_page() -> None:
                 seen = do(root)
                 assert (seen.code, zoo(root, *GOOD).out) == (code, good), seen
                 lines.append(f"| {name} | `{command}` | {shown(seen, root)} | the same answers as before |")
-    PAGE.write_text(HEAD + "\n".join(lines) + "\n", encoding="utf-8")
+        pushed = pushes_tried(Path(folder))
+    PAGE.write_text(HEAD + "\n".join(lines) + "\n" + PUSHED + "\n".join(pushed) + "\n", encoding="utf-8")
+
+
+def pushes_tried(folder: Path) -> list[str]:
+    """A line for each bad push and answer, with the entrances that gave it."""
+    from zoo.features import apply
+
+    (folder / "tiny" / "data").mkdir(parents=True)
+    (folder / "tiny" / "definitions.py").write_text(tiny_shop.DEFINITIONS)
+    (folder / "tiny" / "feature_store.yaml").write_text(tiny_shop.settings())
+    apply(folder / "tiny")
+    lines = []
+    for number, case in enumerate(test_bad_pushes.CASES):
+        seen: dict[str, list[str]] = {}
+        for name, door in test_bad_pushes.DOORS.items():
+            root = Path(shutil.copytree(folder / "tiny", folder / f"{name}-{number}"))
+            tiny_shop.make_log(root)
+            said = " ".join(test_bad_pushes.tried(case, name, root).replace(f"{root}/", "").replace("|", " ").split())
+            seen.setdefault(said if len(said) <= 260 else f"{said[:257]}...", []).append(door.name)
+        lines += [f"| {case.tried} | {', '.join(doors)} | {said} |" for said, doors in seen.items()]
+    return lines
 
 
 if __name__ == "__main__":

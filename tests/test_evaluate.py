@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import SECOND, Event, Oracle
-from random_logs import CATEGORIES, DAY, DEAR, FEATURES, MILK, TYPES, build, code, completed, logs
+from random_logs import CATEGORIES, DAY, DEAR, FEATURES, MILK, TYPES, build, code, completed, examples, logs
 
 from zoo.contract import Column
 from zoo.errors import FeatureError
@@ -139,7 +139,7 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4
     cut=st.integers(0, 20),
     t=st.integers(0, 60),
 )
-@settings(max_examples=max(settings.default.max_examples // 10, 1))  # each makes a log on disk
+@settings(max_examples=examples(10))  # each makes a log on disk
 def test_a_log_with_any_names_appended_in_two_parts_in_any_order_equals_the_loop(
     events: list[tuple[str, str | None, int, str]], cut: int, t: int
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import SECOND, Event
-from random_logs import DEAR, FEATURES, MILK, TYPES, build, code, logs
+from random_logs import DEAR, FEATURES, MILK, TYPES, build, code, examples, logs
 
 from zoo.contract import Array
 from zoo.events.evaluate import Evaluator
@@ -52,7 +52,7 @@ def test_every_kind_has_a_feature_that_is_tried() -> None:
     lag=st.sampled_from((0, 3600)),
     later=st.integers(0, 30 * 86_400),
 )
-@settings(max_examples=max(settings.default.max_examples // 4, 1))  # a feature at a time
+@settings(max_examples=examples(4))  # a feature at a time
 def test_what_a_feature_reaches_is_enough_at_that_time_and_later(
     events: list[Event], times: list[int], sessions: bool, lag: int, later: int
 ) -> None:

@@ -7,6 +7,7 @@ bool (n,): not null, but unusable. ``text`` says that the file knows text only (
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,8 @@ def from_objects(kind: str, values: Sequence[Any]) -> Read:
     else:
         if kind == "label":
             values = [str(v) if type(v) is int else v for v in values]
+        elif kind == "time":  # rows made in Python have them
+            values = [v.isoformat() if isinstance(v, datetime) else v for v in values]
         good, target = [v is None or ((type(v) is str and v.isprintable()) or _encodable(v)) for v in values], pa.string()
     kept = [v if g else None for v, g in zip(values, good)]
     return pa.array(kept, target), ~np.array(good, bool)
