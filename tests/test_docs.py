@@ -59,7 +59,7 @@ def missing_imports(code: str) -> list[str]:
         if (
             isinstance(node, ast.ImportFrom)
             and node.module
-            and re.match(r"zoo(_(gbdt|recurrent|bert|neighbours))?(\.|$)", node.module)
+            and re.match(r"zoo(_(gbdt|recurrent|bert|neighbours|gpt))?(\.|$)", node.module)
         ):
             module = importlib.import_module(node.module)
             out += [f"{node.module}.{alias.name}" for alias in node.names if not hasattr(module, alias.name)]

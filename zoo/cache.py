@@ -1,4 +1,4 @@
-"""Keeps what a fit gave, under a key of everything that it depended on, so that an unchanged fit is not done again.
+"""Keeps what a fit gave, or how far it came, under a key of everything that it depended on, so that no work is done again.
 
 An entry that cannot be read is computed again: deleting the directory loses time, never an answer.
 """
@@ -6,14 +6,20 @@ An entry that cannot be read is computed again: deleting the directory loses tim
 from __future__ import annotations
 
 import logging
+import math
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from hashlib import sha256
 from json import dumps
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from time import monotonic
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from zoo.artefacts import ArtefactStore
 from zoo.errors import ArtefactError
@@ -27,6 +33,7 @@ class Cache:
     """Artefacts by key under one directory."""
 
     def __init__(self, directory: str | Path) -> None:
+        self.unfinished = Path(directory) / "unfinished"
         self.keys = Path(directory) / "keys"
         self.store = ArtefactStore(Path(directory) / "artefacts")
 
@@ -51,6 +58,44 @@ class Cache:
             Path(file.name).replace(self.keys / key)
         except (ArtefactError, OSError) as e:
             _log.warning("cache entry %s is not kept: %s", self.keys / key, e)
+
+
+@dataclass
+class FileCheckpoint:
+    """``zoo.plugin.Checkpoint`` as one safetensors file, replaced whole at most once in ``every`` seconds.
+
+    A file that cannot be read is logged and counts as none; one that cannot be written is logged.
+    """
+
+    path: Path
+    every: float = 30.0
+    saved: float = -math.inf
+
+    def load(self) -> Artefact | None:
+        try:
+            with safe_open(self.path, "numpy") as file:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+                return Artefact(arrays, file.metadata() or {})
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError) as e:
+            _log.warning("checkpoint %s cannot be used, the fit begins anew: %s", self.path, e)
+            return None
+
+    def save(self, make: Callable[[], Artefact]) -> None:
+        if monotonic() - self.saved < self.every:
+            return
+        artefact = make()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with NamedTemporaryFile("wb", dir=self.path.parent, prefix=".", delete=False) as file:
+                file.write(save(dict(artefact.arrays), dict(artefact.texts)))
+                file.flush()
+                os.fsync(file.fileno())
+            Path(file.name).replace(self.path)
+        except OSError as e:
+            _log.warning("checkpoint %s is not kept: %s", self.path, e)
+        self.saved = monotonic()
 
 
 def key_of(*parts: object) -> str:

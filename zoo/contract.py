@@ -294,6 +294,30 @@ class Artefact:
         return Artefact(arrays, texts)
 
 
+class Checkpoint(Protocol):
+    """Where a long fit keeps how far it is; zoo removes it when the fit is done."""
+
+    def load(self) -> Artefact | None:
+        """What was saved last by a run of the same data, parameters, seed and code, or None."""
+        ...
+
+    def save(self, make: Callable[[], Artefact]) -> None:
+        """Keep what ``make`` returns in place of what was there; not called where the last one is young enough."""
+        ...
+
+
+class _NoCheckpoint:
+    def load(self) -> Artefact | None:
+        return None
+
+    def save(self, make: Callable[[], Artefact]) -> None:
+        pass
+
+
+NO_CHECKPOINT: Checkpoint = _NoCheckpoint()
+"""Keeps nothing."""
+
+
 @runtime_checkable
 class FittedModel(Protocol):
     """A model that can only exist fitted."""
@@ -329,6 +353,7 @@ class ModelSpec:
 
     inputs: shell-style patterns of the columns that it may read; it is given no others.
     params: returns the pydantic model of its parameters (a callable, so that listing imports no pydantic).
+    resumes: whether ``fit`` takes ``checkpoint``, to go on where a run that died was.
     """
 
     name: str
@@ -336,6 +361,7 @@ class ModelSpec:
     inputs: tuple[str, ...] = ("*",)
     targets: frozenset[TargetKind] = frozenset({"binary"})
     summary: str = ""
+    resumes: bool = False
 
 
 @runtime_checkable

@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from pkgutil import resolve_name
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.cache import Cache, array_digest, code_digest, data_digest, key_of
+from zoo.cache import Cache, FileCheckpoint, array_digest, code_digest, data_digest, key_of
 from zoo.errors import PluginError, UsageError
 from zoo.jobs import Executor, Job, Shared
 from zoo.manager import Plugins, RegisteredModel, plugins
@@ -99,6 +100,7 @@ class _Request:
     fit: Fit
     shared: Shared
     source: PluginSource
+    checkpoint: Path | None = None
 
 
 def run_fits(
@@ -129,9 +131,12 @@ def run_fits(
     if not left:
         return
     with executor.share(data) as shared:
-        for job, (artefact, seconds) in executor.map(do, [Job(j.name, _Request(j.argument, shared, source)) for j in left]):
+        halfway = {name: cache.unfinished / key for name, key in keys.items()} if cache else {}
+        work = [Job(j.name, _Request(j.argument, shared, source, halfway.get(j.name))) for j in left]
+        for job, (artefact, seconds) in executor.map(do, work):
             if cache:
                 cache.put(keys[job.name], Artefact.merged(artefact.nested("result"), Artefact(texts={"seconds": repr(seconds)})))
+                halfway[job.name].unlink(missing_ok=True)
             done += 1
             progress(done / len(fits), f"{job.name}: {seconds:.1f} s")
             yield Result(job.argument.fit, artefact, seconds, reused=False)
@@ -145,7 +150,8 @@ def do(request: _Request) -> tuple[Artefact, float]:
     vocabulary = Vocabulary.of(train)
     train = replace(train, batch=seen(train.batch, vocabulary, model.plugin.spec.inputs), target=vocabulary.target(train))
     started = perf_counter()
-    fitted = model.plugin.fit(train, params=params, seed=fit.member.seed, progress=silent)
+    more = {"checkpoint": FileCheckpoint(request.checkpoint)} if model.plugin.spec.resumes and request.checkpoint else {}
+    fitted = model.plugin.fit(train, params=params, seed=fit.member.seed, progress=silent, **more)
     if fit.scored is None:
         return fitted.save(), perf_counter() - started
     batch = seen(data.batch.take(fit.scored), vocabulary, model.plugin.spec.inputs)

@@ -1,12 +1,14 @@
 """Everything a plugin may import, and nothing else."""
 
 from zoo.contract import (
+    NO_CHECKPOINT,
     PADDING,
     UNKNOWN,
     Array,
     Artefact,
     Block,
     Catalogue,
+    Checkpoint,
     Column,
     Examples,
     FeatureBatch,
@@ -26,12 +28,14 @@ from zoo.errors import PluginError, ZooError
 from zoo.hookspecs import hookimpl
 
 __all__ = [
+    "NO_CHECKPOINT",
     "PADDING",
     "UNKNOWN",
     "Array",
     "Artefact",
     "Block",
     "Catalogue",
+    "Checkpoint",
     "Column",
     "Examples",
     "FeatureBatch",

@@ -367,7 +367,7 @@ def test_a_loss_that_diverges_says_what_to_do(data: TrainingData) -> None:
     [
         ({"target": np.full(300, np.nan)}, "targets range from nan.*from 0 to 1"),
         ({"target": np.full(300, 2.0)}, "targets range from 2 to 2; a binary target"),
-        ({"kind": Target("ranking")}, "gru cannot learn a ranking target; it takes: binary, multiclass, value"),
+        ({"kind": Target("relevance")}, "gru cannot learn a relevance target; it takes: binary, multiclass, ranking, value"),
         ({"kind": Target("binary", horizons=("7d", "28d"))}, "the target has 2; train one model for each"),
     ],
 )

@@ -9,12 +9,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from zoo.plugin import Array, Artefact, FeatureBatch, ModelSpec, PluginError, Progress, Target, TrainingData
+from zoo.plugin import (
+    NO_CHECKPOINT,
+    Array,
+    Artefact,
+    Checkpoint,
+    FeatureBatch,
+    ModelSpec,
+    PluginError,
+    Progress,
+    Target,
+    TrainingData,
+)
 
 # torch takes over a second to import and pydantic a quarter: both stay inside functions so that listing plugins is quick.
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from zoo.nextitem.model import FittedNextItem
     from zoo_recurrent.inputs import Layout
     from zoo_recurrent.network import Network
     from zoo_recurrent.params import RecurrentParams
@@ -86,16 +98,36 @@ class Recurrent:
     @property
     def spec(self) -> ModelSpec:
         return ModelSpec(
-            name=self.cell, params=_params, targets=frozenset({"binary", "multiclass", "value"}), summary=self.summary
+            name=self.cell,
+            params=_params,
+            targets=frozenset({"binary", "multiclass", "value", "ranking"}),
+            summary=self.summary,
+            resumes=True,
         )
 
     def tiny(self) -> RecurrentParams:
-        from zoo_recurrent.params import RecurrentParams
+        from zoo_recurrent.params import ItemParams, RecurrentParams
 
-        return RecurrentParams(hidden=12, embedding=6, max_length=24, epochs=8, batch_size=64, learning_rate=2e-2, min_count=1)
+        ranking = ItemParams(
+            width=16, hidden=16, max_length=24, epochs=8, tokens=400, learning_rate=2e-2, dropout=0.0, embedding_dropout=0.0
+        )
+        return RecurrentParams(
+            hidden=12, embedding=6, max_length=24, epochs=8, batch_size=64, learning_rate=2e-2, min_count=1, ranking=ranking
+        )
 
-    def fit(self, data: TrainingData, *, params: BaseModel, seed: int, progress: Progress) -> FittedRecurrent:
-        """Raises PluginError for a target that cannot be learned, for nothing to read, and for a loss that diverges."""
+    def fit(
+        self,
+        data: TrainingData,
+        *,
+        params: BaseModel,
+        seed: int,
+        progress: Progress,
+        checkpoint: Checkpoint = NO_CHECKPOINT,
+    ) -> FittedRecurrent | FittedNextItem:
+        """Raises PluginError for a target that cannot be learned, for nothing to read, and for a loss that diverges.
+
+        Fits of a ranking target go on from ``checkpoint``; the others are short, and begin anew.
+        """
         import torch
 
         from zoo_recurrent.fitting import Problem, newest, train
@@ -105,6 +137,11 @@ class Recurrent:
 
         chosen = RecurrentParams.model_validate(params.model_dump())
         kind = data.kind.kind
+        if kind == "ranking":
+            from zoo.nextitem.model import fit_next_item
+            from zoo_recurrent.items import NETWORKS
+
+            return fit_next_item(NETWORKS[self.cell], data, chosen.ranking, seed, progress, checkpoint)
         self._check(data)
         layout = Layout.learn(
             data.batch,
@@ -158,15 +195,20 @@ class Recurrent:
         progress(1.0, "done")
         return FittedRecurrent(self.cell, chosen, data.kind, layout, networks, mean, std)
 
-    def load(self, artefact: Artefact) -> FittedRecurrent:
+    def load(self, artefact: Artefact) -> FittedRecurrent | FittedNextItem:
         """The model that ``save`` wrote; raises PluginError for another cell's artefact."""
         import torch
 
+        from zoo.nextitem.model import FACTS, load_next_item
         from zoo_recurrent.columns import Columns
         from zoo_recurrent.inputs import Layout
         from zoo_recurrent.network import Network
-        from zoo_recurrent.params import RecurrentParams
+        from zoo_recurrent.params import ItemParams, RecurrentParams
 
+        if FACTS in artefact.texts:
+            from zoo_recurrent.items import NETWORKS
+
+            return load_next_item(NETWORKS[self.cell], ItemParams, artefact)
         stored: dict[str, Any] = json.loads(artefact.texts[LAYOUT])
         if stored["cell"] != self.cell:
             raise PluginError(f"the artefact holds a model {stored['cell']!r}, not {self.cell!r}; load it with that plugin")

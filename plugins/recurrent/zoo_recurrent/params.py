@@ -6,6 +6,15 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from zoo.nextitem.params import NextItemParams
+
+
+class ItemParams(NextItemParams):
+    """For ranking targets."""
+
+    hidden: int = Field(128, ge=1, description="Width of the recurrent state.")
+    layers: int = Field(1, ge=1, le=4, description="Recurrent layers on top of each other, each but the first beside a skip.")
+
 
 class RecurrentParams(BaseModel):
     """What to read, the shape of the network, and how it is trained."""
@@ -38,3 +47,6 @@ class RecurrentParams(BaseModel):
         None, description="'balanced' weighs classes alike; scores are then no longer calibrated."
     )
     seeds: int = Field(1, ge=1, le=32, description="Networks whose predictions are averaged.")
+    ranking: ItemParams = Field(
+        default_factory=ItemParams, description="Everything about a ranking target, where nothing above is used."
+    )

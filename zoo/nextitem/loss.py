@@ -1,0 +1,101 @@
+"""Losses of the next item over the whole catalogue or a sample of it."""
+
+from __future__ import annotations
+
+from math import log
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+CHUNK = 512
+"""Positions whose logits are in memory at once: a large matrix costs more page faults than arithmetic."""
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Gradients are made with the loss, chunk by chunk in one buffer, so that the logits are never held."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor, share: Tensor, smoothing: float
+    ) -> Tensor:
+        count, items = len(hidden), len(weight)
+        of_hidden = torch.empty_like(hidden)
+        of_weight, of_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        room = hidden.new_empty(min(CHUNK, max(1, count)), items)
+        loss = hidden.new_zeros(())
+        turned = weight.t()
+        for begin in range(0, count, CHUNK):
+            some = slice(begin, min(begin + CHUNK, count))
+            h, wanted, part = hidden[some], target[some], share[some]
+            logits = torch.addmm(bias, h, turned, out=room[: len(h)])
+            of_target = logits.gather(1, wanted[:, None])[:, 0]
+            top = logits.amax(1, keepdim=True)
+            if smoothing:
+                of_target = (1 - smoothing) * of_target + smoothing * logits.mean(1)
+            total = logits.sub_(top).exp_().sum(1)
+            loss += ((total.log() + top[:, 0] - of_target) * part).sum()
+            # softmax minus the wanted distribution, without another pass over the matrix: its rows are scaled outside of it
+            scale = (part / total)[:, None]
+            torch.mm(logits, weight, out=of_hidden[some])
+            of_hidden[some].mul_(scale)
+            scaled = h * scale
+            of_weight.addmm_(logits.t(), scaled)
+            of_bias.addmv_(logits.t(), scale[:, 0])
+            pull = ((1 - smoothing) * part)[:, None]
+            of_hidden[some].sub_(weight[wanted] * pull)
+            of_weight.index_add_(0, wanted, h * pull, alpha=-1)
+            of_bias.index_add_(0, wanted, pull[:, 0], alpha=-1)
+            if smoothing:
+                even = part * (smoothing / items)
+                of_hidden[some].sub_(even[:, None] * weight.sum(0))
+                of_weight.sub_((h * even[:, None]).sum(0))
+                of_bias.sub_(even.sum())
+        ctx.save_for_backward(of_hidden, of_weight, of_bias)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        [scale] = outer
+        of_hidden, of_weight, of_bias = ctx.saved_tensors
+        return of_hidden * scale, of_weight * scale, of_bias * scale, None, None, None
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor, share: Tensor | None = None, smoothing: float = 0.0
+) -> Tensor:
+    """Cross-entropy of ``hidden @ weight.T + bias``, float32 (), without ever holding the logits.
+
+    hidden: (n, d). weight: (m, d). bias: (m,). target: int64 (n,) in 0..m - 1. share: (n,), what each row counts; default 1 / n.
+    smoothing: share of the target spread over all m. Time is that of three products (n, d, m); memory CHUNK x m.
+    """
+    part = hidden.new_full((len(hidden),), 1 / max(1, len(hidden))) if share is None else share
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, target, part, smoothing)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def sampled_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor, share: Tensor, drawn: Tensor, log_drawn: Tensor
+) -> Tensor:
+    """Softmax over the target and ``drawn`` items (k,), with logQ correction (Bengio and Senecal 2008), float32 ().
+
+    log_drawn: (m,), log of the probability that a draw gives an item. Drawn items equal to a row's target are left out of that row.
+    The target is there for certain, so it alone is not corrected: the sum of exponentials is then the catalogue's in the mean.
+    """
+    own = (hidden * weight[target]).sum(1) + bias[target]
+    others = torch.addmm(bias[drawn] - log_drawn[drawn] - log(len(drawn)), hidden, weight[drawn].t())
+    others = others.masked_fill(drawn[None] == target[:, None], torch.finfo(others.dtype).min)
+    return ((torch.logaddexp(own, others.logsumexp(1)) - own) * share).sum()
+
+
+def calibrated_binary_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor, share: Tensor, drawn: Tensor, calibration: float
+) -> Tensor:
+    """gBCE over uniformly ``drawn`` negatives (k,) (Petrov and Macdonald 2023), float32 (). calibration: their t."""
+    sampling = min(1.0, len(drawn) / max(1, len(weight) - 1))
+    beta = sampling * (calibration * (1 - 1 / sampling) + 1 / sampling)
+    own = (hidden * weight[target]).sum(1) + bias[target]
+    others = torch.addmm(bias[drawn], hidden, weight[drawn].t())
+    others = others.masked_fill(drawn[None] == target[:, None], torch.finfo(others.dtype).min)
+    return ((functional.softplus(others).sum(1) - beta * functional.logsigmoid(own)) * share).sum()
