@@ -6,7 +6,7 @@ Used alike for history (the whole log) and online (the requested entities' event
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from threading import RLock
 from typing import Any
 
@@ -19,7 +19,7 @@ from zoo.events.index import NO_SESSION, Index
 from zoo.events.reductions import decay, quietness, reduced, share
 from zoo.events.sequences import picked, sequence
 from zoo.events.slices import AT_ONCE, MICROSECONDS, Slices, chunks, joined
-from zoo.events.specs import CALENDAR, OF_STEPS, REDUCTIONS, SEQUENCES, Aggregation, Condition, Feature, Where
+from zoo.events.specs import CALENDAR, OF_STEPS, REDUCTIONS, SEQUENCES, Aggregation, Alike, Condition, Feature, Where
 from zoo.events.steps import Steps, average, different, total
 
 _NEEDS_TIME = ("recency", "tenure", "quiet", "survival", "decay")
@@ -31,7 +31,6 @@ _KEPT = 1 << 12
 """Rows up to which what they see is kept for the question after their features, how new it is."""
 _PART = 4
 """That part: a quarter at most."""
-_NUMBERS = (*REDUCTIONS, "ratio", "decay")
 
 
 class Evaluator:
@@ -44,7 +43,7 @@ class Evaluator:
         self.code = code or _no_code
         self._events: dict[Where, FilteredEvents] = {}
         self._lock = RLock()
-        self._seen: tuple[tuple[Any, ...], Array, Array] = (None, None, None), np.zeros(0), np.zeros(0)
+        self._seen: tuple[tuple[Any, ...], Array] = (None, None, None), np.zeros((2, 0), np.int64)
 
     def events(self, where: Where) -> FilteredEvents:
         found = self._events.get(where)
@@ -81,12 +80,13 @@ class Evaluator:
         return self._answer(aggregation, codes, times)
 
     def _answer(self, aggregation: Aggregation, codes: Array, times: Array) -> dict[str, Column]:
-        low, stop = self.seen(aggregation, codes, times)
-        few = len(self.index) * len(codes) <= AT_ONCE
-        if few or (stop - low).sum() <= AT_ONCE or all(f.kind in _READS_FEW or self.by_running(f) for f in aggregation.features):
-            return self.columns(aggregation, low, stop, times)
-        parts = chunks(stop - low)
-        return joined([self.columns(aggregation, low[rows], stop[rows], times[rows]) for rows in parts])
+        places = self._places(aggregation, codes, times)
+        if len(self.index) * len(codes) <= AT_ONCE:
+            return self._columns(aggregation, places, times)
+        lengths = places[-1] - places[0]
+        if lengths.sum() <= AT_ONCE or all(f.kind in _READS_FEW or self.by_running(f) for f in aggregation.features):
+            return self._columns(aggregation, places, times)
+        return joined([self._columns(aggregation, places[:, rows], times[rows]) for rows in chunks(lengths)])
 
     def _few(self, codes: Array) -> tuple[Evaluator | None, Array]:
         """(an evaluator over these entities' events alone, their codes there) where they are a small part of all.
@@ -105,16 +105,37 @@ class Evaluator:
         own[entities] = np.arange(2, len(entities) + 2)
         return self.over(self.index.events(entities)), own[known]
 
+    def _places(self, aggregation: Aggregation, codes: Array, times: Array) -> Array:
+        """int64 (w + 1, n): where each of the aggregation's windows begins for each row, and past the last event that it sees."""
+        asked, places = self._seen
+        if asked[0] is aggregation and asked[1] is codes and asked[2] is times:
+            return places
+        low, high = self.index.bounds(codes)
+        if len(codes) > _KEPT:  # windows end where what is seen does, which leaves less to search
+            return self._begun(aggregation, low, self.index.search(low, high, aggregation.until(times)), times)
+        ends = _ends(aggregation.windows, aggregation.lag, aggregation.include_equal)
+        places = np.empty((len(ends) + 1, len(codes)), np.int64)
+        places[0], places[1:] = low, self.index.search(low, high, times + ends)
+        self._seen = (aggregation, codes, times), places
+        return places
+
+    def _begun(self, aggregation: Aggregation, low: Array, stop: Array, times: Array) -> Array:
+        """As ``_places``, for rows that see the events at positions ``low`` to ``stop``."""
+        windows = aggregation.windows
+        places = np.empty((len(windows) + 1, len(low)), np.int64)
+        places[0], places[-1] = low, stop
+        if len(windows) > 1:
+            ends = _ends(windows, aggregation.lag, aggregation.include_equal)
+            places[1:-1] = self.index.search(low, stop, times + ends[:-1])
+        return places
+
     def seen(self, aggregation: Aggregation, codes: Array, times: Array) -> tuple[Array, Array]:
         """int64 (n,) each: the slice of the index that each row sees at its time."""
-        asked, low, stop = self._seen
+        asked, places = self._seen
         if asked[0] is aggregation and asked[1] is codes and asked[2] is times:
-            return low, stop
+            return places[0], places[-1]
         low, high = self.index.bounds(codes)
-        stop = self.index.search(low, high, aggregation.until(times))
-        if len(codes) <= _KEPT:
-            self._seen = (aggregation, codes, times), low, stop
-        return low, stop
+        return low, self.index.search(low, high, aggregation.until(times))
 
     def newest(self, aggregation: Aggregation, codes: Array, times: Array) -> Array:
         """int64 (n,): time of the newest event that each row sees, -1 where it sees none."""
@@ -122,10 +143,17 @@ class Evaluator:
 
     def columns(self, aggregation: Aggregation, low: Array, stop: Array, times: Array) -> dict[str, Column]:
         """Columns for rows that see the events at positions ``low`` to ``stop``."""
-        rows = _Rows(self, aggregation, low, stop, times)
+        return self._columns(aggregation, self._begun(aggregation, low, stop, times), times)
+
+    def _columns(self, aggregation: Aggregation, places: Array, times: Array) -> dict[str, Column]:
+        rows = _Rows(self, aggregation, places, times)
         found: dict[str, Column] = {}
-        for group in aggregation.alike:
-            found |= rows.differences(group) if self.by_running(group[0]) else {f.name: rows.column(f) for f in group}
+        for alike in aggregation.alike:
+            if self.by_running(alike.features[0]):
+                rows.differences(alike, found)
+            else:
+                for f in alike.features:
+                    found[f.name] = rows.column(f)
         return {f.name: found[f.name] for f in aggregation.features}
 
     def by_running(self, f: Feature) -> bool:
@@ -140,8 +168,8 @@ class Evaluator:
 
     def check(self, aggregation: Aggregation) -> None:
         """Refuse what this log cannot answer."""
-        for f in aggregation.features:
-            if f.kind in _NUMBERS and f.of not in ("count", "length", "distinct") and self.index.dictionary(f.column):
+        for f in aggregation.of_numbers:
+            if self.index.dictionary(f.column):
                 raise FeatureError(f"feature {f.name!r} is a {f.kind} of {f.column!r}, which holds names; expected numbers")
         if self.index.ordered_only:
             self._check_order(aggregation)
@@ -170,9 +198,9 @@ class Evaluator:
 
 
 @lru_cache(maxsize=1024)
-def _spans(windows: tuple[int | None, ...]) -> Array:
-    """int64 (w - 1, 1): microseconds of all windows but the first, which is all history."""
-    return np.array(windows[1:], np.int64)[:, None] * MICROSECONDS
+def _ends(windows: tuple[int | None, ...], lag: int, equal: bool) -> Array:
+    """int64 (w, 1), ascending: microseconds from t to where all windows but the first, all history, begin, and to what is not seen."""
+    return np.array([*(-window * MICROSECONDS for window in windows if window), equal - lag * MICROSECONDS], np.int64)[:, None]
 
 
 def _no_code(dictionary: str, value: object) -> int:
@@ -182,76 +210,59 @@ def _no_code(dictionary: str, value: object) -> int:
 
 
 class _Rows:
-    """One evaluation: rows whose events are positions ``low`` to ``stop``, and the slices that their features share."""
+    """One evaluation: where rows' windows begin and end, and what their features share.
 
-    def __init__(self, evaluator: Evaluator, aggregation: Aggregation, low: Array, stop: Array, times: Array) -> None:
-        self.evaluator, self.gap, self.low, self.stop, self.times = evaluator, aggregation.session_gap, low, stop, times
+    places: int64 (w + 1, n) as ``Evaluator._places`` gives them.
+    """
+
+    def __init__(self, evaluator: Evaluator, aggregation: Aggregation, places: Array, times: Array) -> None:
+        self.evaluator, self.gap, self.places, self.times = evaluator, aggregation.session_gap, places, times
         self.windows = aggregation.windows
-        self._ranks: dict[tuple[Where, int | None, str], Array] = {}
-        self._begun: dict[Where, Array] = {}
+        self._ranked: dict[tuple[Where, str], Array] = {}
         self._steps: dict[tuple[Where, int | None, str], Steps] = {}
         self._picked: dict[Any, Steps] = {}
-        self._windowed: dict[tuple[Where, tuple[int | None, ...]], Slices] = {}
+        self._windowed: dict[tuple[Where, int, int], Slices] = {}
 
-    @cached_property
-    def _starts(self) -> Array:
-        """int64 (w, n): the first position of each window, in the order of ``windows``."""
-        if len(self.windows) == 1:
-            return self.low[None]
-        out = np.empty((len(self.windows), len(self.low)), np.int64)
-        out[0] = self.low
-        out[1:] = self.evaluator.index.search(self.low, self.stop, self.times - _spans(self.windows))
-        return out
-
-    def _first(self, where: Where) -> Array:
-        """int64 (w, n): the first event of each window among the events that a filter leaves."""
-        if where not in self._begun:
-            self._begun[where] = self.evaluator.events(where).rank(self._starts)
-        return self._begun[where]
-
-    def _rank(self, where: Where, window: int | None, step: str, *, stop: bool = False) -> Array:
-        """The first step of each row's window, or (``stop``) past its last, among the steps that a filter leaves."""
-        key = (where, -1 if stop else window, step)
-        if key not in self._ranks:
+    def _ranks(self, where: Where, step: str) -> Array:
+        """int64 (w + 1, n): ``places`` among the steps that a filter leaves."""
+        found = self._ranked.get((where, step))
+        if found is None:
             events = self.evaluator.events(where)
-            if step == "visit":
-                ranks = self._rank(where, window, "event", stop=stop)
-                self._ranks[key] = np.searchsorted(events.visit_starts(self.gap), ranks)
+            if step == "event":
+                found = events.rank(self.places)
             else:
-                self._ranks[key] = events.rank(self.stop) if stop else self._first(where)[self.windows.index(window)]
-        return self._ranks[key]
+                found = np.searchsorted(events.visit_starts(self.gap), self._ranks(where, "event"))
+            self._ranked[where, step] = found
+        return found
 
-    def differences(self, group: tuple[Feature, ...]) -> dict[str, Column]:
-        """Features that differ in their windows only, and are differences of running numbers: all at once."""
-        f = group[0]
-        events = self.evaluator.events(f.where)
-        key = (f.where, tuple([each.window for each in group]))
+    def differences(self, alike: Alike, found: dict[str, Column]) -> None:
+        """Add features that differ in their windows only, and are differences of running numbers: all at once."""
+        f, span = alike.features[0], alike.span
+        events, key = self.evaluator.events(f.where), (f.where, span.start, span.stop)
         rows = self._windowed.get(key)
         if rows is None:  # counts, sums and means of the same windows share them
-            first = self._first(f.where)
-            if key[1] != self.windows:
-                places = [self.windows.index(window) for window in key[1]]
-                first = first[places]
-            rows = Slices(first, self._rank(f.where, None, "event", stop=True))
-            self._windowed[key] = rows
+            ranks = self._ranks(f.where, "event")
+            self._windowed[key] = rows = Slices(ranks[span], ranks[-1])
         if f.kind == "count":
             values = rows.lengths
         elif f.kind == "distinct":
             values = different(f.column, events, rows)
         else:
             values = (total if f.kind == "sum" else average)(f.column, events, rows)
-        return {f.name: Column(v) for f, v in zip(group, values)}
+        for f, row in zip(alike.features, alike.rows):
+            found[f.name] = Column(values[row])
 
     def steps(self, where: Where, window: int | None, step: str) -> Steps:
         key = (where, window, step)
         if key not in self._steps:
-            stop = self._rank(where, None, step, stop=True)
+            ranks = self._ranks(where, step)
+            first = ranks[0] if window is None else ranks[self.windows.index(window)]
             self._steps[key] = Steps(
                 self.evaluator.events(where),
-                Slices(self._rank(where, window, step), stop),
-                self._rank(where, None, step),
-                stop,
-                self._rank(where, None, "event", stop=True),
+                Slices(first, ranks[-1]),
+                ranks[0],
+                ranks[-1],
+                ranks[-1] if step == "event" else self._ranks(where, "event")[-1],
                 self.times,
                 self.gap if step == "visit" else None,
             )

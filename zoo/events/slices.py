@@ -33,6 +33,10 @@ class Picked:
         """int64 (m,): the row of each position."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
+    def of(self, values: Array) -> Array:
+        """(m,): the values at the positions."""
+        return values.take(self.positions)
+
     def newest(self, number: int) -> Picked:
         """The last ``number`` positions of each row."""
         kept = Slices(np.maximum(self.offsets[:-1], self.offsets[1:] - number), self.offsets[1:])
@@ -76,7 +80,7 @@ class Slices(Picked):
     @cached_property
     def offsets(self) -> Array:  # type: ignore[override]
         """int64 (n + 1,): where each row's slice begins among ``positions``."""
-        if len(self) == 1:
+        if len(self.start) == 1:
             return np.array([0, self.stop[0] - self.start[0]], np.int64)
         out = np.zeros(len(self) + 1, np.int64)
         self.lengths.cumsum(out=out[1:])
@@ -90,6 +94,9 @@ class Slices(Picked):
         out = np.arange(self.offsets[-1])
         out += np.repeat(self.start - self.offsets[:-1], self.lengths)
         return out
+
+    def of(self, values: Array) -> Array:
+        return values[self.start[0] : self.stop[0]].copy() if len(self.start) == 1 else values.take(self.positions)
 
     def newest(self, number: int) -> Slices:
         """The last ``number`` positions of each slice."""

@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from zoo.errors import FeatureError
 
@@ -36,6 +36,7 @@ Op = Literal["==", "!=", "<", "<=", ">", ">=", "in"]
 
 SEQUENCES = ("last_n", "first_n", "last_distinct_n")
 REDUCTIONS = ("sum", "mean", "min", "max", "std")
+_NUMBERS = (*REDUCTIONS, "ratio", "decay")
 OF_STEPS = ("gap", "wait", "age")
 """Columns that tell when a step was, seconds; of a visit, when it began."""
 CALENDAR = ("day", "weekday", "hour")
@@ -316,6 +317,17 @@ def last(name: str, column: str, *, where: Where = (), via: str = "") -> Feature
     return Feature(name, "last", column, where=where, via=via)
 
 
+class Alike(NamedTuple):
+    """Features that differ in name and window only.
+
+    span: of the aggregation's ``windows``, those from the first that a feature has to the last. rows: each feature's among them.
+    """
+
+    features: tuple[Feature, ...]
+    span: slice
+    rows: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Aggregation:
     """Features of one entity, or of a pair of entities.
@@ -356,12 +368,23 @@ class Aggregation:
         return (None, *sorted(spans, reverse=True))
 
     @cached_property
-    def alike(self) -> tuple[tuple[Feature, ...], ...]:
+    def alike(self) -> tuple[Alike, ...]:
         """The features, those together that differ in name and window only."""
         groups: dict[Feature, list[Feature]] = {}
         for f in self.features:
             groups.setdefault(replace(f, name="", window=f.window if f.kind == "decay" else None), []).append(f)
-        return tuple(tuple(group) for group in groups.values())
+        out = []
+        for group in groups.values():
+            places = [0 if f.kind == "decay" else self.windows.index(f.window) for f in group]
+            first, last = min(places), max(places)
+            out.append(Alike(tuple(group), slice(first, last + 1), tuple([place - first for place in places])))
+        return tuple(out)
+
+    @cached_property
+    def of_numbers(self) -> tuple[Feature, ...]:
+        """A feature of each column that has to hold numbers."""
+        asked = [f for f in self.features if f.kind in _NUMBERS and f.of not in ("count", "length", "distinct")]
+        return tuple({f.column: f for f in reversed(asked)}.values())
 
     def until(self, times: Any) -> Any:
         """The instant, microseconds, before which events are seen at t (int64, or an array of them)."""

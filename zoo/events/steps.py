@@ -13,7 +13,7 @@ from zoo.events.index import SCALE
 from zoo.events.slices import MICROSECONDS, Picked, Slices, or_zero
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Steps:
     """Steps that some rows look at.
 
@@ -36,7 +36,7 @@ class Steps:
 
     def begun(self) -> Array:
         """int64 (m,): when each step began."""
-        return self._all_times()[self.picked.positions]
+        return self.picked.of(self._all_times())
 
     def _all_times(self) -> Array:
         return self.events.column("time") if self.gap is None else self.events.visit_times(self.gap)
@@ -60,7 +60,7 @@ class Steps:
     def gaps(self) -> Array:
         """float64 (m,): seconds from the entity's step before to each, NaN for its first."""
         if self.gap is None:
-            return self.events.column("gap")[self.picked.positions]
+            return self.picked.of(self.events.column("gap"))
         time, at = self._all_times(), self.picked.positions
         before = np.where(at > self._each(self.first), at - 1, at)
         return np.where(before < at, (time[at] - time[before]) / MICROSECONDS, np.nan)
@@ -73,16 +73,14 @@ class Steps:
             return self.waits(), None
         if column == "gap":
             return self.gaps(), None
-        if self.gap is None:
-            at = self.picked.positions
-        elif of == "first":
-            at = self.events.visit_starts(self.gap)[self.picked.positions]
-        elif of == "last":
-            at = self._inside().stop - 1
-        else:
+        if self.gap is not None and of not in ("first", "last"):
             return _held(of, column, self.events, self._inside()), None
-        values = self.events.plain(column, self.events.column(column).take(at))
-        return values, self.events.index.dictionary(column)
+        stored = self.events.column(column)
+        if self.gap is None:
+            shown = self.picked.of(stored)
+        else:
+            shown = stored.take(self.picked.of(self.events.visit_starts(self.gap)) if of == "first" else self._inside().stop - 1)
+        return self.events.plain(column, shown), self.events.index.dictionary(column)
 
     def numbers(self, column: str, of: str) -> Array:
         """float64 (m,): values as numbers, NaN for what is missing."""
@@ -113,7 +111,7 @@ def _held(of: str, column: str, events: FilteredEvents, inside: Slices) -> Array
 
 def plain_numbers(column: str, events: FilteredEvents, rows: Picked) -> Array:
     """float64 (m,): an event column at the rows' positions, NaN for what is missing."""
-    return np.asarray(events.plain(column, events.column(column)[rows.positions]), np.float64)
+    return np.asarray(events.plain(column, rows.of(events.column(column))), np.float64)
 
 
 def total(name: str, events: FilteredEvents, rows: Slices) -> Array:
@@ -129,7 +127,7 @@ def total(name: str, events: FilteredEvents, rows: Slices) -> Array:
             rows.kept["total", name] = sums / SCALE if events.index.is_fixed(name) else sums.astype(np.float64)
         return rows.kept["total", name]
     # floats are summed slice by slice: differences of a running float sum would carry the whole log's rounding
-    return rows.sum(or_zero(values[rows.positions]))
+    return rows.sum(or_zero(rows.of(values)))
 
 
 def average(name: str, events: FilteredEvents, rows: Slices) -> Array:
