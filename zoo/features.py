@@ -153,12 +153,16 @@ class _View:
 
 @dataclass(frozen=True)
 class _Asked:
-    """One view's part of a batch: codes of its distinct rows by join key, their times, and which of them each row is."""
+    """One view's part of a batch: codes of its distinct rows by join key, their times, and which of them each row is.
+
+    each: whether every row is one of its own, in order.
+    """
 
     view: _View
     keys: dict[str, Array]
     times: Array
     row_of: Array
+    each: bool
 
 
 @dataclass(frozen=True)
@@ -285,23 +289,21 @@ class Features:
     def _asked_online(self, service: str, rows: Any, at: int | datetime | None) -> tuple[LogView, _Given, Array, list[_Asked]]:
         given, view = _given(rows), self.reader.view()
         now = self.reader.now(view) if at is None else moment(at)
-        times = np.array([now] * len(next(iter(given.values()), ())), np.int64)
+        times = np.full(len(next(iter(given.values()), ())), now, np.int64)
         return view, given, times, self._asked(service, view, given, times)
 
     def _wanted(self, asked: list[_Asked]) -> dict[str, Array]:
         """Codes by entity kind whose kept events a batch is made of."""
-        from functools import reduce
-
-        parts: dict[str, list[Array]] = {}
+        store, config = self._online_store, self.store.config
+        out: dict[str, Array] = {}
         for each in asked:
-            wanted = self._online_store.wanted(self.store.config, each.view.source, each.keys)
+            wanted = store.wanted(config, each.view.source, each.keys)
             if wanted:
-                parts.setdefault(wanted[0], []).append(wanted[1])
-        # views of one service may read one kind under several keys
-        return {
-            entity: reduce(lambda a, b: a if a is b or np.array_equal(a, b) else np.union1d(a, b), p)
-            for entity, p in parts.items()
-        }
+                entity, codes = wanted
+                known = out.get(entity)
+                # views of one service may read one kind under several keys
+                out[entity] = codes if known is None or known is codes else np.union1d(known, codes)
+        return out
 
     def _online_batch(
         self, view: LogView, given: _Given, times: Array, asked: list[_Asked], recent: Any, context: Mapping[str, str] | None
@@ -312,7 +314,7 @@ class Features:
 
     def _asked(self, service: str, view: LogView, given: _Given, times: Array) -> list[_Asked]:
         codes: dict[str, Array] = {}
-        distinct: dict[tuple[str, ...], tuple[Array, Array]] = {}
+        distinct: dict[tuple[str, ...], tuple[dict[str, Array], Array, Array, bool]] = {}
         out = []
         for each in self._read_views(service):
             for key, column in each.joins.items():
@@ -321,10 +323,15 @@ class Features:
                 if column not in codes:
                     codes[column] = view.codes(key, given[column])
             columns = tuple(each.joins.values())
-            if columns not in distinct:
-                distinct[columns] = _distinct([*(codes[c] for c in columns), times])
-            first, row_of = distinct[columns]
-            out.append(_Asked(each, {k: codes[c][first] for k, c in each.joins.items()}, times[first], row_of))
+            found = distinct.get(columns)
+            if found is None:  # views of the same keys share them, and so what is made of them
+                own = {column: codes[column] for column in columns}
+                first, row_of = _distinct([*own.values(), times])
+                if first is not None:
+                    own = {column: values[first] for column, values in own.items()}
+                found = distinct[columns] = own, times if first is None else times[first], row_of, first is None
+            own, seen, row_of, every = found
+            out.append(_Asked(each, {key: own[column] for key, column in each.joins.items()}, seen, row_of, every))
         return out
 
     def _batch(
@@ -349,7 +356,7 @@ class Features:
             if labelled and seen is not None:
                 _no_future(each.view.block, seen, each.times)
             if "user_id" in each.keys and seen is not None:
-                own = seen[each.row_of]
+                own = seen if each.each else seen[each.row_of]
                 newest = own if newest is None else np.maximum(newest, own)
         if context:
             blocks["context"], row_of["context"] = _context(given, context), np.arange(len(times), dtype=np.int32)
@@ -425,11 +432,11 @@ def _no_future(view: str, newest: Array, times: Array) -> None:
         )
 
 
-def _distinct(columns: list[Array]) -> tuple[Array, Array]:
-    """(first row of each distinct tuple, int32 (n,) which of them each row is)."""
+def _distinct(columns: list[Array]) -> tuple[Array | None, Array]:
+    """(first row of each distinct tuple, None where every row is; int32 (n,) which of them each row is)."""
     number = len(columns[0])
     if number == 1 or len({*zip(*[column.tolist() for column in columns])} if number <= _FEW else ()) == number:
-        return np.arange(number), np.arange(number, dtype=np.int32)
+        return None, np.arange(number, dtype=np.int32)
     order = np.lexsort(columns[::-1])
     change = np.zeros(len(order), bool)
     change[:1] = True

@@ -125,7 +125,7 @@ class FilteredEvents:
 
     def plain(self, name: str, values: Array) -> Array:
         """Values of a column as features show them: money in its unit."""
-        return from_fixed(values) if self.index.is_fixed(name) else values
+        return from_fixed(values, self.index.complete(name)) if self.index.is_fixed(name) else values
 
     def missing(self, name: str, values: Array) -> Array:
         """bool: which values of a column say nothing: code 0, MISSING or NaN."""
@@ -158,7 +158,7 @@ class FilteredEvents:
         """Whether every event has the column."""
         found = self._complete.get(name)
         if found is None:
-            found = self._complete[name] = not self.missing(name, self.column(name)).any()
+            found = self._complete[name] = self.index.complete(name) or not self.missing(name, self.column(name)).any()
         return found
 
     def present(self, name: str) -> Array:

@@ -42,9 +42,11 @@ def fixed_point(values: Array) -> Array:
     return out
 
 
-def from_fixed(values: Array) -> Array:
-    """The inverse: float64 with NaN for MISSING."""
+def from_fixed(values: Array, complete: bool = False) -> Array:
+    """The inverse: float64 with NaN for MISSING. complete: none is."""
     out: Array = values / SCALE
+    if complete:
+        return out
     missing = values == MISSING
     if missing.any():
         out[missing] = np.nan
@@ -274,6 +276,10 @@ class Index:
 
     def is_fixed(self, name: str) -> bool:
         return name in FIXED
+
+    def complete(self, name: str) -> bool:  # noqa: ARG002 - an index of its own kind may know
+        """Whether every event is known to have a stored column, without a look at it."""
+        return False
 
     def visits(self, gap: int) -> Array:
         """bool (m,): whether a visit begins here: another entity, another session, or (both without) a pause over ``gap`` s."""

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,11 @@ _STORED = {*_KINDS, "<f4", "|u1", "<u2", "<u4"}
 _SCALES = (60_000_000, 1_000_000, 10_000, 1_000, 100)
 """Units in which times (minutes, seconds, milliseconds) and fixed-point money (whole, cents) are often whole."""
 _UNSIGNED = (("|u1", 1 << 8), ("<u2", 1 << 16), ("<u4", 1 << 32))
+_PREFIXES = np.dtype(
+    [("magic", "S4"), ("size", "<u4"), ("count", "<u4"), ("header", "<u4"), ("since", "<i8"), ("mark", "V8")]
+)  # as _PREFIX
+_ONE_BY_ONE = 8
+"""Values up to which looking at each costs less than at all of them together."""
 _GROUPS = 8
 """Runs of frames of one layout that are decoded as they lie."""
 _REBUILD = "Materialize again to rebuild them from the log"
@@ -55,6 +61,11 @@ class _Column:
     missing: bool
     before: int
     number: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether no value can be missing."""
+        return self.kind.str == "<i8" and self.scale > 0 and not self.missing
 
     def plain(self, stored: Array, base: Any) -> Array:
         """Values (m,) as they were, aligned. base: int64, one or one an event."""
@@ -226,19 +237,24 @@ def _nothing(kind: Any, count: int) -> Array:
 
 
 class _Group:
-    """Frames of one layout."""
+    """Frames of one layout: of each its value, where its first column begins in that, its events, and the bases of its columns."""
 
-    def __init__(self, first: _Frame) -> None:
-        self.layout: _Layout = first[3]
-        self.frames = [first]
+    def __init__(self, layout: _Layout, values: list[bytes], at: list[int], counts: list[int], bases: list[bytes]) -> None:
+        self.layout, self.values, self.at, self.counts, self.bases = layout, values, at, counts, bases
+
+    @classmethod
+    def of(cls, frames: Sequence[_Frame]) -> _Group:
+        """Frames of the first one's layout."""
+        values, at, counts, _, bases, _ = zip(*frames)
+        return cls(frames[0][3], list(values), list(at), list(counts), list(bases))
 
     def column(self, name: str, kind: Any) -> Array:
         """(m,): a column of all of them; missing where they lack it."""
         column = self.layout.columns.get(name)
         if column is None:
-            return _nothing(kind, sum([frame[2] for frame in self.frames]))
+            return _nothing(kind, sum(self.counts))
         before, after = column.before, column.before + column.stored.itemsize
-        parts = [value[at + count * before : at + count * after] for value, at, count, *_ in self.frames]
+        parts = [value[at + count * before : at + count * after] for value, at, count in zip(self.values, self.at, self.counts)]
         stored = np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), column.stored)
         return column.plain(stored, self._base(column))
 
@@ -246,74 +262,106 @@ class _Group:
         """int64, one or one an event."""
         if not column.scale or column.kind.str != "<i8":
             return 0
-        bases = [frame[4] for frame in self.frames]
-        if bases.count(bases[0]) == len(bases):
-            return self.layout.bases.unpack(bases[0])[column.number]
-        table = np.frombuffer(b"".join(bases), "<i8").reshape(len(bases), -1)
-        return np.repeat(table[:, column.number], [frame[2] for frame in self.frames])
+        if len(self.bases) == 1:
+            return self.layout.bases.unpack(self.bases[0])[column.number]
+        table = np.frombuffer(b"".join(self.bases), "<i8").reshape(len(self.bases), -1)
+        return np.repeat(table[:, column.number], self.counts)
 
 
 class _Columns(Mapping[str, Array]):
-    """Columns of frames, decoded when they are asked for."""
+    """Columns of frames, decoded when they are asked for.
 
-    def __init__(self, frames: Sequence[_Frame], kinds: Mapping[str, Any]) -> None:
-        self._groups: list[_Group] = []
-        layout = None
-        for frame in frames:
-            if frame[3] is layout:
-                self._groups[-1].frames.append(frame)
-            else:
-                self._groups.append(_Group(frame))
-                layout = frame[3]
-        self._places = None if len(self._groups) <= _GROUPS else self._regroup(frames)
-        """Where each event lies in the columns of the groups one after another; None: they are in order."""
+    places: where each event lies in the columns of the groups one after another; None: they are in order.
+    """
+
+    def __init__(self, groups: list[_Group], kinds: Mapping[str, Any], places: Array | None = None) -> None:
+        self._groups, self._places = groups, places
         self.order: Array | None = None
         """Positions of the events that count, in order; None: all as they lie."""
-        self._kinds = dict(kinds)
-        for group in self._groups:
-            self._kinds.update(group.layout.kinds)
+        self._kinds = kinds
         self._held: dict[str, Array] = {}
-
-    def _regroup(self, frames: Sequence[_Frame]) -> Array:
-        """Put frames of one layout together wherever they lie, as decoding many small groups would take the time."""
-        groups: dict[int, _Group] = {}
-        for frame in frames:
-            own = groups.get(id(frame[3]))
-            if own is None:
-                groups[id(frame[3])] = _Group(frame)
-            else:
-                own.frames.append(frame)
-        self._groups = list(groups.values())
-        number = {key: n for n, key in enumerate(groups)}
-        counts = np.array([frame[2] for frame in frames], np.int64)
-        order = np.argsort([number[id(frame[3])] for frame in frames], kind="stable")
-        start = np.zeros(len(frames), np.int64)
-        start[order] = counts[order].cumsum() - counts[order]
-        return Slices(start, start + counts).positions
 
     def raw(self, name: str, kind: Any) -> Array:
         """A column as it lies in the frames."""
+        if len(self._groups) == 1:
+            return self._groups[0].column(name, kind)
         parts = [group.column(name, kind) for group in self._groups]
-        whole = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else _nothing(kind, 0)
+        whole = np.concatenate(parts) if parts else _nothing(kind, 0)
         return whole if self._places is None else whole[self._places]
+
+    def _kind(self, name: str) -> Any:
+        """dtype of a column, None where there is none of that name."""
+        return next((group.layout.kinds[name] for group in self._groups if name in group.layout.kinds), self._kinds.get(name))
 
     def __getitem__(self, name: str) -> Array:
         found = self._held.get(name)
         if found is None:
-            found = self.raw(name, self._kinds[name])
+            kind = self._kind(name)
+            if kind is None:
+                raise KeyError(name)
+            found = self.raw(name, kind)
             if self.order is not None:
                 found = found[self.order]
             self._held[name] = found
         return found
 
+    def complete(self, name: str) -> bool:
+        """Whether the frames say of a column that every event has it."""
+        own = [group.layout.columns.get(name) for group in self._groups]
+        return all(column is not None and column.complete for column in own)
+
     def __contains__(self, name: object) -> bool:
-        return name in self._kinds
+        return name in self._kinds or any(name in group.layout.kinds for group in self._groups)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._kinds)
+        return iter(dict.fromkeys([*self._kinds, *(name for group in self._groups for name in group.layout.kinds)]))
 
     def __len__(self) -> int:
-        return len(self._kinds)
+        return len(list(iter(self)))
+
+
+def _grouped(frames: Sequence[_Frame]) -> tuple[list[_Group], Array | None]:
+    """(runs of frames of one layout, None), or, where those are many, (groups of them wherever they lie, ``_Columns.places``)."""
+    if len(frames) == 1:
+        return [_Group.of(frames)], None
+    runs = [list(run) for _, run in groupby(frames, lambda frame: id(frame[3]))]
+    if len(runs) <= _GROUPS:
+        return [_Group.of(run) for run in runs], None
+    groups: dict[int, list[_Frame]] = {}
+    for frame in frames:
+        groups.setdefault(id(frame[3]), []).append(frame)
+    number = {key: n for n, key in enumerate(groups)}
+    counts = np.array([frame[2] for frame in frames], np.int64)
+    order = np.argsort([number[id(frame[3])] for frame in frames], kind="stable")
+    start = np.zeros(len(frames), np.int64)
+    start[order] = counts[order].cumsum() - counts[order]
+    return [_Group.of(group) for group in groups.values()], Slices(start, start + counts).positions
+
+
+def _alike(values: Sequence[bytes]) -> tuple[_Group, Array, Array] | None:
+    """(the group of values that are one frame each, all of one layout, int64 (n,) each one's events and ``since``).
+
+    None for any others, torn and foreign ones included: all are looked at together here, which pays where they are many.
+    """
+    if len(values[0]) < IDENTITY or values[0][:4] != _MAGIC:
+        return None
+    header = _PREFIX.unpack_from(values[0])[3]
+    bases = IDENTITY + header
+    layout = _parsed(values[0][IDENTITY:bases])
+    begin = bases + layout.bases.size
+    heads = b"".join([value[:begin] for value in values])
+    if len(heads) != begin * len(values):
+        return None
+    table = np.frombuffer(heads, np.uint8).reshape(len(values), begin)
+    prefix = np.ascontiguousarray(table[:, :IDENTITY]).view(_PREFIXES)[:, 0]
+    counts = prefix["count"].astype(np.int64)
+    alike = (prefix["magic"] == _MAGIC) & (prefix["size"] == counts * layout.width + begin) & (prefix["header"] == header)
+    if not alike.all() or (table[:, IDENTITY:bases] != table[0, IDENTITY:bases]).any():
+        return None
+    if prefix["size"].tolist() != [*map(len, values)]:
+        return None
+    own = [value[bases:begin] for value in values]
+    return _Group(layout, list(values), [begin] * len(values), counts.tolist(), own), counts, prefix["since"].astype(np.int64)
 
 
 def index_of(
@@ -323,6 +371,20 @@ def index_of(
 
     kinds: dtype by name of the columns that there are at least. facts: as ``LogView.facts``.
     """
+    there = [value for value in values if value is not None]
+    alike = _alike(there) if len(there) > _ONE_BY_ONE else None
+    if alike is not None:
+        group, own, since = alike
+        columns = _Columns([group], kinds or {})
+        counts, exact = np.zeros(len(values) + 3, np.int64), np.full(len(values), ALWAYS)
+        rows: Any = slice(None) if len(there) == len(values) else [n for n, value in enumerate(values) if value is not None]
+        counts[3:][rows], exact[rows] = own, since
+        return _Recent(counts.cumsum(), columns.raw("time", "<i8"), _NO_SEQ, columns, **(facts or {})), exact
+    return _index_of_any(values, kinds or {}, facts or {})
+
+
+def _index_of_any(values: Sequence[bytes | None], kinds: Mapping[str, Any], facts: Mapping[str, Any]) -> tuple[Index, Array]:
+    """``index_of`` of values of any frames, looked at one by one."""
     frames: list[_Frame] = []
     lengths, since, several = [0, 0, 0], [], False
     for value in values:
@@ -346,11 +408,12 @@ def index_of(
         else:
             lengths.append(first[2])
             since.append(first[5])
-    columns = _Columns(frames, kinds or {})
+    groups, places = _grouped(frames)
+    columns = _Columns(groups, kinds, places)
     time, counts, exact = columns.raw("time", "<i8"), np.array(lengths, np.int64), np.array(since, np.int64)
     if several:
         time, counts = _united(columns, frames, time, counts, exact)
-    return _Recent(counts.cumsum(), time, _NO_SEQ, columns, **(facts or {})), exact
+    return _Recent(counts.cumsum(), time, _NO_SEQ, columns, **facts), exact
 
 
 class _Recent(Index):
@@ -365,6 +428,9 @@ class _Recent(Index):
     @seq.setter
     def seq(self, values: Array) -> None:
         pass
+
+    def complete(self, name: str) -> bool:
+        return isinstance(self.columns, _Columns) and self.columns.complete(name)
 
 
 def _united(columns: _Columns, frames: Sequence[_Frame], time: Array, counts: Array, exact: Array) -> tuple[Array, Array]:

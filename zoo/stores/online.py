@@ -69,22 +69,24 @@ class Space:
 
 
 class Recent:
-    """The kept events of one call's entities."""
+    """The kept events of one call's entities: of each kind an evaluator over them, the i-th of ``codes`` being its entity i + 2."""
 
-    def __init__(self, view: LogView, codes: Mapping[str, Array], values: Mapping[str, Sequence[bytes | None]], kept: Retention):
+    def __init__(self, view: LogView, codes: Mapping[str, Array], values: Mapping[str, Sequence[bytes | None]]) -> None:
         self.codes = codes
         self.evaluators: dict[str, Evaluator] = {}
-        self.since: dict[str, Array] = {}
+        self._since: dict[str, Array] = {}
         for entity, found in values.items():
-            columns = kept.reaches[entity].columns
-            kinds = {name: kind for name, kind in view.kinds(entity).items() if name in columns}
-            index, self.since[entity] = index_of(found, kinds, view.facts())
+            index, self._since[entity] = index_of(found, view.kinds(entity), view.facts())
             self.evaluators[entity] = view.evaluator_of(index)
 
-    def rows(self, entity: str, codes: Array) -> Array:
-        """int64 (n,): which of the entity's values each row's is."""
-        known = self.codes[entity]
-        return np.zeros(len(codes), np.int64) if len(known) == 1 else known.searchsorted(codes)
+    def own(self, entity: str, codes: Array, times: Array) -> Array | None:
+        """int32 (n,): codes as the entity's evaluator has them; None where it is not exact at all of the times."""
+        known, since = self.codes[entity], self._since[entity]
+        if codes is known or (len(codes) == len(known) and (codes == known).all()):
+            return np.arange(2, len(codes) + 2, dtype=np.int32) if (since <= times).all() else None
+        order = known.argsort()
+        rows = order[known.searchsorted(codes, sorter=order)]
+        return (rows + 2).astype(np.int32) if (since[rows] <= times).all() else None
 
 
 class EventOnlineStore(ABC):
@@ -176,33 +178,30 @@ class EventOnlineStore(ABC):
     # Reading
 
     def recent(self, config: Any, view: LogView, codes: Mapping[str, Array]) -> Recent:
-        """The kept events of entities (codes ascending, each once) by kind, after bringing in what the log has beyond them."""
-        state = view.log.state()
-        space = self._place(config, view.log, state.epoch)
-        values, held = self.load(config, space, codes)
-        if held < state.count:
+        """The kept events of entities (codes each once) by kind, after bringing in what the view has beyond them."""
+        values, held = self.load(config, self._place(config, view.log, view.epoch), codes)
+        if held < view.count:  # or the log was rewritten, and its events are elsewhere
             self.follow(config)
-            values, _ = self.load(config, space, codes)
-        return Recent(view, codes, values, Retention.of(config))
+            values, _ = self.load(config, self.space(config, view), codes)
+        return Recent(view, codes, values)
 
     async def recent_async(self, config: Any, view: LogView, codes: Mapping[str, Array]) -> Recent:
         """As ``recent``."""
-        space, count = self.space(config, view), view.log.count()
-        values, held = await self.load_async(config, space, codes)
-        if held < count:
+        values, held = await self.load_async(config, self._place(config, view.log, view.epoch), codes)
+        if held < view.count:
             await asyncio.to_thread(self.follow, config)
-            values, _ = await self.load_async(config, space, codes)
-        return Recent(view, codes, values, Retention.of(config))
+            values, _ = await self.load_async(config, self.space(config, view), codes)
+        return Recent(view, codes, values)
 
     def wanted(self, config: Any, source: Any, keys: Mapping[str, Array]) -> tuple[str, Array] | None:
-        """(entity kind, its codes ascending, each once) whose kept events a source's features are made of; None for a table."""
+        """(entity kind, its codes, each once) whose kept events a source's features are made of; None for a table."""
         if not isinstance(source, EventSource):
             return None
         if source.body not in Retention.of(config).sources and source.body not in Retention.again(config).sources:
             return None  # declared, and applied nowhere: the log answers
         entity = source.aggregation.entity[0]  # type: ignore[union-attr]
         codes = keys[entity]
-        return entity, codes if len(codes) == 1 else np.unique(codes)
+        return entity, codes if len(codes) == 1 or len({*codes.tolist()}) == len(codes) else np.unique(codes)
 
     def features(
         self, view: LogView, source: Any, keys: Mapping[str, Array], times: Array, recent: Recent
@@ -217,11 +216,11 @@ class EventOnlineStore(ABC):
         assert aggregation is not None
         entity = aggregation.entity[0]
         if entity in recent.evaluators:
-            rows = recent.rows(entity, keys[entity])
-            if (recent.since[entity][rows] <= times).all():
+            own = recent.own(entity, keys[entity], times)
+            if own is not None:
                 evaluator = recent.evaluators[entity]
-                own = {**keys, entity: (rows + 2).astype(np.int32)}
-                return features_of(view, source, own, times, evaluator), evaluator.newest(aggregation, own[entity], times)
+                columns = view.evaluate(aggregation, {**keys, entity: own}, times, evaluator)
+                return columns, evaluator.newest(aggregation, own, times)
         seen = aggregation.until(times)
         return features_of(view, source, dict(keys), times), view.newest_events(entity, keys[entity], seen)
 

@@ -70,7 +70,7 @@ class Request:
         out: dict[str, Array] = {}
         for entity, codes in filter(None, own):
             known = out.get(entity)
-            out[entity] = codes if known is None or np.array_equal(known, codes) else np.union1d(known, codes)
+            out[entity] = codes if known is None or known is codes or np.array_equal(known, codes) else np.union1d(known, codes)
         return out
 
     def answer(self, store: EventOnlineStore, recent: Recent, part: Part, results: Any) -> tuple[Array, Array]:
