@@ -300,7 +300,7 @@ def test_a_forked_child_uses_connections_of_its_own(log):
 
 
 def test_rows_in_memory_are_the_rows_added():
-    held, rng = Rows(), np.random.default_rng(0)
+    held, rng = Rows(pa.schema([("x", pa.int64())])), np.random.default_rng(0)
     whole, first = [], 100
     for _ in range(500):
         size = int(rng.integers(1, 4))
@@ -372,7 +372,7 @@ def test_a_few_plain_rows_of_a_table_are_read_by_the_same_rules(rows, unit, kind
 def assert_same(source, how):
     (chunk, _), *_ = source.chunks(how.wanted)
     taken, rejected = rows.clean(chunk, how, NOW)
-    slow, slow_rejected = rows._clean(chunk, how, NOW)
+    slow, slow_rejected = rows.sift(chunk, how, NOW)
     assert sorted(taken.column_names) == sorted(slow.column_names)
     assert taken.select(slow.column_names).equals(slow)
     assert (rejected.row.tolist(), list(rejected.reason)) == (slow_rejected.row.tolist(), list(slow_rejected.reason))

@@ -384,7 +384,11 @@ class Features:
 
         rows: as for ``table_of``; a list of mappings holds JSON values, each row taken or quarantined for itself.
         """
-        events = rows if isinstance(rows, list) else table_of(rows)
+        from zoo.events.quick import FEW
+        from zoo.events.sources import ListSource
+
+        few = ListSource.of(rows, FEW) if isinstance(rows, Mapping) else None
+        events = rows if isinstance(rows, list) else few or table_of(rows)
         report: IngestReport = self._online_store.push(self.store.config, events, idempotency_key)
         return report
 

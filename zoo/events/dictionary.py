@@ -324,7 +324,7 @@ class DictionaryStore:
         self._held[name] = Dictionary(name, held.kind, grown, held.size + len(values))
 
     def new(
-        self, brought: Mapping[str, tuple[IdType, pa.Array]], given: dict[tuple[str, Any], int]
+        self, brought: Mapping[str, tuple[IdType, pa.Array | list[Any]]], given: dict[tuple[str, Any], int]
     ) -> list[tuple[str, int, Any]]:
         """(dictionary, code, identifier) of identifiers that have no code yet.
 
@@ -338,12 +338,12 @@ class DictionaryStore:
                 held = self._held.get(name)
                 if held is None or held.kind != kind:
                     held = self.get(name, kind)
-                codes = held.encode(values)
-                if not (codes == UNKNOWN).any():
+                codes = held.encode(values).tolist()
+                if UNKNOWN not in codes:
                     continue
                 size = held.size + sum(1 for other, _ in given if other == name)
-                for value in values.filter(pa.array(codes == UNKNOWN)).to_pylist():
-                    if (name, value) not in given:
+                for code, value in zip(codes, values if isinstance(values, list) else values.to_pylist()):
+                    if code == UNKNOWN and (name, value) not in given:
                         given[name, value] = size
                         out.append((name, size, value))
                         size += 1

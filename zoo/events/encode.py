@@ -16,6 +16,8 @@ from zoo.events.log import EventLog
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from zoo.events.few import Few
+
 _NOT_COLUMNS = {"user_id", "item_id", "event_type", "time", "seq", "event_id", "source", "row", "session", *FIXED}
 
 
@@ -91,6 +93,29 @@ def encode(log: EventLog, table: pa.Table) -> Encoded:
         else:
             columns[name] = floats(table[name])
     return Encoded(users, items, np.asarray(table["time"]), np.asarray(table["seq"]), columns, dictionaries)
+
+
+def encode_few(log: EventLog, few: Few, first: int) -> Encoded:
+    """As ``encode`` of columns that include the identifiers and ``time``; ``seq`` is from ``first`` on."""
+    import pyarrow as pa
+
+    found = log.own_dictionaries()
+    columns: dict[str, Array] = {name: found[name].encode(few.columns[name]) for name in ("user_id", "item_id", "event_type")}
+    users, items = columns["user_id"], columns["item_id"]
+    dictionaries = {name: name for name in columns}
+    for name, values in few.columns.items():
+        if name in FIXED and values.count(None) < len(few):
+            columns[name] = fixed_point(np.array(values, np.float64))
+        elif name == "session" and log.schema.session:
+            columns[name] = _sessions(pa.chunked_array([pa.array(values, pa.string())]))
+        elif name not in _NOT_COLUMNS:
+            if log.schema.extra[name] == "string":
+                columns[name] = found[f"events.{name}"].encode(values)
+                dictionaries[name] = f"events.{name}"
+            else:
+                columns[name] = np.array(values, np.float64)
+    seq = np.arange(first, first + len(few), dtype=np.int64)
+    return Encoded(users, items, np.array(few.columns["time"], np.int64), seq, columns, dictionaries)
 
 
 def floats(values: pa.ChunkedArray) -> Array:

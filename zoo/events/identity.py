@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from hashlib import blake2b
 
 import numpy as np
@@ -13,9 +14,9 @@ from zoo.contract import Array
 RECENT = 50_000
 
 
-def fingerprints(ids: pa.Array) -> Array:
-    """BLAKE2b of 128 bits an id, S16 (n,): two ids sharing one is less likely than the disk lying."""
-    return np.array([blake2b(text.encode(), digest_size=16).digest() for text in ids.to_pylist()], "S16")
+def fingerprints(ids: Iterable[str]) -> list[bytes]:
+    """BLAKE2b of 128 bits an id, as NumPy's S16 holds it: two ids sharing one is less likely than the disk lying."""
+    return [blake2b(text.encode(), digest_size=16).digest().rstrip(b"\0") for text in ids]
 
 
 class EventIds:
@@ -32,15 +33,17 @@ class EventIds:
         other.seq, other._sorted, other._recent = self.seq, list(self._sorted), set(self._recent)
         return other
 
-    def add(self, ids: pa.Array) -> Array:
+    def add(self, ids: pa.Array | list[str]) -> Array:
         """Add ids (no nulls) and return bool (n,): which were there before, or earlier in the same array."""
-        prints = fingerprints(ids)
+        prints = fingerprints(ids if isinstance(ids, list) else ids.to_pylist())
         old = np.zeros(len(prints), bool)
-        for held in self._sorted:
-            at = np.minimum(np.searchsorted(held, prints), len(held) - 1)
-            old |= held[at] == prints
+        if self._sorted:
+            keys = np.array(prints, "S16")
+            for held in self._sorted:
+                at = np.minimum(np.searchsorted(held, keys), len(held) - 1)
+                old |= held[at] == keys
         known = []
-        for key, there in zip(prints.tolist(), old.tolist()):
+        for key, there in zip(prints, old.tolist()):
             known.append(there or key in self._recent)
             if not there:
                 self._recent.add(key)

@@ -18,10 +18,12 @@ import pyarrow.compute as pc
 from zoo.contract import Progress
 from zoo.errors import SchemaError, UsageError
 from zoo.events import delta
+from zoo.events.few import Few
 from zoo.events.push import Push, unseen
+from zoo.events.quick import quick
 from zoo.events.readers import digest, open_source
-from zoo.events.rows import Plan, Rejected, clean, plan
-from zoo.events.sources import Chunk, ObjectSource, Source, TableSource
+from zoo.events.rows import Plan, Rejected, clean, none_rejected, plan, sift
+from zoo.events.sources import Chunk, ListSource, ObjectSource, Source, TableSource
 from zoo.events.tables import as_table
 
 if TYPE_CHECKING:
@@ -118,7 +120,7 @@ def _file(log: EventLog, path: Path, source: Source, how: Plan, now: int, progre
 
 
 def append(log: EventLog, frame: Any, idempotency_key: str | None = None, now: int | None = None) -> IngestReport:
-    """Take a push: an Arrow table, a polars or pandas DataFrame, or a list of dicts (JSON values), in one commit.
+    """Take a push: an Arrow table, a polars or pandas DataFrame, a list of dicts (JSON values) or a ``ListSource``, in one commit.
 
     Every row has an ``event_id``, or the push has an ``idempotency_key`` (else UsageError): the same id, or the same key, adds
     nothing the second time. ``item_id`` may be left out. A column ``time`` of int64 microseconds UTC may stand for ``timestamp``.
@@ -126,7 +128,11 @@ def append(log: EventLog, frame: Any, idempotency_key: str | None = None, now: i
     """
     started = time.perf_counter()
     now = wall_clock() if now is None else now
-    source = ObjectSource(frame) if isinstance(frame, Sequence) else TableSource(as_table(frame))
+    source: ObjectSource | ListSource | TableSource
+    if isinstance(frame, ListSource):
+        source = frame
+    else:
+        source = ObjectSource(frame) if isinstance(frame, Sequence) else TableSource(as_table(frame))
     aliased = log.schema.clock == "time" and "time" in source.names and "timestamp" not in source.names
     how = plan(source, log.schema, {"time": "timestamp"} if aliased else None, unit="us" if aliased else None)
     if idempotency_key is not None and not 0 < len(idempotency_key) <= 200:
@@ -144,12 +150,7 @@ def append(log: EventLog, frame: Any, idempotency_key: str | None = None, now: i
     with delta.failing_as("append to the log"):
         if len(source) > LARGE:
             return replace(_take(log, source, how, name, key, now, None, None), seconds=time.perf_counter() - started)
-        chunks = source.chunks(how.wanted)
-        good, rejected = next((clean(chunk, how, now) for chunk, _ in chunks), None) or (
-            log.schema.arrow().empty_table().drop_columns(["source"]),
-            Rejected(np.empty(0, np.int64), [], []),
-        )
-        good = good.append_column("source", pa.repeat(name, good.num_rows))
+        good, rejected = _cleaned(log, source, how, name, now)
         push = Push(good, rejected, name, key, now)
         log.pushes.take(push)
         quarantined = dict(sorted(Counter(rejected.reason).items()))
@@ -160,6 +161,22 @@ def append(log: EventLog, frame: Any, idempotency_key: str | None = None, now: i
         rows = push.rows if push.again is None else push.again
         seconds = time.perf_counter() - started
         return IngestReport(rows, push.added, repeated, quarantined, seconds, push.version, how.ignored)
+
+
+def _cleaned(
+    log: EventLog, source: ObjectSource | ListSource | TableSource, how: Plan, name: str, now: int
+) -> tuple[pa.Table | Few, Rejected]:
+    """The rows that the log can take, few of them as they are, and the others."""
+    few = next((quick(chunk, how, now) for chunk, _ in source.chunks(how.wanted)), None)
+    if few is not None:
+        return Few({**few.columns, "source": [name] * len(few)}, len(few)), none_rejected()
+    if isinstance(source, ListSource):
+        source = TableSource(source.table())
+    good, rejected = next((sift(chunk, how, now) for chunk, _ in source.chunks(how.wanted)), None) or (
+        log.schema.arrow().empty_table().drop_columns(["source"]),
+        none_rejected(),
+    )
+    return good.append_column("source", pa.repeat(name, good.num_rows)), rejected
 
 
 def _without_id(source: Source, how: Plan) -> tuple[int, int]:

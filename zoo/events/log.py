@@ -22,6 +22,7 @@ from zoo.contract import Array, Progress
 from zoo.errors import FeatureError, UsageError, ZooError, choices
 from zoo.events import delta
 from zoo.events.dictionary import Dictionary, DictionaryStore
+from zoo.events.few import Few
 from zoo.events.flush import Flusher, move
 from zoo.events.forget import NEXT, Forgotten, forget
 from zoo.events.identity import EventIds
@@ -68,7 +69,10 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """How far the log is. last: the newest segment's number. taken: that of the newest one in Delta. pending: events beyond Delta."""
+    """How far the log is. last: the newest segment's number. taken: that of the newest one in Delta. pending: events beyond Delta.
+
+    end: newest time, microseconds UTC; None where the log is empty.
+    """
 
     version: int
     count: int
@@ -76,6 +80,7 @@ class State:
     last: int
     taken: int
     pending: int
+    end: int | None = None
 
 
 class EventLog:
@@ -171,7 +176,8 @@ class EventLog:
             stamp = self.tail_file.refresh(stamp)
             stored = self._look(refreshed=True)
             last, _, count = self.tail_file.beyond(stored.taken) or (stored.taken, stored.count, stored.count)
-            state = State(stored.version, count, stored.epoch, last, stored.taken, count - stored.count)
+            ends = [at for at in (stored.end, self.tail_file.end if count > stored.count else None) if at is not None]
+            state = State(stored.version, count, stored.epoch, last, stored.taken, count - stored.count, max(ends, default=None))
             self._state = stamp, stored.version, state
             return state
 
@@ -182,7 +188,7 @@ class EventLog:
 
     def end(self, version: int | None = None) -> int | None:
         """Time of the newest event, microseconds UTC; None in an empty log."""
-        return self.snapshot(version).end
+        return self.state().end if version is None else self.snapshot(version).end
 
     def count(self, version: int | None = None) -> int:
         """The next ``seq``: number of events, forgotten ones included. A few microseconds while nothing changed."""
@@ -203,6 +209,10 @@ class EventLog:
     def tail(self, after_seq: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Events with ``seq > after_seq``, from memory where they are in the tail, else from the files that hold some."""
         return self._read(columns, after_seq)
+
+    def few(self, first_seq: int, columns: Sequence[str]) -> Few | None:
+        """Events with ``seq >= first_seq``, without ``seq``, where small pushes brought all of them last; None for any others."""
+        return self.tail_file.few(first_seq, self.state().count, columns)
 
     def chunks(
         self, columns: Sequence[str], first_seq: int = 0, stop_seq: int | None = None, rows: int = 1_000_000

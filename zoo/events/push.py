@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zoo.errors import ZooError
+from zoo.events.few import Few
 from zoo.events.rows import Rejected
+from zoo.events.schema import IdType
 from zoo.events.tail import Segment, completed, newest
 
 if TYPE_CHECKING:
@@ -21,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Push:
-    """One push on its way. good: its clean rows, with ``source`` and ``row``. key: what its idempotency key is recorded as.
+    """One push on its way. good: its clean rows, without ``seq``. key: what its idempotency key is recorded as.
 
     version: Delta's when it was committed. added, repeated: what became of its rows once it is done.
     again: rows that came under the same key before, None where none did.
     """
 
-    good: pa.Table
+    good: pa.Table | Few
     rejected: Rejected
     name: str
     key: str | None
@@ -79,7 +81,7 @@ class Pushes:
         log = self._log
         tail = log.tail_file
         given: dict[tuple[str, Any], int] = {}
-        written: list[tuple[Segment, pa.Table, list[tuple[str, int, Any]]]] = []
+        written: list[tuple[Segment, pa.Table | Few, list[tuple[str, int, Any]]]] = []
         with tail.exclusive():
             try:
                 with tail.transaction() as connection:
@@ -96,9 +98,9 @@ class Pushes:
                         if push.key is not None:
                             keys[push.key] = push.rows
                         good = push.good
-                        if "event_id" in good.column_names and good["event_id"].null_count < len(good):
+                        if _named(good):
                             ids = log.live_ids() if ids is None else ids
-                            good, push.repeated = unseen(good, ids)
+                            good, push.repeated = _unseen(good, ids) if isinstance(good, Few) else unseen(good, ids)
                         codes = self._codes(good, given)
                         bad = self._bad(push, kept)
                         if not len(good) and not bad and push.key is None:
@@ -107,7 +109,8 @@ class Pushes:
                         taken = None if push.key is None else push.rows
                         segment = Segment(last, count, len(good), newest(good), push.now, push.key, taken)
                         tail.add(connection, segment, good, codes, bad)
-                        written.append((segment, completed(good, count, log.schema.arrow()), codes))
+                        held = good if isinstance(good, Few) else completed(good, count, log.schema.arrow())
+                        written.append((segment, held, codes))
                         count += len(good)
                         push.added = len(good)
                         if ids is not None:
@@ -118,14 +121,19 @@ class Pushes:
             tail.note(written)
         log.flusher.poke(count - state.count + state.pending)
 
-    def _codes(self, good: pa.Table, given: dict[tuple[str, Any], int]) -> list[tuple[str, int, Any]]:
+    def _codes(self, good: pa.Table | Few, given: dict[tuple[str, Any], int]) -> list[tuple[str, int, Any]]:
         """Codes for identifiers that have none."""
         log = self._log
-        brought = {
-            name: (log.schema.id_type(name), pc.unique(good[column].combine_chunks()).drop_null())
-            for column, name in log.coded
-            if len(good) and column in good.column_names
-        }
+        brought: dict[str, tuple[IdType, pa.Array | list[Any]]] = {}
+        for column, name in log.coded if len(good) else ():
+            if isinstance(good, Few):
+                values = [v for v in dict.fromkeys(good.columns.get(column, ())) if v is not None]
+            elif column in good.column_names:
+                values = pc.unique(good[column].combine_chunks()).drop_null()
+            else:
+                continue
+            if len(values):
+                brought[name] = log.schema.id_type(name), values
         return log.dictionaries.new(brought, given)
 
     def _bad(self, push: Push, kept: set[tuple[str, int]]) -> list[tuple[str, int, str, str, int]]:
@@ -141,9 +149,25 @@ class Pushes:
         return out
 
 
+def _named(good: pa.Table | Few) -> bool:
+    """Whether any row has an event id."""
+    if isinstance(good, Few):
+        return any(v is not None for v in good.columns.get("event_id", ()))
+    return "event_id" in good.column_names and good["event_id"].null_count < len(good)
+
+
 def unseen(good: pa.Table, ids: EventIds) -> tuple[pa.Table, int]:
     """Rows whose event id the log does not hold (or who have none), and how many are left out."""
     named = np.asarray(good["event_id"].is_valid())
     known = np.zeros(good.num_rows, bool)
     known[named] = ids.add(good["event_id"].combine_chunks().drop_null())
     return (good.filter(pa.array(~known)) if known.any() else good), int(known.sum())
+
+
+def _unseen(good: Few, ids: EventIds) -> tuple[Few, int]:
+    """As ``unseen``."""
+    names = good.columns["event_id"]
+    found = iter(ids.add([name for name in names if name is not None]).tolist())
+    keep = [name is None or not next(found) for name in names]
+    again = len(keep) - sum(keep)
+    return (good.kept(keep) if again else good), again

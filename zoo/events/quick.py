@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from zoo.events.few import Few
 from zoo.events.schema import MICROSECONDS
 from zoo.events.times import EARLIEST, LATEST
 from zoo.events.values import LARGEST, LONGEST
@@ -35,26 +36,23 @@ class _Unsure(Exception):
     """Not plainly good."""
 
 
-def quick(chunk: Chunk, how: Plan, now: int | None) -> pa.Table | None:
+def quick(chunk: Chunk, how: Plan, now: int | None) -> Few | None:
     """The rows as ``clean`` would return them, where it would reject none; None where that is not plain."""
     if len(chunk.rows) > FEW or chunk.malformed or how.text or not len(chunk.rows):
         return None
-    out: dict[str, Any] = {"row": pa.array(chunk.rows)}
+    out: dict[str, list[Any]] = {"row": chunk.rows.tolist()}
     try:
-        for field in how.schema.arrow():
-            ours = how.schema.time_column if field.name == "time" else field.name
-            if ours in how.columns:
-                values = _values(chunk.columns[how.columns[ours]], how.kinds[ours], how.unit)
-                if ours in ("user_id", "event_type", how.schema.time_column):
-                    _required(values, ours, how, now)
-                elif ours in ("item_id", "session", "event_id"):
-                    values = [None if v == "" else v for v in values]
-                out[field.name] = pa.array(values, field.type)
-            elif field.name not in ("row", "seq", "source"):
-                out[field.name] = pa.nulls(len(chunk.rows), field.type)
+        for ours, theirs in how.columns.items():
+            values = _values(chunk.columns[theirs], how.kinds[ours], how.unit)
+            time = ours == how.schema.time_column
+            if time or ours in ("user_id", "event_type"):
+                _required(values, ours, how, now)
+            elif ours in ("item_id", "session", "event_id"):
+                values = [None if v == "" else v for v in values]
+            out["time" if time else ours] = values
     except (_Unsure, pa.ArrowException, OverflowError, ValueError):
         return None
-    return pa.table(out)
+    return Few(out, len(chunk.rows))
 
 
 def _required(values: Sequence[Any], ours: str, how: Plan, now: int | None) -> None:

@@ -133,11 +133,16 @@ def clean(chunk: Chunk, how: Plan, now: int | None) -> tuple[pa.Table, Rejected]
     """
     taken = quick(chunk, how, now)
     if taken is not None:
-        return taken, Rejected(np.empty(0, np.int64), [], [])
-    return _clean(chunk, how, now)
+        return taken.table(pa.schema([f for f in how.schema.arrow() if f.name not in ("seq", "source")])), none_rejected()
+    return sift(chunk, how, now)
 
 
-def _clean(chunk: Chunk, how: Plan, now: int | None) -> tuple[pa.Table, Rejected]:
+def none_rejected() -> Rejected:
+    return Rejected(np.empty(0, np.int64), [], [])
+
+
+def sift(chunk: Chunk, how: Plan, now: int | None) -> tuple[pa.Table, Rejected]:
+    """``clean``, column by column."""
     count = len(chunk.rows)
     reasons = _Reasons(count)
     out: dict[str, Any] = {"row": pa.array(chunk.rows)}

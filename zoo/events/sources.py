@@ -107,6 +107,50 @@ class ObjectSource:
             yield Chunk(rows, {n: [row.get(n) for row in part] for n in columns}), (start + len(part)) / len(self._rows)
 
 
+class ListSource:
+    """Columns of few rows as lists, each of one plain type: ``table`` is what Arrow makes of them, ``chunks`` does without."""
+
+    text = False
+
+    def __init__(self, columns: Mapping[str, list[Any]], types: Mapping[str, pa.DataType], rows: int) -> None:
+        self._columns, self._rows = columns, rows
+        self.names: Sequence[str] = list(columns)
+        self.types: Mapping[str, pa.DataType] | None = types
+
+    @classmethod
+    def of(cls, columns: Mapping[Any, Any], most: int) -> ListSource | None:
+        """None where there are more rows than ``most``, or any column is no list or array of whole numbers, floats, truths or texts."""
+        found, types, rows = {}, {}, -1
+        for name, values in columns.items():
+            if type(values) is np.ndarray and values.dtype.str in _NUMBERS and values.ndim == 1 and len(values) <= most:
+                values = values.tolist()
+            if type(values) is not list or not 0 < len(values) <= most or type(name) is not str:
+                return None
+            kinds = {*map(type, values)}
+            kind = _PLAIN.get(kinds.pop())
+            if kind is None or kinds or rows not in (-1, len(values)):
+                return None
+            found[name], types[name], rows = values, kind, len(values)
+        return cls(found, types, rows) if found else None
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def chunks(self, columns: Mapping[str, str]) -> Iterator[tuple[Chunk, float]]:
+        yield Chunk(np.arange(self._rows, dtype=np.int64), {n: self._columns[n] for n in columns}), 1.0
+
+    def table(self) -> pa.Table:
+        """The columns as Arrow. Raises UsageError where a value has no place in its type."""
+        try:
+            return pa.table({n: pa.array(values, self.types[n]) for n, values in self._columns.items()})  # type: ignore[index]
+        except (pa.ArrowException, OverflowError, UnicodeError) as error:
+            raise UsageError(f"the columns cannot be read: {error}; expected values of one type in each") from error
+
+
+_PLAIN: Mapping[type, pa.DataType] = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
+_NUMBERS = {"<i8", "<i4", "<f8"}
+
+
 class ParquetSource:
     text = False
 

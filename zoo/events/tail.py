@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zoo.errors import ZooError
+from zoo.events.few import Few, Growing
 from zoo.events.lock import file_lock
 
 TAKEN = "tail"
@@ -45,6 +46,8 @@ _REMOVALS = (
     "DELETE FROM codes WHERE segment <= ?",
     "DELETE FROM rejected WHERE segment <= ?",
 )
+_LENGTH = 1_024
+"""Rows of small pushes that are kept in one list a column, which is let go of as a whole."""
 _PIECES = 64
 """Tables of one size that are kept before they are made one."""
 _PAGES = 16_384
@@ -70,44 +73,71 @@ class Segment:
 
 
 class Rows:
-    """Consecutive events in memory, made of many small tables and a few large ones."""
+    """Consecutive events in memory: those of large pushes as tables, those of small ones as lists that grow."""
 
-    def __init__(self) -> None:
+    def __init__(self, schema: pa.Schema) -> None:
         self.first: list[int] = []
-        self._tables: list[pa.Table] = []
+        self._schema = schema
+        self._names = [name for name in schema.names if name != "seq"]
+        self._parts: list[pa.Table | Growing] = []
 
     @property
     def stop(self) -> int:
         """Seq after the last."""
-        return self.first[-1] + len(self._tables[-1]) if self.first else -1
+        return self.first[-1] + len(self._parts[-1]) if self.first else -1
 
-    def add(self, table: pa.Table, first: int) -> None:
+    def add(self, rows: pa.Table | Few, first: int) -> None:
+        if isinstance(rows, Few):
+            last = self._parts[-1] if self._parts else None
+            if not isinstance(last, Growing) or len(last) >= _LENGTH or self.stop != first:
+                last = Growing(self._names)
+                self.first.append(first)
+                self._parts.append(last)
+            last.add(rows)
+            return
         self.first.append(first)
-        self._tables.append(table)
+        self._parts.append(rows)
         size = 1
-        while len(self._tables) >= _PIECES and all(len(t) <= size * _PIECES for t in self._tables[-_PIECES:]):
-            merged = pa.concat_tables(self._tables[-_PIECES:]).combine_chunks()
-            self._tables[-_PIECES:], self.first[-_PIECES:] = [merged], [self.first[-_PIECES]]
+        while len(self._parts) >= _PIECES and all(
+            isinstance(t, pa.Table) and len(t) <= size * _PIECES for t in self._parts[-_PIECES:]
+        ):
+            merged = pa.concat_tables(self._parts[-_PIECES:]).combine_chunks()
+            self._parts[-_PIECES:], self.first[-_PIECES:] = [merged], [self.first[-_PIECES]]
             size *= _PIECES
 
     def drop(self, before: int) -> None:
-        """Let go of tables that hold nothing from this seq on."""
-        while self.first and self.first[0] + len(self._tables[0]) <= before:
-            del self.first[0], self._tables[0]
+        """Let go of parts that hold nothing from this seq on."""
+        while self.first and self.first[0] + len(self._parts[0]) <= before:
+            del self.first[0], self._parts[0]
+
+    def _within(self, first: int, stop: int) -> Iterator[tuple[pa.Table | Growing, int, int, int]]:
+        """(a part, its first row and the row after the last that are between, seq of that first row)."""
+        low, high = max(bisect_right(self.first, first) - 1, 0), bisect_left(self.first, stop)
+        for start, part in zip(self.first[low:high], self._parts[low:high]):
+            begin, end = max(first - start, 0), min(stop - start, len(part))
+            if begin < end:
+                yield part, begin, end, start + begin
 
     def between(self, first: int, stop: int) -> list[pa.Table]:
         """Events with ``first <= seq < stop``, in order."""
-        low, high = max(bisect_right(self.first, first) - 1, 0), bisect_left(self.first, stop)
-        parts = []
-        for start, table in zip(self.first[low:high], self._tables[low:high]):
-            part = table.slice(max(first - start, 0), max(min(stop - start, len(table)) - max(first - start, 0), 0))
-            if len(part):
-                parts.append(part)
-        return parts
+        return [
+            part.slice(begin, end - begin) if isinstance(part, pa.Table) else part.between(begin, end).table(self._schema, seq)
+            for part, begin, end, seq in self._within(first, stop)
+        ]
+
+    def few(self, first: int, stop: int, names: Sequence[str]) -> Few | None:
+        """As ``between``, without a table: columns of events that small pushes brought one after another; None for any others."""
+        found = list(self._within(first, stop))
+        if len(found) != 1 or isinstance(found[0][0], pa.Table) or found[0][2] - found[0][1] != stop - first:
+            return None
+        part, begin, end, _ = found[0]
+        return part.between(begin, end, [name for name in names if name != "seq"])
 
 
-def packed(table: pa.Table) -> bytes:
-    """Rows as a segment keeps them: Arrow IPC without ``seq`` and without columns that hold nothing."""
+def packed(table: pa.Table | Few) -> bytes:
+    """Rows as a segment keeps them: JSON or Arrow IPC, without ``seq`` and without columns that hold nothing."""
+    if isinstance(table, Few):
+        return table.packed()
     kept = table.select([n for n in table.column_names if n != "seq" and table[n].null_count < len(table)])
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, kept.schema) as writer:
@@ -115,8 +145,10 @@ def packed(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def unpacked(body: bytes, first: int, schema: pa.Schema) -> pa.Table:
-    """The inverse of ``packed``: every column of the log's schema, ``seq`` from ``first`` on."""
+def unpacked(body: bytes, first: int, schema: pa.Schema) -> pa.Table | Few:
+    """The inverse of ``packed``; a table has every column of the log's schema, ``seq`` from ``first`` on."""
+    if Few.is_packed(body):
+        return Few.unpacked(body)
     return completed(pa.ipc.open_stream(body).read_all(), first, schema)
 
 
@@ -151,7 +183,7 @@ class Tail:
         self._stamp = -1
         self._fresh = False
         self.segments: list[Segment] = []
-        self.rows = Rows()
+        self.rows = Rows(self.schema)
         self.end: int | None = None
         """Newest time of the segments, at least."""
         self.codes: list[tuple[int, str, int, Any]] = []
@@ -217,16 +249,16 @@ class Tail:
         if self.segments:
             self.rows.drop(self.segments[0].first)
         else:
-            self.rows, self.end = Rows(), None
+            self.rows, self.end = Rows(self.schema), None
 
-    def _hold(self, segment: Segment, table: pa.Table | None) -> None:
+    def _hold(self, segment: Segment, rows: pa.Table | Few | None) -> None:
         self.segments.append(segment)
         if segment.end is not None:
             self.end = segment.end if self.end is None else max(self.end, segment.end)
         if segment.key is not None:
             self.keys[segment.key] = segment
-        if table is not None and segment.first >= self.rows.stop:
-            self.rows.add(table, segment.first)
+        if rows is not None and segment.first >= self.rows.stop:
+            self.rows.add(rows, segment.first)
 
     def pending(self, taken: int) -> list[Segment]:
         """Segments that Delta, whose ``TAKEN`` this is, does not hold. The caller refreshed the tail before it looked at Delta."""
@@ -251,6 +283,11 @@ class Tail:
         """Events in memory with ``first <= seq < stop``, in order."""
         with self._mutex:
             return self.rows.between(first, stop)
+
+    def few(self, first: int, stop: int, names: Sequence[str]) -> Few | None:
+        """``Rows.few``."""
+        with self._mutex:
+            return self.rows.few(first, stop, names)
 
     def rejected(self, source: str | None = None) -> list[tuple[int, str, int, str, str, int]]:
         """(segment, source, row, reason, record, at) of rows in the tail's quarantine, in order."""
@@ -302,13 +339,13 @@ class Tail:
         self,
         connection: sqlite3.Connection,
         segment: Segment,
-        table: pa.Table,
+        rows: pa.Table | Few,
         codes: Sequence[tuple[str, int, Any]],
         bad: Sequence[Any],
     ) -> None:
         """Write one push. codes: (dictionary, code, identifier). bad: (source, row, reason, record, at)."""
         s = segment
-        body = packed(table) if s.rows else None
+        body = packed(rows) if s.rows else None
         meta = (s.id, s.first, s.rows, s.end, s.at, s.key, s.taken, body)
         connection.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?)", meta)
         if codes:
@@ -316,13 +353,13 @@ class Tail:
         if bad:
             connection.executemany("INSERT INTO rejected VALUES (?, ?, ?, ?, ?, ?)", ((s.id, *row) for row in bad))
 
-    def note(self, segments: Sequence[tuple[Segment, pa.Table, Sequence[tuple[str, int, Any]]]]) -> None:
+    def note(self, segments: Sequence[tuple[Segment, pa.Table | Few, Sequence[tuple[str, int, Any]]]]) -> None:
         """Hold in memory what this process has just committed, so that nobody reads it from disk. The caller holds ``exclusive``."""
         with self._mutex:
-            for segment, table, codes in segments:
+            for segment, rows, codes in segments:
                 if self.segments and self.segments[-1].id >= segment.id:
                     continue
-                self._hold(segment, table if segment.rows else None)
+                self._hold(segment, rows if segment.rows else None)
                 self.codes.extend((segment.id, *code) for code in codes)
             self._stamp = self.stamp()
             self._fresh = True
@@ -374,7 +411,9 @@ class Tail:
         )
 
 
-def newest(table: pa.Table) -> int | None:
+def newest(table: pa.Table | Few) -> int | None:
     """Newest time of rows, None where there are none."""
+    if isinstance(table, Few):
+        return max(table.columns["time"], default=None)
     found: int | None = pc.max(table["time"]).as_py() if len(table) else None
     return found

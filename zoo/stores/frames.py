@@ -92,7 +92,8 @@ class _Layout:
     """Bytes an event."""
 
 
-def _layout_of(kinds: Sequence[tuple[str, str, str, int, int]]) -> _Layout:
+@lru_cache(maxsize=1024)
+def _layout_of(kinds: tuple[tuple[str, str, str, int, int], ...]) -> _Layout:
     """(name, stored, kind, scale, missing) of each column -> the layout, checked."""
     names = [name for name, *_ in kinds]
     if not {"time", "seq"} <= set(names) or len(set(names)) < len(names):
@@ -112,7 +113,7 @@ def _layout_of(kinds: Sequence[tuple[str, str, str, int, int]]) -> _Layout:
 @lru_cache(maxsize=1024)
 def _parsed(header: bytes) -> _Layout:
     try:
-        found = _layout_of([tuple(column) for column in json.loads(header)])
+        found = _layout_of(tuple([tuple(column) for column in json.loads(header)]))
     except (ValueError, TypeError) as error:
         raise ArtefactError(f"stored events cannot be unpacked ({error}). {_REBUILD}") from error
     return replace(found, header=header)
@@ -175,7 +176,7 @@ def pack_slices(
         stored.append((as_stored.view(np.uint8).data, as_stored.itemsize))
         kinds.append((name, as_stored.dtype.str, kind, scale, missing))
         bases.append(base)
-    layout = _layout_of(kinds)
+    layout = _layout_of(tuple(kinds))
     head, mark = layout.header + layout.bases.pack(*bases), os.urandom(8)
     fixed = _PREFIX.size + len(head)
     out, ends = [], offsets.tolist()

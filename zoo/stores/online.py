@@ -21,7 +21,7 @@ from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesRespo
 
 from zoo.contract import Array, Column, Progress
 from zoo.events.clock import moved
-from zoo.events.encode import columns_of, encode
+from zoo.events.encode import columns_of, encode, encode_few
 from zoo.events.evaluate import Evaluator
 from zoo.events.view import ENTITIES, LogView
 from zoo.stores.bulk import Bulk
@@ -34,8 +34,6 @@ from zoo.stores.retention import Retention
 from zoo.stores.source import EventSource
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from zoo.events.log import EventLog
 
 _log = logging.getLogger(__name__)
@@ -284,8 +282,10 @@ class EventOnlineStore(ABC):
         """``online_write_batch`` in a thread."""
         await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
 
-    def push(self, config: Any, rows: pa.Table, idempotency_key: str | None = None) -> Any:
-        """Append raw events to the log, durable first, then make them visible online. Returns the log's report.
+    def push(self, config: Any, rows: Any, idempotency_key: str | None = None) -> Any:
+        """Append raw events (as ``zoo.events.ingest.append`` takes them), durable first, then make them visible online.
+
+        Returns the log's report.
 
         Events that move the clock far, where it is the log's end, are warned of, in the report and by this module's logger.
         """
@@ -328,7 +328,9 @@ class EventOnlineStore(ABC):
         """Append the log's events from ``held`` on; returns the watermark, None where another writer has moved it."""
         kept = Retention.of(config)
         wanted = {*_ALWAYS, *(name for reach in kept.reaches.values() for name in reach.columns)}
-        events = encode(log, log.tail(held - 1, [name for name in columns_of(log) if name in wanted]))
+        names = [name for name in columns_of(log) if name in wanted]
+        few = log.few(held, names)
+        events = encode(log, log.tail(held - 1, names)) if few is None else encode_few(log, few, held)
         for at in range(0, len(events), AT_ONCE):
             part = slice(at, at + AT_ONCE)
             time_, seq = events.time[part], events.seq[part]

@@ -6,6 +6,7 @@ A script touches many keys, so a Redis Cluster is refused.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ for i = 2, #KEYS do lengths[i - 1] = redis.call('APPEND', KEYS[i], ARGV[i + 1]) 
 redis.call('SET', KEYS[1], ARGV[2])
 return lengths
 """
+_APPENDING = hashlib.sha1(_APPEND.encode(), usedforsecurity=False).hexdigest()
 # KEYS: record, values. ARGV: record before and after, bytes that tell a value, then of each its length, those bytes, its successor.
 _EXCHANGE = """
 if ARGV[1] ~= '' and redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
@@ -95,10 +97,12 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
 
     def load(self, config: Any, space: Space, codes: Mapping[str, Array]) -> tuple[dict[str, list[bytes | None]], int]:
         keys = _asked(space, codes)
-        return _split(codes, self._answer(config, lambda client: self._values(client.connection_pool, keys)))
+        return _split(codes, self._answer(config, lambda client: list(self._told(client.connection_pool, ("MGET", *keys)))))
 
-    def _values(self, pool: Any, keys: Sequence[str]) -> list[bytes | None]:
-        """MGET, once more where the server dropped the connection. Connections are kept between reads, and none is with a reply unread.
+    def _told(self, pool: Any, command: Sequence[Any]) -> Any:
+        """The reply to a command, which is sent once more where the server dropped the connection.
+
+        Connections are kept between commands, and none is with a reply unread.
 
         A client's own command would count, measure and look at the socket, which takes longer than the server does.
         """
@@ -113,10 +117,10 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
             connection = pool.get_connection()
         try:
             try:
-                found = _mget(connection, keys)
+                found = _reply(connection, command)
             except ConnectionError:
                 connection.disconnect()
-                found = _mget(connection, keys)
+                found = _reply(connection, command)
         except BaseException:  # its reply may still come, and is nobody else's
             connection.disconnect()
             pool.release(connection)
@@ -168,8 +172,19 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
         self, config: Any, space: Space, start: int, stop: int, frames: Sequence[tuple[str, int, bytes]]
     ) -> list[int] | None:
         keys = [f"{space.name}:held", *(f"{space.name}:{entity}:{code}" for entity, code, _ in frames)]
-        found = self._run(config, _APPEND, keys, [start, stop, *(frame for *_, frame in frames)])
+        command = ("EVALSHA", _APPENDING, len(keys), *keys, start, stop, *(frame for *_, frame in frames))
+        found = self._answer(config, lambda client: self._script(client, _APPEND, command))
         return None if found is None else list(found)
+
+    def _script(self, client: Any, script: str, command: Sequence[Any]) -> Any:
+        """The reply to a command that runs a script, which the server is told where it does not know it."""
+        from redis.exceptions import NoScriptError
+
+        try:
+            return self._told(client.connection_pool, command)
+        except NoScriptError:
+            client.script_load(script)
+            return self._told(client.connection_pool, command)
 
     def exchange(self, config: Any, space: Space, change: Change | None, record: str = "", then: str = "") -> list[int] | None:
         failed: list[int] = []
@@ -253,9 +268,9 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
             raise _unanswered(config, error) from error
 
 
-def _mget(connection: Any, keys: Sequence[str]) -> list[bytes | None]:
-    connection.send_packed_command(connection.pack_command("MGET", *keys))
-    return list(connection.read_response())
+def _reply(connection: Any, command: Sequence[Any]) -> Any:
+    connection.send_packed_command(connection.pack_command(*command))
+    return connection.read_response()
 
 
 def _unanswered(config: Any, error: Exception) -> FeatureError:
