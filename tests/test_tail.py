@@ -16,12 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo.errors import ZooError
-from zoo.events import flush, rows
+from zoo.events import flush, rows, tail
+from zoo.events.encode import encode, encode_few
+from zoo.events.few import Few
 from zoo.events.ingest import append
 from zoo.events.log import EventLog
 from zoo.events.rows import plan
 from zoo.events.schema import LogSchema
-from zoo.events.sources import ObjectSource, TableSource
+from zoo.events.sources import ListSource, ObjectSource, TableSource
 from zoo.events.tail import Rows
 
 NOW = 2_000_000_000_000_000
@@ -300,20 +302,111 @@ def test_a_forked_child_uses_connections_of_its_own(log):
 
 
 def test_rows_in_memory_are_the_rows_added():
-    held, rng = Rows(pa.schema([("x", pa.int64())])), np.random.default_rng(0)
+    held, rng = Rows(pa.schema([("x", pa.int64()), ("seq", pa.int64())])), np.random.default_rng(0)
     whole, first = [], 100
-    for _ in range(500):
+    for number in range(2_000):
         size = int(rng.integers(1, 4))
         values = list(range(first, first + size))
-        held.add(pa.table({"x": values}), first)
+        small = number % 1_000 < 500
+        held.add(Few({"x": values}, size) if small else pa.table({"x": values, "seq": values}), first)
         whole += values
         first += size
-    assert len(held.first) < 130
-    for low, high in [(100, first), (333, 334), (250, 700), (0, 5), (first - 1, first)]:
-        found = [v for part in held.between(low, high) for v in part["x"].to_pylist()]
-        assert found == [v for v in whole if low <= v < high]
-    held.drop(900)
-    assert [v for part in held.between(900, first) for v in part["x"].to_pylist()] == list(range(900, first))
+    assert len(held.first) < 260
+    for low, high in [(100, first), (333, 334), (250, 700), (0, 5), (first - 1, first), (1_000, 3_000)]:
+        tables = list(held.made(held.within(low, high)))
+        assert [v for part in tables for v in part["x"].to_pylist()] == [v for v in whole if low <= v < high]
+        assert all(part["x"].equals(part["seq"]) for part in tables)
+    assert held.few(333, 340, ["seq", "x"]) == Few({"x": list(range(333, 340))}, 7)
+    assert held.few(333, 2_000, ["x"]) is None
+    assert held.few(first - 1, first, ["x"]) is None
+    held.drop(1_200)
+    assert held.stop == first
+    assert held.first[0] > 100
+    assert [v for part in held.made(held.within(1_200, first)) for v in part["x"].to_pylist()] == list(range(1_200, first))
+
+
+def test_few_rows_are_kept_and_encoded_as_a_table_of_them_is(tmp_path):
+    schema = LogSchema(item_id="string", extra={"mobile": "bool", "rating": "float64", "arm": "int64", "note": "string"})
+    log, other = (EventLog.create(tmp_path / name, schema) for name in "ab")
+    frame = {
+        "user_id": [1, 2, 1], "item_id": ["x", "y", "x"], "event_type": ["view", "buy", "view"], "time": [7, 6, 5],
+        "event_id": ["a", "b", "c"], "session": ["9", "s", "9"], "price": [0.1, 1e-7, 3.25], "rating": [0.1, -0.0, 1e300],
+        "arm": [2**53 + 1, -1, 0], "mobile": [True, False, True], "note": ["\U0001f9e1", '"', "\\"],
+    }  # fmt: skip
+    few = ListSource.of(frame | {"price": np.array(frame["price"])}, 64)
+    assert append(log, few, now=NOW).added == append(other, pa.table(frame), now=NOW).added == 3
+    large = [{name: values[0] for name, values in frame.items()} | {"event_id": str(n)} for n in range(100)]
+    append(other, pa.Table.from_pylist(large), now=NOW)
+    names = [name for name in schema.arrow().names if name != "source"]
+    held = log.few(0, names)
+    assert held is not None
+    assert other.few(0, names) is None
+    known, wanted = encode_few(log, held, 0), encode(log, log.table(columns=names))
+    for one, two in [(known.columns, wanted.columns), (vars(known) | {"columns": 0}, vars(wanted) | {"columns": 0})]:
+        assert one.keys() == two.keys()
+        assert all(np.array_equal(one[name], two[name]) for name in one if name != "dictionaries")
+    assert known.dictionaries == wanted.dictionaries
+    rows = other.table().slice(0, 3).to_pylist()
+    assert log.table().to_pylist() == rows
+    assert EventLog.open(log.root).table().equals(log.table())  # as the file of the tail says
+    log.flush()
+    assert log.few(0, names) is None
+    assert log.table().to_pylist() == rows
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {},
+        {"a": []},
+        {"a": [1, 2], "b": [1]},
+        {"a": [1, "x"]},
+        {"a": [None]},
+        {"a": (1, 2)},
+        {1: [1]},
+        {"a": np.zeros((2, 2))},
+        {"a": [1] * 5},
+        {"a": np.zeros(5)},
+    ],
+)
+def test_a_list_source_is_of_few_rows_and_plain_lists(columns):
+    assert ListSource.of(columns, 4) is None
+
+
+def test_a_list_source_gives_the_errors_of_a_table(log):
+    good = {"user_id": [1], "item_id": [1], "event_type": ["view"], "time": [1], "event_id": ["a"]}
+    for wrong in ({"user_id": ["1"]}, {"time": [1.5]}, {"price": ["1"]}, {"event_id": [True]}):
+        said = []
+        for frame in (ListSource.of(good | wrong, 64), pa.table(good | wrong)):
+            with pytest.raises(ZooError) as error:
+                append(log, frame, now=NOW)
+            said.append(str(error.value))
+        assert said[0] == said[1]
+    with pytest.raises(ZooError, match="values of one type"):
+        append(log, ListSource.of(good | {"user_id": [2**70]}, 64), now=NOW)
+    report = append(log, ListSource.of({n: v * 2 for n, v in good.items()} | {"time": [NOW + 1, 5]}, 64), now=NOW)
+    assert (report.added, report.quarantined) == (1, {"timestamp_after_now": 1})
+
+
+def test_a_push_of_the_tail_that_is_damaged_is_said(log):
+    append(log, [{"user_id": 1, "event_type": "view", "timestamp": "2020-01-01T00:00:00Z", "event_id": "a"}], now=NOW)
+    with log.tail_file.transaction() as connection:
+        connection.execute("UPDATE segments SET body = ?", (b'[1,{"user_id":[1,2]}]',))
+    with pytest.raises(ZooError, match="several lengths"):
+        EventLog.open(log.root).count()
+
+
+def test_sqlites_log_is_given_room_once_it_grows(log, monkeypatch):
+    monkeypatch.setattr(tail, "_ROOM", 1 << 20)
+    sizes = []
+    for n in range(40):
+        append(log, events([f"e{n}"]), now=NOW)
+        sizes.append((log.root / "tail.db-wal").stat().st_size)
+    assert max(sizes) > 1 << 20
+    assert len(set(sizes[-20:])) == 1
+    log.flush()
+    append(log, events(["after"]), now=NOW)
+    assert EventLog.open(log.root).count() == 41
 
 
 VALUES = {

@@ -6,7 +6,10 @@ import logging
 import threading
 import time
 import weakref
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from zoo.events.lock import BusyError
 from zoo.events.tail import TAKEN
@@ -37,13 +40,26 @@ def move(log: EventLog) -> int:
         log.quarantine.take([row for row in tail.rejected() if row[0] <= last], last)
         log.dictionaries.settle([code[1:] for code in tail.given(state.taken) if code[0] <= last])
         with log.start() as files:
-            for table in tail.between(segments[0].first, segments[-1].first + segments[-1].rows):
-                files.add(table)
+            for tables in _together(tail.pieces(segments[0].first, segments[-1].first + segments[-1].rows)):
+                files.add(pa.concat_tables(tables))
             moved = files.rows
             log.finish(files, {**{s.key: s.taken or 0 for s in segments if s.key is not None}, TAKEN: last})
     if tail.segments and tail.segments[0].id <= last:
         tail.drop(last)
     return moved
+
+
+def _together(pieces: Iterable[pa.Table]) -> Iterator[list[pa.Table]]:
+    """Tables, as many together as are worth a row group. Whoever pushes meanwhile goes first."""
+    held: list[pa.Table] = []
+    for piece in pieces:
+        time.sleep(0)
+        held.append(piece)
+        if sum(map(len, held)) >= ROWS:
+            yield held
+            held = []
+    if held:
+        yield held
 
 
 class Flusher:

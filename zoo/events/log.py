@@ -233,7 +233,7 @@ class EventLog:
                 if sum(len(table) for table in held) >= rows:
                     yield pa.concat_tables(held)
                     held = []
-        for part in beyond:
+        for part in (table.slice(at, rows) for table in beyond for at in range(0, len(table), rows)):
             held.append(part.select(schema.names))
             if sum(len(table) for table in held) >= rows:
                 yield pa.concat_tables(held)

@@ -11,8 +11,8 @@ import os
 import sqlite3
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,10 @@ _PIECES = 64
 """Tables of one size that are kept before they are made one."""
 _PAGES = 16_384
 """Pages (64 MiB) of SQLite's log from which a push copies them into the file itself; removing segments does before."""
-_AT_ONCE = 64
-"""Segments removed in one transaction, so that pushes do not wait for long."""
+_ROOM = 4 << 20
+"""Bytes by which SQLite's log is lengthened at a time."""
+_AT_ONCE = 20_000
+"""Segments, and rows of segments, removed in one transaction, so that pushes do not wait for long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,24 +112,25 @@ class Rows:
         while self.first and self.first[0] + len(self._parts[0]) <= before:
             del self.first[0], self._parts[0]
 
-    def _within(self, first: int, stop: int) -> Iterator[tuple[pa.Table | Growing, int, int, int]]:
-        """(a part, its first row and the row after the last that are between, seq of that first row)."""
+    def within(self, first: int, stop: int) -> list[tuple[pa.Table | Growing, int, int, int]]:
+        """(a part, its first row with ``first <= seq < stop`` and the one after its last, seq of that first row), in order."""
         low, high = max(bisect_right(self.first, first) - 1, 0), bisect_left(self.first, stop)
+        found = []
         for start, part in zip(self.first[low:high], self._parts[low:high]):
             begin, end = max(first - start, 0), min(stop - start, len(part))
             if begin < end:
-                yield part, begin, end, start + begin
+                found.append((part, begin, end, start + begin))
+        return found
 
-    def between(self, first: int, stop: int) -> list[pa.Table]:
-        """Events with ``first <= seq < stop``, in order."""
-        return [
-            part.slice(begin, end - begin) if isinstance(part, pa.Table) else part.between(begin, end).table(self._schema, seq)
-            for part, begin, end, seq in self._within(first, stop)
-        ]
+    def made(self, found: Iterable[tuple[pa.Table | Growing, int, int, int]]) -> Iterator[pa.Table]:
+        """The tables of what ``within`` found. Rows may be added meanwhile."""
+        for part, begin, end, seq in found:
+            rows = part.slice(begin, end - begin) if isinstance(part, pa.Table) else part.between(begin, end)
+            yield rows.table(self._schema, seq) if isinstance(rows, Few) else rows
 
     def few(self, first: int, stop: int, names: Sequence[str]) -> Few | None:
-        """As ``between``, without a table: columns of events that small pushes brought one after another; None for any others."""
-        found = list(self._within(first, stop))
+        """Columns of events ``first`` to ``stop`` where small pushes brought them one after another; None for any others."""
+        found = self.within(first, stop)
         if len(found) != 1 or isinstance(found[0][0], pa.Table) or found[0][2] - found[0][1] != stop - first:
             return None
         part, begin, end, _ = found[0]
@@ -281,8 +284,13 @@ class Tail:
 
     def between(self, first: int, stop: int) -> list[pa.Table]:
         """Events in memory with ``first <= seq < stop``, in order."""
+        return list(self.pieces(first, stop))
+
+    def pieces(self, first: int, stop: int) -> Iterator[pa.Table]:
+        """``between``, of which a piece is made when it is asked for; all of them were there at the first."""
         with self._mutex:
-            return self.rows.between(first, stop)
+            found = self.rows.within(first, stop)
+        yield from self.rows.made(found)
 
     def few(self, first: int, stop: int, names: Sequence[str]) -> Few | None:
         """``Rows.few``."""
@@ -328,12 +336,30 @@ class Tail:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
+                before = self._logged()
                 connection.execute("COMMIT")
+                if self._logged() > max(before, _ROOM // 64):
+                    self._make_room()
             except BaseException:
                 connection.rollback()
                 raise
             finally:
                 self._fresh = False
+
+    def _logged(self) -> int:
+        """Bytes of SQLite's own log."""
+        try:
+            return os.stat(f"{self.path}-wal").st_size  # noqa: PTH116 - asked twice a push
+        except FileNotFoundError:
+            return 0
+
+    def _make_room(self) -> None:
+        """Lengthen SQLite's log with zeros, which it writes over: a push that lengthens it waits for the file system's journal as well.
+
+        SQLite takes its log to end at the first frame that is not one. The caller holds ``exclusive``.
+        """
+        with suppress(OSError), Path(f"{self.path}-wal").open("ab") as file:  # without room, pushes take longer
+            file.write(bytes(_ROOM))
 
     def add(
         self,
@@ -366,16 +392,19 @@ class Tail:
 
     def drop(self, last: int) -> None:
         """Remove segments up to one that the Delta tables have taken over, a few at a time so that pushes go on."""
-        while True:
-            with self.transaction() as connection:
-                ids = connection.execute("SELECT id FROM segments WHERE id <= ? ORDER BY id LIMIT ?", (last, _AT_ONCE)).fetchall()
-                if not ids:
-                    break
-                for removal in _REMOVALS:
-                    connection.execute(removal, ids[-1])
-        with self.exclusive(), self._failing():
-            assert self._writer is not None
-            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        rows, number = 0, 0
+        for segment in self.segments[: bisect_right(self.segments, last, key=lambda s: s.id)]:
+            rows, number = rows + segment.rows, number + 1
+            if rows >= _AT_ONCE or number >= _AT_ONCE or segment.id == last:
+                rows = number = 0
+                with self.transaction() as connection:
+                    for removal in _REMOVALS:
+                        connection.execute(removal, (segment.id,))
+        # what was written until here while pushes go on; then, of which there is little, the rest, so that the file is begun anew
+        with self._failing(), closing(self._connect()) as connection:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            with self.exclusive():
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         self.refresh()
 
     def scrub(self) -> None:

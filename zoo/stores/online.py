@@ -26,6 +26,7 @@ from zoo.events.evaluate import Evaluator
 from zoo.events.view import ENTITIES, LogView
 from zoo.stores.bulk import Bulk
 from zoo.stores.columns import features_of
+from zoo.stores.compaction import Compaction
 from zoo.stores.frames import Change, index_of, pack_slices, without
 from zoo.stores.protos import key_columns, keys_of, raw_events
 from zoo.stores.reader import LogReader
@@ -42,14 +43,8 @@ TAIL = 100_000
 """Events behind the log up to which they are appended; beyond it every entity is copied from the index."""
 AT_ONCE = 8_000
 """Events appended in one step of the store."""
-_CROWDED = 8192
-"""An entity's frames are worth making one each time that its bytes pass a multiple of this by a smaller frame."""
-_LONG = 1 << 20
-"""As ``_CROWDED``, for frames that are not smaller than that: it is what bounds an entity whose events come in large batches."""
 _FEW = 64
 """Events an entity up to which columns are written as they are: frames of one layout are read together, and most of one is its header."""
-_TOGETHER = 128
-"""Entities whose frames are made one together, so that few pushes take the time for it."""
 _ALWAYS = ("user_id", "item_id", "event_type", "time", "seq")
 """Columns of the log that are read whatever is kept."""
 
@@ -101,7 +96,7 @@ class EventOnlineStore(ABC):
         super().__init__()
         self._following = RLock()
         self._held: dict[str, int] = {}
-        self._crowded: set[tuple[str, Key]] = set()
+        self._compaction = Compaction(self, self._following)
         self._spaces: tuple[Any, ...] = ()
 
     # What a store provides
@@ -350,31 +345,8 @@ class EventOnlineStore(ABC):
             if lengths is None:
                 return None
             held = self._held[space.name] = stop
-            crowded = {(space.name, (e, code)) for (e, code, frame), n in zip(frames, lengths) if _crowds(len(frame), n)}
-            again = not crowded.isdisjoint(self._crowded)
-            self._crowded |= crowded
-            if again or len(self._crowded) >= _TOGETHER:
-                due, self._crowded = self._crowded, set()
-                self._compact(config, LogReader.of(config).view(), space, [key for name, key in due if name == space.name])
+            self._compaction.note(config, space, frames, lengths)
         return held
-
-    def _compact(self, config: Any, view: LogView, space: Space, keys: Sequence[Key]) -> None:
-        """Make one frame of each entity's, without what no view reaches back to; left as it is where a writer comes between."""
-        if not keys:
-            return
-        now = LogReader.of(config).now()
-        codes = {
-            entity: np.array([code for e, code in keys if e == entity], np.int32) for entity in dict.fromkeys(e for e, _ in keys)
-        }
-        values, _ = self.load(config, space, codes)
-        for entity, found in values.items():
-            there = [(int(code), value) for code, value in zip(codes[entity], found) if value is not None]
-            index, since = index_of([value for _, value in there], {}, view.facts())
-            own = np.arange(2, len(there) + 2, dtype=np.int32)
-            low, cut = Retention.of(config).bounds(entity, view.evaluator_of(index), *index.bounds(own), now)
-            columns = {"time": index.time, "seq": index.seq, **index.columns}
-            packed = pack_slices(columns, low, index.bounds(own)[1], np.maximum(since, cut).tolist())
-            self.exchange(config, space, Change(entity, [code for code, _ in there], [value for _, value in there], packed))
 
     def materialize(self, config: Any, progress: Progress | None = None) -> dict[str, int]:
         """Copy every entity's recent events from the log; returns entities by kind. Goes on where a killed one stopped.
@@ -417,9 +389,3 @@ class EventOnlineStore(ABC):
                     first, found = False, zip(left_over.tolist(), self.load(config, space, {kind: left_over})[0][kind])
         self.erase(config)
         return touched
-
-
-def _crowds(added: int, length: int) -> bool:
-    """Whether a value of this length is worth making one frame of, after so many bytes of it were appended."""
-    step = _CROWDED if added < _CROWDED else _LONG
-    return added < length and length // step != (length - added) // step

@@ -1,0 +1,96 @@
+"""Making one frame of an entity's many, beside the pushes that append them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zoo.stores.frames import Change, index_of, pack_slices
+from zoo.stores.reader import LogReader
+from zoo.stores.retention import Retention
+
+if TYPE_CHECKING:
+    from zoo.stores.online import EventOnlineStore, Key, Space
+
+_CROWDED = 8192
+"""An entity's frames are worth making one each time that its bytes pass a multiple of this by a smaller frame."""
+_LONG = 1 << 20
+"""As ``_CROWDED``, for frames that are not smaller than that: it is what bounds an entity whose events come in large batches."""
+_WAITING = 128
+"""Entities that may wait to be compacted; one more, or one that is due again, is compacted by the push that made it so."""
+_TOGETHER = 8
+"""Entities that are compacted in one step, during which a push waits."""
+
+_log = logging.getLogger(__name__)
+
+
+class Compaction:
+    """The entities of one store that are due, and the thread that compacts them a few at a time; it ends when fewer are due."""
+
+    def __init__(self, store: EventOnlineStore, following: Any) -> None:
+        """following: the lock that whoever appends to the store holds."""
+        self._store, self._following = store, following
+        self._due: dict[tuple[str, Key], tuple[Any, Space]] = {}
+        self._running = False
+
+    def note(self, config: Any, space: Space, frames: Sequence[tuple[str, int, bytes]], lengths: Sequence[int]) -> None:
+        """Tell what was appended, and how long the values are with it. The caller holds ``following``."""
+        for (entity, code, frame), length in zip(frames, lengths):
+            if _crowds(len(frame), length):
+                key = (space.name, (entity, code))
+                again = key in self._due
+                self._due[key] = config, space
+                if again or len(self._due) > _WAITING:
+                    self._step(len(self._due))
+        if len(self._due) >= _TOGETHER and not self._running:
+            self._running = True
+            threading.Thread(target=self._run, name="zoo-compaction").start()
+
+    def _run(self) -> None:
+        while True:
+            with self._following:
+                try:
+                    self._step(_TOGETHER)
+                except Exception as error:  # noqa: BLE001 - whatever it is, the values are whole, and are due again when they have grown
+                    _log.warning("recent events online are in more pieces than they need be: %s", error)
+                if len(self._due) < _TOGETHER:
+                    self._running = False
+                    return
+            time.sleep(0)  # whoever waits to append goes first
+
+    def _step(self, most: int) -> None:
+        due = [(key, self._due.pop(key)) for key in list(self._due)[:most]]
+        spaces: dict[str, tuple[Any, Space, list[Key]]] = {}
+        for (name, key), (config, space) in due:
+            spaces.setdefault(name, (config, space, []))[2].append(key)
+        for config, space, keys in spaces.values():
+            compact(self._store, config, space, keys)
+
+
+def compact(store: EventOnlineStore, config: Any, space: Space, keys: Sequence[Key]) -> None:
+    """Make one frame of each entity's, without what no view reaches back to; left as it is where a writer comes between."""
+    reader = LogReader.of(config)
+    view, now = reader.view(), reader.now()
+    codes = {
+        entity: np.array([code for e, code in keys if e == entity], np.int32) for entity in dict.fromkeys(e for e, _ in keys)
+    }
+    values, _ = store.load(config, space, codes)
+    for entity, found in values.items():
+        there = [(int(code), value) for code, value in zip(codes[entity], found) if value is not None]
+        index, since = index_of([value for _, value in there], {}, view.facts())
+        own = np.arange(2, len(there) + 2, dtype=np.int32)
+        low, cut = Retention.of(config).bounds(entity, view.evaluator_of(index), *index.bounds(own), now)
+        columns = {"time": index.time, "seq": index.seq, **index.columns}
+        packed = pack_slices(columns, low, index.bounds(own)[1], np.maximum(since, cut).tolist())
+        store.exchange(config, space, Change(entity, [code for code, _ in there], [value for _, value in there], packed))
+
+
+def _crowds(added: int, length: int) -> bool:
+    """Whether a value of this length is worth making one frame of, after so many bytes of it were appended."""
+    step = _CROWDED if added < _CROWDED else _LONG
+    return added < length and length // step != (length - added) // step
