@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,17 @@ event_type = "purchase"
 
 [tasks.recommendation.params.covisit]
 window = 5
+
+[tasks.refitted]
+task = "recommendation"
+members = ["covisit", "popularity"]
+final = "blend"
+event_type = "purchase"
+candidates = 5
+refit = true
+
+[tasks.refitted.params.blend]
+strength = 30.0
 
 [tasks.again]
 task = "recommendation"
@@ -111,12 +123,16 @@ def test_training_ranks_the_test_rows_and_says_so(trained: Trained) -> None:
         low, high = line["ndcg@10_interval"]
         assert low <= line["ndcg@10"] <= high
         assert 0 < line["coverage@20"] <= 1
-    assert {each["a"] for each in record["comparisons"]} == {"covisit", "popularity"}
+    answer = list(trained.scores)[-1]
+    assert {each["b"] for each in record["comparisons"]} == {answer}
+    assert {each["a"] for each in record["comparisons"]} == {*trained.scores} - {answer}
+    assert set(record["second_stage"]["ndcg@10"]) == {"covisit", "popularity", "mean", "blend", "gbdt"}
+    assert record["refit"] is False
     assert record["best_member"] in ("covisit", "popularity")
     assert record["slices"]["cold users"]["rows"] == 0
     assert sum(record["slices"][f"{part} items"]["rows"] for part in ("head", "middle", "tail", "cold")) == record["test_rows"]
     assert trained.version is not None
-    assert trained.version.lineage["final"] == "rank average"
+    assert trained.version.lineage["final"] == record["second_stage"]["chosen"]
     assert trained.version.metrics["mean"] == record["mean"]
 
 
@@ -125,6 +141,20 @@ def test_the_same_training_again_is_the_same_version(trained: Trained, root: Pat
     assert trained.version is not None
     assert again.version is not None
     assert again.version.number == trained.version.number
+
+
+def test_members_may_be_fitted_again_up_to_the_test_and_the_record_says_so(root: Path, features: Features) -> None:
+    done = train(Project.open(root), "refitted", plugins=plugins(), features=features, register=False)
+    assert done.record["refit"] is True
+    assert done.record["second_stage"]["asked_for"] == "blend"
+    assert done.record["second_stage"]["depth"] == 5
+    assert isinstance(done.ensemble, Recommender)
+    final = done.ensemble.reranker.final
+    assert final is not None
+    assert final.fitted.strength == 30.0  # type: ignore[attr-defined]
+    # a user's training row ends where the test row begins, its own target what was last before that
+    sizes = Counter((done.data.batch.column("items").lengths + (done.data.target > 0)).tolist())
+    assert not Counter(done.test.batch.column("items").lengths.tolist()) - sizes
 
 
 def test_one_member_over_a_cut_in_time_counts_items_bought_again(root: Path, features: Features, trained: Trained) -> None:
@@ -137,7 +167,7 @@ def test_one_member_over_a_cut_in_time_counts_items_bought_again(root: Path, fea
     assert (done.data.time < cut).all()
     assert (done.rows.time == cut).all()
     assert isinstance(done.ensemble, Recommender)
-    filtered = dict(done.ensemble.rankings(done.test, exclude_seen=True))["popularity"]
+    filtered = done.ensemble.rankings(done.test, exclude_seen=True)["popularity"]
     assert (filtered.rank == 0).sum() > (done.scores["popularity"] == 0).sum()
     assert of_rows(filtered)["hr@10"].mean() < done.record["members"]["popularity"]["hr@10"]
 

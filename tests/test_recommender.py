@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from zoo import recommender as module
+from zoo.candidates import ItemCounts
 from zoo.errors import ArtefactError, UsageError
 from zoo.evaluation.ranking import of_rows
 from zoo.fitting import Member, PluginSource
 from zoo.plugin import UNKNOWN, Artefact, TrainingData
-from zoo.recommender import Recommender, average_rank, fit_recommender, item_counts
+from zoo.recommender import Recommender, Stage, fit_recommender
+from zoo.reranking import rank_average
 from zoo.testing import Echo, Follower, toy
 from zoo.vocabulary import Vocabulary
 
@@ -32,24 +34,29 @@ def both(data: TrainingData) -> Recommender:
 
 def test_the_rank_average_is_the_mean_of_ranks_ties_shared() -> None:
     one, other = np.array([[0.1, 0.4, 0.4, 0.9]], np.float32), np.array([[4.0, 3.0, 2.0, 1.0]], np.float32)
-    assert average_rank([one, other]).tolist() == [[-2.5, -2.25, -2.75, -2.5]]
+    hidden = np.zeros((1, 4), bool)
+    stage = Stage.of(toy(1).batch, hidden, {"one": one, "other": other})
+    assert rank_average(stage.ranks).tolist() == [[-2.5, -2.25, -2.75, -2.5]]
+    hidden[0, 3] = True
+    stage = Stage.of(toy(1).batch, hidden, {"one": one, "other": other})
+    assert rank_average(stage.ranks).tolist() == [[-2.0, -1.75, -2.25, -np.inf]]
 
 
 def test_members_and_their_average_rank_the_same_rows(data: TrainingData, both: Recommender) -> None:
     held_out = toy(200, 2, "ranking")
-    found = dict(both.rankings(held_out, exclude_seen=False))
+    found = both.rankings(held_out, exclude_seen=False)
     assert list(found) == ["firm", "loose", "mean"]
     batch = both.seen(held_out.batch)
-    scores = both.member_scores(batch)
-    average = average_rank([each[:, 2:] for each in scores])
+    [stage] = both.stages(batch, exclude_seen=False)
+    average = rank_average(stage.ranks)[:, 2:]
     np.testing.assert_array_equal(both.score_items(batch)[:, 2:], average)
     target = both.vocabulary.target(held_out).astype(int)
     own = average[np.arange(200), target - 2]
     np.testing.assert_array_equal(found["mean"].rank, (average >= own[:, None]).sum(axis=1))
     assert all(of_rows(each)["hr@10"].mean() > 0.5 for each in found.values())
     alone = fit_recommender(MEMBERS[:1], data, source=SOURCE)
-    assert [name for name, _ in alone.rankings(held_out)] == ["firm"]
-    np.testing.assert_array_equal(alone.score_items(batch), scores[0])
+    assert list(alone.rankings(held_out)) == ["firm"]
+    np.testing.assert_array_equal(alone.score_items(batch)[:, 2:], stage.scores["firm"][:, 2:])
 
 
 def test_codes_are_those_of_the_log_outside_and_of_training_inside(data: TrainingData) -> None:
@@ -71,7 +78,9 @@ def test_lists_leave_out_what_was_seen_and_what_is_not_asked_for(data: TrainingD
     free, limited = both.lists(batch, 6, exclude_seen=False), both.lists(batch, 6, exclude_seen=True, among=among)
     seen = batch.column("items")
     scores = both.score_items(both.seen(batch))
-    ranks = [np.argsort(np.argsort(-each[:, 2:], axis=1), axis=1) + 1 for each in both.member_scores(both.seen(batch))]
+    unseen = np.concatenate([rank_average(stage.ranks) for stage in both.stages(both.seen(batch), exclude_seen=True)])
+    [stage] = both.stages(both.seen(batch), exclude_seen=False)
+    ranks = [np.argsort(np.argsort(-each[:, 2:], axis=1), axis=1) + 1 for each in stage.scores.values()]
     log = both.vocabulary.log_codes("item_id", np.arange(scores.shape[1]))
     inside = {int(code): at for at, code in enumerate(log)}
     for row in range(50):
@@ -82,8 +91,8 @@ def test_lists_leave_out_what_was_seen_and_what_is_not_asked_for(data: TrainingD
             continue
         expected = sorted(log[2:].tolist(), key=lambda code: (-scores[row, inside[code]], code))[:6]
         assert free.items[row].tolist() == expected
-        allowed = [code for code in expected if code in among and code not in past]
-        assert [code for code in listed if code in allowed] == allowed
+        order = sorted(set(among.tolist()) - past, key=lambda code: (-unseen[row, inside[code]], code))
+        assert listed == order[:6]
         for member in range(2):
             assert free.ranks[member, row].tolist() == [int(ranks[member][row, inside[code] - 2]) for code in expected]
 
@@ -112,7 +121,7 @@ def test_many_rows_are_answered_a_few_at_a_time(both: Recommender, monkeypatch: 
 
 def test_popularity_counts_histories_and_targets(data: TrainingData) -> None:
     vocabulary = Vocabulary.of(data)
-    counts = item_counts(data, vocabulary)
+    counts = ItemCounts.of(data, vocabulary).popularity
     log = vocabulary.log_codes("item_id", np.arange(len(counts)))
     values = data.batch.column("items").values
     for code in range(2, len(counts)):

@@ -409,11 +409,15 @@ class Examples:
 
 @dataclass(frozen=True)
 class Split:
-    """A task's rows on both sides of its test. validation: the rows that choices are made on; None where folds of ``train`` are."""
+    """A task's rows on both sides of its test. validation: the rows that choices are made on; None where folds of ``train`` are.
+
+    refit: training rows up to the test, those of validation among them, for what is fitted again once choices are made; None for none.
+    """
 
     train: Examples
     test: Examples
     validation: Examples | None = None
+    refit: Examples | None = None
 
 
 @dataclass(frozen=True)

@@ -233,4 +233,6 @@ def _forward(rows: _Rows, folds: Sequence[tuple[Array, Array]], strength: float)
 
 @hookimpl
 def zoo_models() -> Sequence[ModelPlugin]:
-    return [Logistic()]
+    from zoo.blend import Blend  # the other final model, of rankings
+
+    return [Logistic(), Blend()]

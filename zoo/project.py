@@ -22,13 +22,14 @@ class TaskSettings:
     """``[tasks.NAME]``: members of the stack, how they are trained, and the task's own settings.
 
     task: the task's kind where the table has another name (two churn horizons in one project). params: model name -> its parameters.
+    final: the final model's name; None for the default of the target's kind.
     """
 
     name: str
     task: str
     members: tuple[str, ...]
     folds: int = 4
-    final: str = "logistic"
+    final: str | None = None
     seed: int = 0
     params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     own: Mapping[str, Any] = field(default_factory=dict)
@@ -150,8 +151,10 @@ def _task(path: Path, name: str, table: Any) -> TaskSettings:
             raise UsageError(f"{path}: [tasks.{name}] {key} is {table[key]!r}; expected {kind.__name__}")
     params = table.get("params", {})
     for model in params:
-        if model not in members:
-            raise UsageError(f"{path}: [tasks.{name}.params.{model}] names no member; members are: {', '.join(members)}")
+        if model not in (*members, table.get("final")):
+            raise UsageError(
+                f"{path}: [tasks.{name}.params.{model}] names no member and no final model; members are: {', '.join(members)}"
+            )
     known = {k: table[k] for k in ("folds", "final", "seed") if k in table}
     own = {k: v for k, v in table.items() if k not in _TASK}
     return TaskSettings(name, table.get("task", name), tuple(members), params=params, own=own, **known)

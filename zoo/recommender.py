@@ -1,4 +1,4 @@
-"""Members that rank the catalogue, and their rank average: one model that answers which items a user takes next.
+"""Members that rank the catalogue, and a second stage over them: one model that answers which items a user takes next.
 
 It must not know where rows and features come from.
 """
@@ -8,40 +8,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from zoo.cache import Cache
+from zoo.candidates import FIRST, HISTORY, Candidates, ItemCounts
 from zoo.errors import ArtefactError, PluginError, UsageError
 from zoo.evaluation.bootstrap import Estimate
-from zoo.evaluation.ranking import CELLS, Ranking, best, comparisons, of_rows, rank, slices, summary
+from zoo.evaluation.ranking import CELLS, Ranking, best, comparisons, joined, placed, slices, summary
 from zoo.fitting import Member, PluginSource, silent
 from zoo.jobs import Executor, Serial
 from zoo.manager import Plugins
-from zoo.plugin import UNKNOWN, Array, Artefact, FeatureBatch, Progress, ScoresItems, Target, TrainingData
+from zoo.plugin import Array, Artefact, FeatureBatch, Progress, ScoresItems, Target, TrainingData
+from zoo.reranking import DEPTH, MEAN, STACK, Choice, Reranker, Survey, choose, ndcg, rank_average
 from zoo.stacking import INSTALLED, Fitted, fit_members
 from zoo.vocabulary import ITEMS, Vocabulary
 
-HISTORY = "items"
-"""The sequence column that holds a user's items."""
-METRIC = "ndcg@10"
-"""By what members are told apart."""
-MEAN = "mean"
-"""What the rank average is called beside the members."""
 FILE = "recommender.json"
-
-
-def average_rank(scores: Sequence[Array]) -> Array:
-    """float32 (n, m) of members' scores, (n, m) each: minus an item's mean rank among the row's items, equal scores sharing theirs."""
-    from scipy.stats import rankdata  # half a second that loading a model need not pay
-
-    total = np.zeros(scores[0].shape)
-    for each in scores:
-        total -= rankdata(-each.astype(np.float64), method="average", axis=1)
-    return (total / len(scores)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -66,13 +51,51 @@ class Lists:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """What the members say of a few rows. batch: the rows, in the members' codes. hidden: bool (n, codes), what may not be listed.
+
+    scores, ranks: by member, float32 (n, codes): as it gave them, and the place among the items that are not hidden, equal scores
+    sharing theirs, infinite for hidden ones.
+    """
+
+    batch: FeatureBatch
+    hidden: Array
+    scores: Mapping[str, Array]
+    ranks: Mapping[str, Array]
+
+    @staticmethod
+    def of(batch: FeatureBatch, hidden: Array, scores: Mapping[str, Array]) -> Stage:
+        from scipy.stats import rankdata  # half a second that loading a model need not pay
+
+        ranks = {}
+        for name, each in scores.items():
+            ranks[name] = rankdata(np.where(hidden, np.inf, -each), method="average", axis=1).astype(np.float32)
+            ranks[name][hidden] = np.inf
+        return Stage(batch, hidden, scores, ranks)
+
+    def listed(self, scores: Array) -> Array:
+        """float32: the scores, -inf where an item is hidden."""
+        return np.where(self.hidden, -np.inf, scores).astype(np.float32)
+
+
+@dataclass(frozen=True)
 class Recommender:
-    """members: fitted on one set of rows. popularity: float64, by the vocabulary's item codes, how often those rows held each."""
+    """members: fitted on one set of rows. counts: of those rows' items. reranker: how their answers become one."""
 
     members: tuple[Fitted, ...]
     vocabulary: Vocabulary
-    popularity: Array
+    counts: ItemCounts
     target: Target
+    reranker: Reranker = field(default_factory=Reranker)
+
+    @property
+    def popularity(self) -> Array:
+        """float64, by the vocabulary's item codes: how often training held each."""
+        return self.counts.popularity
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(member.name for member in self.members)
 
     def seen(self, batch: FeatureBatch) -> FeatureBatch:
         """The batch in the members' codes, which the other methods take."""
@@ -88,35 +111,67 @@ class Recommender:
         assert isinstance(member.fitted, ScoresItems)  # resolved for a ranking target
         scores = member.fitted.score_items(batch.select(member.inputs))
         expected = (len(batch), batch.catalogue.size(ITEMS))
-        if scores.shape != expected or not np.isfinite(scores[:, UNKNOWN + 1 :]).all():
+        if scores.shape != expected or not np.isfinite(scores[:, FIRST:]).all():
             raise PluginError(f"{member.name} gave item scores of shape {scores.shape}; expected {expected} finite numbers")
         return scores
 
-    def member_scores(self, batch: FeatureBatch) -> list[Array]:
-        """float32 (n, codes) of every member."""
-        return [self.scores_of(member, batch) for member in self.members]
+    def stages(self, batch: FeatureBatch, exclude_seen: bool) -> Iterator[Stage]:
+        """Of a batch in the members' codes, a few rows at a time, each member asked once."""
+        size = batch.catalogue.size(ITEMS)
+        for begin in range(0, len(batch), step := max(1, CELLS // size)):
+            rows = batch.take(np.arange(begin, min(begin + step, len(batch)))).compact()
+            hidden = np.repeat((np.arange(size) < FIRST)[None], len(rows), axis=0)
+            if exclude_seen:
+                past = rows.column(HISTORY)
+                hidden[np.repeat(np.arange(len(rows)), past.lengths), past.values] = True
+            yield Stage.of(rows, hidden, {member.name: self.scores_of(member, rows) for member in self.members})
 
-    def combine(self, member_scores: Sequence[Array]) -> Array:
-        """float32 (n, codes): of one member its own scores, of several their rank average."""
-        if len(member_scores) == 1:
-            return member_scores[0]
-        out = np.zeros(member_scores[0].shape, np.float32)
-        out[:, UNKNOWN + 1 :] = average_rank([scores[:, UNKNOWN + 1 :] for scores in member_scores])
-        return out
+    def combine(self, stage: Stage, allowed: Array | None = None) -> Array:
+        """float32 (n, codes), -inf for hidden items: of one member its own scores, of several what the second stage makes of them.
+
+        allowed: bool (codes,), only these may be candidates of the second stage.
+        """
+        if len(self.members) == 1:
+            return stage.listed(stage.scores[self.members[0].name])
+        return self.reranker.scores(stage.batch, stage.scores, stage.ranks, self.counts, allowed)
 
     def score_items(self, batch: FeatureBatch, items: Array | None = None) -> Array:
-        """Of a batch in the members' codes, as ``zoo.plugin.ScoresItems`` has it."""
-        scores = self.combine(self.member_scores(batch))
+        """Of a batch in the members' codes, as ``zoo.plugin.ScoresItems`` has it, items of the history among them."""
+        parts = [np.zeros((0, batch.catalogue.size(ITEMS)), np.float32)]
+        parts += [np.where(stage.hidden, 0, self.combine(stage)) for stage in self.stages(batch, exclude_seen=False)]
+        scores = np.concatenate(parts)
         return scores if items is None else scores[:, items]
 
-    def rankings(self, data: TrainingData, *, exclude_seen: bool = True) -> Iterator[tuple[str, Ranking]]:
-        """Each member's ranking of labelled rows in the log's codes, then, where there are several members, their rank average's."""
-        batch, target = self.seen(data.batch), self.vocabulary.target(data)
-        past = batch.column(HISTORY) if exclude_seen else None
-        for member in self.members:
-            yield member.name, rank(partial(self.scores_of, member), batch, target, seen=past)
-        if len(self.members) > 1:
-            yield MEAN, rank(self.score_items, batch, target, seen=past)
+    def rankings(self, data: TrainingData, *, exclude_seen: bool = True) -> dict[str, Ranking]:
+        """Each member's ranking of labelled rows in the log's codes, then, of several, that of their rank average and of the stack."""
+        return self.survey(data, exclude_seen=exclude_seen)[0]
+
+    def survey(
+        self, data: TrainingData, *, exclude_seen: bool = True, depth: int = 0
+    ) -> tuple[dict[str, Ranking], Survey | None]:
+        """Rankings as in ``rankings``, and, where ``depth`` candidates a member are asked for, what a second stage is fitted on."""
+        batch, target = self.seen(data.batch), self.vocabulary.target(data).astype(np.int64)
+        several = len(self.members) > 1
+        found: dict[str, list[Ranking]] = {name: [] for name in (*self.names, *((MEAN,) if several else ()))}
+        if several and self.reranker.chosen != MEAN:
+            found[STACK] = []
+        surveys, begin, items = [], 0, batch.catalogue.size(ITEMS) - FIRST
+        for stage in self.stages(batch, exclude_seen):
+            own = target[begin : begin + len(stage.batch)]
+            begin += len(stage.batch)
+            scores = {name: stage.listed(each) for name, each in stage.scores.items()}
+            if several:
+                scores[MEAN] = rank_average(stage.ranks)
+            if STACK in found:
+                scores[STACK] = self.combine(stage)
+            part = {name: placed(each, own, items) for name, each in scores.items()}
+            for name, each in part.items():
+                found[name].append(each)
+            if depth:
+                candidates = Candidates.of(stage.batch, stage.scores, stage.ranks, depth, self.counts)
+                ranks = {name: each.rank for name, each in part.items() if name != STACK}
+                surveys.append(Survey.of(candidates, own, scores[MEAN], ranks))
+        return {name: joined(parts, items) for name, parts in found.items()}, Survey.joined(surveys) if surveys else None
 
     def lists(self, batch: FeatureBatch, k: int, *, exclude_seen: bool = True, among: Array | None = None) -> Lists:
         """The first ``k`` items of each row of a batch in the log's codes; among: int32, the log's codes of items that may be listed.
@@ -124,56 +179,57 @@ class Recommender:
         A row without any item that training knew is answered by popularity, and marked cold.
         """
         batch = self.seen(batch)
-        history = batch.column(HISTORY)
-        allowed = np.arange(batch.catalogue.size(ITEMS)) > UNKNOWN
+        allowed = np.arange(batch.catalogue.size(ITEMS)) >= FIRST
         if among is not None:
-            codes = self.vocabulary.codes(ITEMS, among)
-            allowed &= np.isin(np.arange(len(allowed)), codes)
+            allowed &= np.isin(np.arange(len(allowed)), self.vocabulary.codes(ITEMS, among))
         parts = []
-        for begin in range(0, len(batch), step := max(1, CELLS // len(allowed))):
-            rows = np.arange(begin, min(begin + step, len(batch)))
-            past = history.take(rows)
-            hidden = np.repeat(~allowed[None], len(rows), axis=0)
-            who = np.repeat(np.arange(len(rows)), past.lengths)
-            if exclude_seen:
-                hidden[who, past.values] = True
-            cold = np.bincount(who, past.values > UNKNOWN, minlength=len(rows)) == 0
-            scores = self.member_scores(batch.take(rows).compact())
-            final = np.where(cold[:, None], self.popularity.astype(np.float32), self.combine(scores))
-            for each in (final, *scores):
-                each[hidden] = -np.inf
+        for stage in self.stages(batch, exclude_seen):
+            past = stage.batch.column(HISTORY)
+            who = np.repeat(np.arange(len(past)), past.lengths)
+            cold = np.bincount(who, past.values >= FIRST, minlength=len(past)) == 0
+            final = self.combine(stage, None if among is None else allowed)
+            final = np.where(cold[:, None], self.popularity.astype(np.float32), final)
+            scores = list(stage.scores.values())
+            final, *scores = (np.where(stage.hidden | ~allowed, -np.inf, each) for each in (final, *scores))
             items = best(final, k)
             chosen = [np.take_along_axis(each, items, axis=1) for each in (final, *scores)]
             ranks = [
                 np.stack([(each > own[:, at, None]).sum(axis=1) + 1 for at in range(k)], axis=1)
                 for each, own in zip(scores, chosen[1:], strict=True)
             ]
-            parts.append(Lists(self.vocabulary.log_codes(ITEMS, items), chosen[0], np.stack(ranks).astype(np.int32), cold))
+            codes = self.vocabulary.log_codes(ITEMS, items)
+            parts.append(Lists(codes, chosen[0].astype(np.float32), np.stack(ranks).astype(np.int32), cold))
         return Lists.joined(parts, k, len(self.members))
 
     def save(self) -> Artefact:
-        def facts(model: Fitted) -> dict[str, Any]:
-            return {k: getattr(model, k) for k in ("name", "model", "inputs", "distribution", "version")}
-
-        about = {"members": [facts(m) for m in self.members], "target": asdict(self.target)}
+        about = {
+            "members": [m.facts() for m in self.members],
+            "target": asdict(self.target),
+            "reranker": self.reranker.facts(),
+        }
+        final = self.reranker.final
         return Artefact.merged(
-            Artefact({"popularity": self.popularity}, {FILE: json.dumps(about)}),
+            Artefact(texts={FILE: json.dumps(about)}),
+            self.counts.save().nested("counts"),
             self.vocabulary.save().nested("vocabulary"),
             *(m.fitted.save().nested(f"members/{m.name}") for m in self.members),
+            *(() if final is None else (final.fitted.save().nested("final"),)),
         )
 
     @staticmethod
     def load(artefact: Artefact, plugins: Plugins) -> Recommender:
-        """What ``save`` wrote. Raises ArtefactError when it is no recommender, PluginError when a member's plugin is missing."""
+        """What ``save`` wrote. Raises ArtefactError when it is no recommender, PluginError when a model's plugin is missing."""
         try:
             about: Mapping[str, Any] = json.loads(artefact.texts[FILE])
-            popularity, kind = artefact.arrays["popularity"], about["target"]["kind"]
+            counts, kind = ItemCounts.load(artefact.part("counts")), about["target"]["kind"]
+            second = about["reranker"]
         except (KeyError, TypeError, ValueError) as e:
             raise ArtefactError(
-                f"not a recommender: {e!r}; expected {FILE} with members and target, and the array popularity"
+                f"not a recommender: {e!r}; expected {FILE} with members, target and reranker, and the arrays counts/*"
             ) from e
         members = tuple(Fitted.load(facts, artefact.part(f"members/{facts['name']}"), plugins) for facts in about["members"])
-        return Recommender(members, Vocabulary.load(artefact.part("vocabulary")), popularity, Target(kind))
+        reranker = Reranker.load(second, artefact.part("final"), plugins)
+        return Recommender(members, Vocabulary.load(artefact.part("vocabulary")), counts, Target(kind), reranker)
 
 
 def fit_recommender(
@@ -190,42 +246,61 @@ def fit_recommender(
         raise UsageError(f"a recommender ranks the catalogue; the target is {data.kind.kind}")
     fitted = fit_members(members, data, source=source, executor=executor, cache=cache, progress=progress)
     vocabulary = Vocabulary.of(data)
-    return Recommender(tuple(fitted), vocabulary, item_counts(data, vocabulary), data.kind)
+    return Recommender(tuple(fitted), vocabulary, ItemCounts.of(data, vocabulary), data.kind)
 
 
-def item_counts(data: TrainingData, vocabulary: Vocabulary) -> Array:
-    """float64 by the vocabulary's item codes: events of the rows' histories and targets."""
-    codes = np.concatenate([vocabulary.apply(data.batch).column(HISTORY).values, vocabulary.target(data).astype(np.int64)])
-    counts = np.bincount(codes, minlength=vocabulary.size(ITEMS)).astype(np.float64)
-    counts[: UNKNOWN + 1] = 0
-    return counts
+def second_stage(
+    recommender: Recommender,
+    validation: TrainingData,
+    *,
+    exclude_seen: bool = True,
+    depth: int = DEPTH,
+    final: str | None = None,
+    params: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    users: Array | None = None,
+    source: PluginSource = INSTALLED,
+    progress: Progress = silent,
+) -> tuple[Recommender, Choice]:
+    """The recommender with a second stage chosen, and fitted, on labelled rows that no member was fitted on; as in ``reranking.choose``.
+
+    A recommender of one member stays as it is. exclude_seen: whether items of a history are no candidates.
+    """
+    if len(recommender.members) < 2 and final is None:
+        return recommender, Choice(recommender.reranker, {})
+    survey = recommender.survey(validation, exclude_seen=exclude_seen, depth=depth)[1]
+    if survey is None:  # no row
+        return recommender, Choice(recommender.reranker, {})
+    choice = choose(survey, depth, final=final, params=params, seed=seed, users=users, source=source, progress=progress)
+    return replace(recommender, reranker=choice.reranker), choice
 
 
 def ranked(
-    recommender: Recommender, test: TrainingData, validation: TrainingData | None, users: Array, exclude_seen: bool
+    recommender: Recommender, test: TrainingData, choice: Choice | None, users: Array, exclude_seen: bool
 ) -> tuple[dict[str, Any], dict[str, Array]]:
     """What a training record says of the test rows, JSON-ready, and each model's ranks of them.
 
     users: (n,), whom each test row is of. The best member is the one of highest NDCG@10 on the validation rows, or None without them.
     """
-    found = dict(recommender.rankings(test, exclude_seen=exclude_seen))
+    found = recommender.rankings(test, exclude_seen=exclude_seen)
     lines = {name: as_dict(summary(ranking, users=users, popularity=recommender.popularity)) for name, ranking in found.items()}
     seconds = {member.name: member.seconds for member in recommender.members}
-    best_member = None
-    if validation is not None and len(recommender.members) > 1:
-        before = dict(recommender.rankings(validation, exclude_seen=exclude_seen))
-        best_member = max(seconds, key=lambda name: float(of_rows(before[name])[METRIC].mean()))
     parts = slices(
         recommender.seen(test.batch).column(HISTORY).lengths, recommender.vocabulary.target(test), recommender.popularity
     )
-    answer = found.get(MEAN) or next(iter(found.values()))
+    name, answer = list(found.items())[-1]
+    best_member = next(iter(seconds)) if len(seconds) == 1 else None
+    if choice is not None and choice.ranks:
+        best_member = max(seconds, key=lambda member: float(ndcg(choice.ranks[member]).mean()))
     record = {
         "items": answer.items,
         "exclude_seen": exclude_seen,
         "members": {name: {**lines[name], "seconds": None if math.isnan(s) else s} for name, s in seconds.items()},
         "mean": lines.get(MEAN),
-        "best_member": best_member or (next(iter(seconds)) if len(seconds) == 1 else None),
-        "comparisons": [vars(each) for each in comparisons(found, against=MEAN, users=users)] if MEAN in found else [],
+        "stack": lines.get(STACK),
+        "best_member": best_member,
+        "second_stage": None if choice is None or not choice.record else dict(choice.record),
+        "comparisons": [vars(each) for each in comparisons(found, against=name, users=users)] if len(found) > 1 else [],
         "slices": {
             name: {"rows": int(rows.sum()), **as_dict(summary(answer, users=users, rows=rows, cutoffs=(10,)))}
             for name, rows in parts.items()

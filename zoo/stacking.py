@@ -44,6 +44,10 @@ class Fitted:
         inputs = tuple(model.plugin.spec.inputs)
         return Fitted(member.name, member.model, inputs, model.distribution, model.version, seconds, fitted)
 
+    def facts(self) -> dict[str, Any]:
+        """What ``load`` needs beside the artefact; not how long fitting took: the same content has to have the same digest."""
+        return {k: getattr(self, k) for k in ("name", "model", "inputs", "distribution", "version")}
+
     @staticmethod
     def load(facts: Mapping[str, Any], artefact: Artefact, plugins: Plugins) -> Fitted:
         """A model by what its ensemble recorded of it. Raises PluginError where no plugin offers it, naming the one that did."""
@@ -218,11 +222,7 @@ class Ensemble:
         return self.combine(batch, self.member_scores(batch))
 
     def save(self) -> Artefact:
-        def facts(model: Fitted) -> dict[str, Any]:
-            # how long fitting took is no part of the model: the same content has to have the same digest
-            return {k: getattr(model, k) for k in ("name", "model", "inputs", "distribution", "version")}
-
-        about = {"members": [facts(m) for m in self.members], "final": facts(self.final), "target": asdict(self.target)}
+        about = {"members": [m.facts() for m in self.members], "final": self.final.facts(), "target": asdict(self.target)}
         return Artefact.merged(
             Artefact(texts={"ensemble.json": json.dumps(about)}),
             self.vocabulary.save().nested("vocabulary"),

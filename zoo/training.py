@@ -24,8 +24,9 @@ from zoo.fitting import Member, PluginSource, silent
 from zoo.jobs import Executor, Serial
 from zoo.manager import Plugins
 from zoo.project import Project, TaskSettings
-from zoo.recommender import Recommender, fit_recommender, ranked
+from zoo.recommender import Recommender, fit_recommender, ranked, second_stage
 from zoo.registry import Registry, Version
+from zoo.reranking import DEPTH
 from zoo.stacking import Ensemble, fit_members, out_of_fold, plain_mean, stack
 from zoo.tasks.settings import duration, instant
 from zoo.vocabulary import Vocabulary
@@ -33,6 +34,8 @@ from zoo.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from zoo.events.view import LogView
 
+FINAL = "logistic"
+"""The final model of scores where zoo.toml names none."""
 STEPS = {"features": 0.05, "folds": 0.6, "members": 0.9, "evaluation": 1.0}
 """Progress at the end of each step."""
 
@@ -56,7 +59,7 @@ class Trained:
     @property
     def groups(self) -> Array:
         """int64 (n,): which user each test row is of, for intervals that draw users."""
-        return np.unique(next(iter(self.rows.keys.values())), return_inverse=True)[1]
+        return _groups(self.rows)
 
 
 def split(
@@ -152,11 +155,7 @@ def train(
     work: dict[str, Any] = {"source": source, "executor": executor, "cache": cache}
     folds: Sequence[tuple[Array, Array]] = []
     if task.target.kind == "ranking":
-        validation = None if rows.validation is None else training_data(features, task, rows.validation)
-        recommender = fit_recommender(chosen, data, **work, progress=_part(say, "features", "members"))
-        done = Trained(None, recommender, {}, data, test, rows.test, {})
-        record, ranks = ranked(recommender, test, validation, done.groups, settings.own.get("exclude_seen", True))
-        done, run = replace(done, scores=ranks), array_digest(np.stack(list(ranks.values())))
+        done, run, record = _ranked(features, settings, task, chosen, rows, data, test, work, say)
     else:
         done, folds, run, record = _stacked(plugins, settings, task, chosen, rows, data, test, work, say)
     say(STEPS["evaluation"], "evaluation")
@@ -181,7 +180,7 @@ def _stacked(
     """The stack trained and tested: the run so far, its folds, a digest of its out-of-fold scores, its part of the record."""
     folds = plugins.folds(data, rows.train.known_at, settings.folds, settings.seed)
     oof = out_of_fold(chosen, data, folds, **work, progress=_part(say, "features", "folds"))
-    final = stack(oof, data, settings.final, seed=settings.seed, source=work["source"])
+    final = stack(oof, data, settings.final or FINAL, seed=settings.seed, source=work["source"])
     fitted = fit_members(chosen, data, **work, progress=_part(say, "folds", "members"))
     ensemble = Ensemble(tuple(fitted), final, Vocabulary.of(data), task.target)
     scores = _scores(ensemble, test.batch)
@@ -203,6 +202,49 @@ def _stacked(
         "reused": sorted(name for name, folds_reused in oof.reused.items() if folds_reused == len(folds)),
     }
     return done, folds, hashlib.sha256(oof.scores.tobytes()).hexdigest(), record
+
+
+def _ranked(
+    features: Features,
+    settings: TaskSettings,
+    task: Task,
+    chosen: Sequence[Member],
+    rows: Split,
+    data: TrainingData,
+    test: TrainingData,
+    work: Mapping[str, Any],
+    say: Progress,
+) -> tuple[Trained, str, dict[str, Any]]:
+    """Members that rank and their second stage, trained and tested: the run so far, a digest of its ranks, its part of the record."""
+    own, choice = settings.own, None
+    exclude_seen, refit = bool(own.get("exclude_seen", True)), bool(own.get("refit", False))
+    recommender = fit_recommender(chosen, data, **work, progress=_part(say, "features", "folds"))
+    if rows.validation is not None:
+        recommender, choice = second_stage(
+            recommender,
+            training_data(features, task, rows.validation),
+            exclude_seen=exclude_seen,
+            depth=own.get("candidates", DEPTH),
+            final=settings.final,
+            params=settings.params,
+            seed=settings.seed,
+            users=_groups(rows.validation),
+            source=work["source"],
+            progress=_part(say, "folds", "members"),
+        )
+    if refit and rows.refit is not None:
+        data = training_data(features, task, rows.refit)
+        again = fit_recommender(chosen, data, **work, progress=_part(say, "folds", "members"))
+        recommender = replace(again, reranker=recommender.reranker)
+    done = Trained(None, recommender, {}, data, test, rows.test, {})
+    record, ranks = ranked(recommender, test, choice, done.groups, exclude_seen)
+    record["refit"] = refit and rows.refit is not None
+    return replace(done, scores=ranks), array_digest(np.stack(list(ranks.values()))), record
+
+
+def _groups(rows: Examples) -> Array:
+    """int64 (n,): which user each row is of."""
+    return np.unique(next(iter(rows.keys.values())), return_inverse=True)[1]
 
 
 def _scores(ensemble: Ensemble, batch: FeatureBatch) -> dict[str, Array]:
@@ -237,7 +279,7 @@ def _register(
         "log": view.lineage(),
         "service_hash": features.schema_hash(task.service),
         "plugins": {m.name: {"model": m.model, "distribution": m.distribution, "version": m.version} for m in ensemble.members},
-        "final": settings.final if isinstance(ensemble, Ensemble) else "rank average",
+        "final": ensemble.final.model if isinstance(ensemble, Ensemble) else ensemble.reranker.chosen,
         "params": {name: dict(params) for name, params in settings.params.items()},
         "seed": settings.seed,
         "folds": [[len(a), len(b)] for a, b in folds],

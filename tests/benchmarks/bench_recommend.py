@@ -194,8 +194,6 @@ def run(
 ) -> dict[str, Any]:
     """Fit on the training rows, rank ``part``; the run that is kept where there is one. Ranks by row lie beside the project."""
     from zoo.evaluation.ranking import slices, summary
-    from zoo.fitting import Member
-    from zoo.recommender import fit_recommender
 
     what = {"dataset": prepared.dataset.name, "model": model, "params": dict(params), "part": part, "seed": seed}
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
@@ -203,12 +201,10 @@ def run(
     path, ranks = folder / f"{model}-{part}-{key}.json", WORK / prepared.dataset.name / f"{model}-{part}-{key}.npz"
     if path.exists() and ranks.exists() and not again:
         return {**json.loads(path.read_text()), "ranks": str(ranks)}
-    data, rows = prepared.rows("train"), prepared.rows(part)
+    rows = prepared.rows(part)
+    recommender, fitted = fitted_member(prepared, model, params, seed, again)
     started = time.perf_counter()
-    recommender = fit_recommender([Member(model, model, params, seed)], data)
-    fitted = time.perf_counter() - started
-    started = time.perf_counter()
-    [(_, ranking)] = list(recommender.rankings(rows, exclude_seen=prepared.dataset.exclude_seen))
+    [ranking] = recommender.rankings(rows, exclude_seen=prepared.dataset.exclude_seen).values()
     scored = time.perf_counter() - started
     of = {"popularity": recommender.popularity}
     record: dict[str, Any] = {
@@ -236,6 +232,29 @@ def run(
     print(f"{prepared.dataset.name} {part} {model} {dict(params)}: HR@10 {shown['hr@10']['value']:.4f}, NDCG@10 ", end="")
     print(f"{shown[METRIC]['value']:.4f}; fitted in {fitted:.1f} s, ranked in {scored:.1f} s", flush=True)
     return {**record, "ranks": str(ranks)}
+
+
+def fitted_member(prepared: Prepared, model: str, params: Mapping[str, Any], seed: int, again: bool) -> tuple[Any, float]:
+    """A recommender of one member fitted on the training rows, and the seconds that took; what is kept of an earlier run where there is."""
+    from zoo.artefacts import ArtefactStore
+    from zoo.fitting import Member, PluginSource
+    from zoo.recommender import Recommender, fit_recommender
+
+    what = {"model": model, "params": dict(params), "seed": seed, "quick": QUICK}
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+    kept, store = (
+        WORK / prepared.dataset.name / f"{model}-fitted-{key}.json",
+        ArtefactStore(WORK / prepared.dataset.name / "fitted"),
+    )
+    if kept.exists() and not again:
+        found = json.loads(kept.read_text())
+        return Recommender.load(store.read(found["digest"]), PluginSource().load()), found["seconds"]
+    data = prepared.rows("train")
+    started = time.perf_counter()
+    recommender = fit_recommender([Member(model, model, params, seed)], data)
+    seconds = time.perf_counter() - started
+    kept.write_text(json.dumps({"digest": store.write(recommender.save()), "seconds": seconds}), encoding="utf-8")
+    return recommender, seconds
 
 
 def plain(value: Any) -> Any:

@@ -64,8 +64,8 @@ def rank(
     allowed[FIRST:] = True
     if among is not None:
         allowed &= np.isin(np.arange(size), among)
-    target = np.asarray(target).astype(np.int64)
-    ranks, top = np.zeros(len(batch), np.int32), np.zeros((len(batch), depth), np.int32)
+    target = np.asarray(target)
+    parts = []
     step = max(1, CELLS // size)
     for begin in range(0, len(batch), step):
         rows = np.arange(begin, min(begin + step, len(batch)))
@@ -79,8 +79,19 @@ def rank(
         if seen is not None:
             past = seen.take(rows)
             kept[np.repeat(np.arange(len(rows)), past.lengths), past.values] = -np.inf
-        ranks[rows], top[rows] = _ranks(kept, target[rows]), best(kept, depth)
-    return Ranking(ranks, top, int(allowed.sum()))
+        parts.append(placed(kept, target[rows], int(allowed.sum()), depth))
+    return joined(parts, int(allowed.sum()), depth)
+
+
+def placed(scores: Array, target: Array, items: int, depth: int = max(CUTOFFS)) -> Ranking:
+    """The ranking of rows whose scores (n, codes) are -inf where an item may not be recommended."""
+    return Ranking(_ranks(scores, target.astype(np.int64)).astype(np.int32), best(scores, depth), items)
+
+
+def joined(parts: Sequence[Ranking], items: int, depth: int = max(CUTOFFS)) -> Ranking:
+    """Rankings of one catalogue, one after the other."""
+    ranks = [np.zeros(0, np.int32), *(part.rank for part in parts)]
+    return Ranking(np.concatenate(ranks), np.concatenate([np.zeros((0, depth), np.int32), *(part.top for part in parts)]), items)
 
 
 def _ranks(scores: Array, target: Array) -> Array:

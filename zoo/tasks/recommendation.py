@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,14 @@ DEFAULTS: Mapping[str, Any] = {
     "validation": "7d",
     "min_history": 1,
     "exclude_seen": True,
+    "candidates": 100,
+    "refit": False,
 }
-"""exclude_seen: whether items of a user's history are left out of rankings and lists; split does not look at it."""
+"""Split does not look at the last three. exclude_seen: whether items of a user's history are left out of rankings and lists.
+
+candidates: how many each member brings to the second stage. refit: whether members are fitted again up to the test, validation rows
+among theirs, once the second stage is fitted.
+"""
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,7 @@ def split(view: LogView, settings: Mapping[str, Any], test_start: int | None = N
     validation likewise, one ``validation`` (a duration) earlier, and training ends where validation starts.
     A training row is the user's newest event before training's end, with its item as target. Where that event is of another type, or
     shares its instant with others, the row stands at training's end and has no target of its own (PADDING): its sequence is learnt from.
+    Rows to refit on are training rows that end where the test begins.
     Test and validation leave out users with fewer than ``min_history`` events before the row.
 
     Raises UsageError for settings that cannot be meant, and where a part is empty.
@@ -106,7 +113,8 @@ def split(view: LogView, settings: Mapping[str, Any], test_start: int | None = N
             raise UsageError(
                 "a test of leave_one_out has no start and no end: it asks for each user's last event; name no test_start"
             )
-        test, validation, stop, at = _last_two(events)
+        test, validation = _last_two(events)
+        bounds = [_stops(events, [test[0], validation[0]]), _stops(events, [test[0]])]
     else:
         if view.ordered_only:
             raise UsageError("this log has positions instead of times, so no instant parts its users' events; use leave_one_out")
@@ -116,13 +124,14 @@ def split(view: LogView, settings: Mapping[str, Any], test_start: int | None = N
         earlier = begin - duration(chosen["validation"])
         test = _firsts(events, begin, events.end if test_end is None else test_end), begin
         validation = _firsts(events, earlier, begin), earlier
-        at = np.full(len(events.offsets) - 1, earlier, np.int64)
-        everyone = np.arange(len(at))
-        stop = events.offsets[:-1] + events.before(everyone, at)
+        everyone = np.arange(len(events.offsets) - 1)
+        instants = [np.full(len(everyone), each, np.int64) for each in (earlier, begin)]
+        bounds = [(events.offsets[:-1] + events.before(everyone, each), each) for each in instants]
     return Split(
-        _named("training", _training(view, events, stop, at)),
+        _named("training", _training(view, events, *bounds[0])),
         _named("test", _asked(view, events, test, chosen["min_history"])),
         _named("validation", _asked(view, events, validation, chosen["min_history"])),
+        _training(view, events, *bounds[1]),
     )
 
 
@@ -130,19 +139,23 @@ _Question = tuple[Array, int | None]
 """Positions of the events asked for, and when: at one instant, or (None) each just before its event."""
 
 
-def _last_two(events: _Events) -> tuple[_Question, _Question, Array, Array]:
-    """Test, validation, and by user: the position at which training stops, and its time."""
-    size = len(events.offsets) - 1
+def _last_two(events: _Events) -> tuple[_Question, _Question]:
+    """Test and validation."""
     at = np.flatnonzero(events.wanted)
     users = events.users[at]
     rank = np.searchsorted(users, users, side="right") - np.arange(len(at))  # 1 for a user's last
-    test, validation = at[rank == 1], at[rank == 2]
+    return (at[rank == 1], None), (at[rank == 2], None)
+
+
+def _stops(events: _Events, held_out: Sequence[Array]) -> tuple[Array, Array]:
+    """By user: the position at which training stops, and its time, where the events at these positions, later ones first, are held out."""
+    size = len(events.offsets) - 1
     stop, time = events.offsets[1:].copy(), np.full(size, events.end, np.int64)
-    for last in (test, validation):
+    for last in held_out:
         stop[events.users[last]], time[events.users[last]] = last, events.times[last]
     # features are strictly before an instant, so what shares it is not in training either
     stop = events.offsets[:-1] + np.minimum(events.before(np.arange(size), time), stop - events.offsets[:-1])
-    return (test, None), (validation, None), stop, time
+    return stop, time
 
 
 def _firsts(events: _Events, start: int, end: int) -> Array:

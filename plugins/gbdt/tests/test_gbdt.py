@@ -184,7 +184,9 @@ def test_nothing_to_learn_from_is_an_error() -> None:
 
 
 def test_a_kind_of_target_it_does_not_learn_is_refused() -> None:
-    with pytest.raises(PluginError, match="cannot learn a target of kind 'ranking'; it learns binary, multiclass, value"):
+    with pytest.raises(
+        PluginError, match="cannot learn a target of kind 'ranking'; it learns binary, multiclass, relevance, value"
+    ):
         fit(toy(20, 0, "ranking"))
 
 

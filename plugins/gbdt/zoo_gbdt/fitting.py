@@ -8,9 +8,12 @@ from typing import Any
 import lightgbm
 import numpy as np
 
-from zoo.plugin import Array, Progress, TrainingData
+from zoo.plugin import Array, PluginError, Progress, TrainingData
 from zoo_gbdt.model import OBJECTIVES, threads
 from zoo_gbdt.params import GBDTParams
+
+TRUNCATION = 20
+"""Places of a ranking that count while trees are grown: the first ten are what lists show, and some more to learn from."""
 
 
 def boosters(
@@ -23,7 +26,12 @@ def boosters(
 
     def dataset(which: Array | slice) -> lightgbm.Dataset:
         return lightgbm.Dataset(
-            rows[which], data.target[which], weight=weight[which], categorical_feature=categorical, params=settings
+            rows[which],
+            data.target[which],
+            weight=weight[which],
+            group=group_sizes(data, which) if data.kind.kind == "relevance" else None,
+            categorical_feature=categorical,
+            params=settings,
         )
 
     def train(seed: int, which: Array | slice, trees: int, told: Callable[[int], None], **given: Any) -> lightgbm.Booster:
@@ -76,6 +84,16 @@ def newest(data: TrainingData, share: float) -> Array | None:
     return held_out
 
 
+def group_sizes(data: TrainingData, which: Array | slice) -> Array:
+    """int64: how many of the rows (a mask (n,), or all) each group has, groups without any left out."""
+    offsets = data.batch.group
+    if offsets is None:
+        raise PluginError("gbdt learns relevance from groups of rows, and this batch has none; expected offsets in batch.group")
+    owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))[which]
+    sizes = np.bincount(owner)
+    return sizes[sizes > 0]
+
+
 def class_weights(target: Array) -> Array:
     """float64 (n,): n / (classes seen * rows of the class), so that every class weighs alike."""
     _, inverse, counts = np.unique(target, return_inverse=True, return_counts=True)
@@ -100,6 +118,8 @@ def _settings(data: TrainingData, params: GBDTParams) -> dict[str, Any]:
         "force_row_wise": True,
         "verbosity": -1,
     }
+    if data.kind.kind == "relevance":
+        settings["lambdarank_truncation_level"] = TRUNCATION
     if data.kind.kind == "multiclass":
         settings["num_class"] = data.kind.width
     return settings

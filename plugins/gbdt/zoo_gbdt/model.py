@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
     from zoo_gbdt.params import GBDTParams
 
-OBJECTIVES: dict[TargetKind, str] = {"binary": "binary", "multiclass": "multiclass", "value": "regression"}
+OBJECTIVES: dict[TargetKind, str] = {
+    "binary": "binary",
+    "multiclass": "multiclass",
+    "value": "regression",
+    "relevance": "lambdarank",
+}
 FEW_ROWS = 64
 """Up to this many rows, starting threads costs more than it saves."""
 

@@ -1,0 +1,238 @@
+"""Candidates of a second stage: the union of the members' first items of each row, and what is known of each candidate.
+
+It must not know which model reads the columns, nor how candidates are chosen among.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from zoo.evaluation.ranking import best
+from zoo.plugin import UNKNOWN, Array, Artefact, Block, Catalogue, Column, FeatureBatch, TrainingData, gather
+from zoo.vocabulary import ITEMS, Vocabulary
+
+HISTORY = "items"
+"""The sequence column that holds a user's items."""
+FIRST = UNKNOWN + 1
+RECENT = 28 * 86_400.0
+"""Seconds before the newest event of training that count as recent."""
+LATELY = 10
+"""Newest events of a row that a candidate is compared with."""
+NOTHING = -1e29
+"""A member that knows nothing of an item may say so by a score below this."""
+
+
+@dataclass(frozen=True)
+class ItemCounts:
+    """What training rows say of items, by the vocabulary's codes.
+
+    popularity: float64 (m,), events of histories and targets. recent: float64 (m,), those of the last ``RECENT`` seconds, (0,) where there
+    are no times. pairs: int64 (p,), rising, ``older * m + newer`` of items side by side in a history. follows: float32 (p,), how often.
+    """
+
+    popularity: Array
+    recent: Array
+    pairs: Array
+    follows: Array
+
+    @staticmethod
+    def of(data: TrainingData, vocabulary: Vocabulary) -> ItemCounts:
+        size = vocabulary.size(ITEMS)
+        batch, target = vocabulary.apply(data.batch.select([HISTORY, "ages"])), vocabulary.target(data).astype(np.int64)
+        history = batch.column(HISTORY)
+        row = np.concatenate([np.repeat(np.arange(len(batch)), history.lengths), np.arange(len(batch))])
+        items = np.concatenate([history.values, target]).astype(np.int64)
+        recent = np.zeros(0)
+        if "ages" in batch:
+            age = np.concatenate([batch.column("ages").values, np.zeros(len(batch))])
+            time = batch.as_of[row] / 1e6 - age
+            recent = np.bincount(items[time > time.max(initial=0.0) - RECENT], minlength=size).astype(np.float64)
+            recent[:FIRST] = 0
+        popularity = np.bincount(items, minlength=size).astype(np.float64)
+        popularity[:FIRST] = 0
+        order = np.argsort(row, kind="stable")  # a row's target after its history
+        order = order[items[order] >= FIRST]
+        row, items = row[order], items[order]
+        beside = row[1:] == row[:-1]
+        pairs, follows = np.unique(items[:-1][beside] * size + items[1:][beside], return_counts=True)
+        return ItemCounts(popularity, recent, pairs, follows.astype(np.float32))
+
+    def followed(self, older: Array, newer: Array) -> Array:
+        """float64, same shape: how often the items ``newer`` came right after the items ``older``."""
+        if not len(self.pairs):
+            return np.zeros(older.shape)
+        keys = older.astype(np.int64) * len(self.popularity) + newer
+        at = np.minimum(np.searchsorted(self.pairs, keys), len(self.pairs) - 1)
+        return np.where(self.pairs[at] == keys, self.follows[at], 0.0)
+
+    def save(self) -> Artefact:
+        return Artefact(vars(self))
+
+    @staticmethod
+    def load(artefact: Artefact) -> ItemCounts:
+        """What ``save`` wrote. Raises KeyError naming an array that is missing."""
+        return ItemCounts(**{name: artefact.arrays[name] for name in ItemCounts.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """offsets: int64 (n + 1,), candidates of each row. items: int32 (c,), rising within a row. batch: c rows grouped by ``offsets``."""
+
+    offsets: Array
+    items: Array
+    batch: FeatureBatch
+
+    @property
+    def rows(self) -> Array:
+        """int64 (c,): whose candidate each is."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    @staticmethod
+    def of(
+        batch: FeatureBatch,
+        scores: Mapping[str, Array],
+        ranks: Mapping[str, Array],
+        depth: int,
+        counts: ItemCounts,
+        allowed: Array | None = None,
+    ) -> Candidates:
+        """The union of each member's first ``depth`` items of rows in the vocabulary's codes.
+
+        scores, ranks: by member, (n, codes), a rank infinite where the item may not be listed. allowed: bool (codes,), only these are
+        candidates; scores and ranks are told as without it. Columns of a candidate: ``score:M`` (standardised among the row's
+        candidates), ``rank:M`` (logarithm), ``margin:M`` (how far below M's best candidate, in standard deviations), ``listed`` (by how
+        many members), and those of ``_items`` and ``_history``.
+        """
+        chosen = np.zeros(next(iter(ranks.values())).shape, bool)
+        listed = np.zeros(chosen.shape, np.int8)
+        for each in ranks.values():
+            kept = -each if allowed is None else np.where(allowed, -each, -np.inf)
+            first = best(kept, min(depth, kept.shape[1]))
+            mark = np.zeros(chosen.shape, bool)
+            np.put_along_axis(mark, first, True, axis=1)
+            mark[:, :FIRST] = False  # what stands for no further item
+            chosen |= mark
+            listed += mark
+        row, items = np.nonzero(chosen)
+        offsets = np.concatenate([[0], np.cumsum(chosen.sum(axis=1))]).astype(np.int64)
+        columns: dict[str, Array] = {}
+        for name, each in scores.items():
+            columns |= _of_member(name, each[row, items], ranks[name][row, items], offsets)
+        columns["listed"] = listed[row, items]
+        columns |= _items(counts, items) | _history(batch, counts, row, items) | _attributes(batch, row, items)
+        block: Block = {name: Column(values.astype(np.float32)) for name, values in columns.items()}
+        user: Block = {"events": Column(np.log1p(batch.column(HISTORY).lengths).astype(np.float32))}
+        table = FeatureBatch(
+            {"user": user, "candidate": block},
+            {"user": row.astype(np.int32), "candidate": np.arange(len(row), dtype=np.int32)},
+            batch.as_of[row],
+            batch.newest[row],
+            Catalogue(),
+            offsets,
+        )
+        return Candidates(offsets, items.astype(np.int32), table)
+
+    @staticmethod
+    def joined(parts: Sequence[Candidates]) -> Candidates:
+        """Those of several sets of rows, one after the other."""
+        counts = np.concatenate([np.diff(part.offsets) for part in parts])
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        blocks, row_of = {}, {}
+        for entity, block in parts[0].batch.blocks.items():
+            blocks[entity] = {
+                name: Column(np.concatenate([p.batch.blocks[entity][name].values for p in parts])) for name in block
+            }
+            starts = np.cumsum([0, *(len(next(iter(p.batch.blocks[entity].values()))) for p in parts)])
+            row_of[entity] = np.concatenate([p.batch.row_of[entity] + s for p, s in zip(parts, starts)]).astype(np.int32)
+        times = [np.concatenate([getattr(p.batch, name) for p in parts]) for name in ("as_of", "newest")]
+        batch = FeatureBatch(blocks, row_of, times[0], times[1], Catalogue(), offsets)
+        return Candidates(offsets, np.concatenate([p.items for p in parts]), batch)
+
+    def take(self, rows: Array) -> Candidates:
+        """Those of these rows (int (k,))."""
+        at, offsets = gather(np.arange(len(self.items)), self.offsets[:-1][rows], np.diff(self.offsets)[rows])
+        return Candidates(offsets, self.items[at], replace(self.batch.take(at).compact(), group=offsets))
+
+
+def _of_member(name: str, score: Array, rank: Array, offsets: Array) -> dict[str, Array]:
+    some = np.flatnonzero(np.diff(offsets))
+    starts = offsets[:-1][some]
+    if not len(some):
+        return {f"{kind}:{name}": score for kind in ("score", "rank", "margin")}
+    score, at = score.astype(np.float64), np.repeat(np.arange(len(some)), np.diff(offsets)[some])
+    score = np.maximum(score, np.minimum.reduceat(np.where(score > NOTHING, score, np.inf), starts)[at])
+    score[~np.isfinite(score)] = 0.0  # a member that knows nothing of any candidate
+    sizes = np.diff(offsets)[some]
+    mean = np.add.reduceat(score, starts) / sizes
+    away = score - mean[at]
+    spread = np.sqrt(np.add.reduceat(away * away, starts) / sizes)
+    spread[spread <= 1e-12 * np.maximum(1.0, np.abs(mean))] = 1.0
+    z = away / spread[at]
+    return {f"score:{name}": z, f"rank:{name}": np.log(rank), f"margin:{name}": np.maximum.reduceat(z, starts)[at] - z}
+
+
+def _items(counts: ItemCounts, items: Array) -> dict[str, Array]:
+    """``popularity`` and, where there are times, ``popularity_recent``: logarithms of counts of training."""
+    out = {"popularity": np.log1p(counts.popularity)[items]}
+    if len(counts.recent):
+        out["popularity_recent"] = np.log1p(counts.recent)[items]
+    return out
+
+
+def _history(batch: FeatureBatch, counts: ItemCounts, row: Array, items: Array) -> dict[str, Array]:
+    """Of a candidate and its row's history: ``follows`` and ``follows_lately`` (log of how often it came right after the newest item, after
+    one of the newest items), ``own`` (log of how often the history holds it), ``own_back`` (log of how many events ago it does, NaN for
+    never) and, where there are times, ``own_age`` (log of seconds).
+    """
+    history = batch.column(HISTORY)
+    size = batch.catalogue.size(ITEMS)
+    newest = history.padded(5)
+    known = (newest >= FIRST)[row]
+    after = [np.where(known[:, lag], counts.followed(newest[row, lag], items), 0.0) for lag in range(newest.shape[1])]
+    out = {"follows": np.log1p(after[-1]), "follows_lately": np.log1p(np.sum(after, axis=0))}
+    owner = np.repeat(np.arange(len(batch)), history.lengths)
+    keys = owner * size + history.values
+    order = np.argsort(keys, kind="stable")
+    asked = row * size + items
+    low, high = np.searchsorted(keys[order], asked, "left"), np.searchsorted(keys[order], asked, "right")
+    out["own"] = np.log1p(high - low)
+    there = high > low
+    last = order[high[there] - 1]
+    assert history.offsets is not None
+    back = np.full(len(items), np.nan)
+    back[there] = np.log(history.offsets[1:][row[there]] - last)
+    out["own_back"] = back
+    if "ages" in batch:
+        age = np.full(len(items), np.nan)
+        age[there] = np.log1p(np.maximum(0.0, batch.column("ages").values[last]))
+        out["own_age"] = age
+    return out
+
+
+def _attributes(batch: FeatureBatch, row: Array, items: Array) -> dict[str, Array]:
+    """Of the item table: ``same:COLUMN``, the share of the row's newest items with the candidate's code there, and ``apart:COLUMN``,
+    how far its number lies above their mean, as a logarithm where no item's number is negative; NaN where nothing is known.
+    """
+    newest = batch.column(HISTORY).padded(LATELY)
+    known = newest >= FIRST
+    some = np.maximum(known.sum(axis=1), 1)
+    out: dict[str, Array] = {}
+    for name, column in batch.catalogue.items.items():
+        if column.is_sequence or column.is_text:
+            continue
+        values = column.values
+        if column.is_code:
+            alike = (values[newest][row] == values[items][:, None]) & known[row]
+            same = alike.sum(axis=1) / some[row]
+            out[f"same:{name}"] = np.where(values[items] >= FIRST, same, np.nan)
+            continue
+        numbers: Array = values.astype(np.float64)
+        if not (numbers[np.isfinite(numbers)] < 0).any():
+            numbers = np.log1p(numbers)
+        there: Array = known & np.isfinite(numbers[newest])
+        mean = np.where(there, numbers[newest], 0.0).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
+        out[f"apart:{name}"] = np.where(np.any(there, axis=1)[row], numbers[items] - mean[row], np.nan)
+    return out
