@@ -247,7 +247,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(after: int) -> None:
     rest = Kept(held=kept.held)
     gone_on = fit(data, checkpoint=rest)
     assert rest.saves == TINY.epochs - after
-    assert gone_on.training == whole.training
+    assert gone_on.training["passes"] == whole.training["passes"]
+    assert gone_on.training["best"] == whole.training["best"]
     assert all(torch.equal(a, b) for a, b in zip(gone_on.network.parameters(), whole.network.parameters(), strict=True))
 
 

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from json import dumps
@@ -134,5 +134,9 @@ def code_digest(plugin: ModelPlugin) -> str:
     if not module.__file__:
         return ""
     file = Path(module.__file__)
-    files: Iterable[Path] = sorted(file.parent.rglob("*.py")) if module.__package__ else [file]
-    return key_of(*((str(f.relative_to(file.parent)), sha256(f.read_bytes()).hexdigest()) for f in files))
+    return folder_digest(file.parent) if module.__package__ else key_of((file.name, sha256(file.read_bytes()).hexdigest()))
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 of the Python files below a folder."""
+    return key_of(*((str(f.relative_to(folder)), sha256(f.read_bytes()).hexdigest()) for f in sorted(folder.rglob("*.py"))))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.cache import Cache, FileCheckpoint, array_digest, code_digest, data_digest, key_of
+from zoo.cache import Cache, FileCheckpoint, array_digest, code_digest, data_digest, folder_digest, key_of
 from zoo.errors import PluginError, UsageError
 from zoo.jobs import Executor, Job, Shared
 from zoo.manager import Plugins, RegisteredModel, plugins
@@ -183,13 +183,15 @@ def silent(done: float, text: str) -> None:
 def _keys(fits: Sequence[Fit], data: TrainingData, found: Plugins) -> dict[str, str]:
     """Fit name -> key of all that its result depends on; the member's own name is none of it."""
     of_data = data_digest(data)
+    # what next-item networks are made of is no part of their plugins' code
+    shared = folder_digest(Path(__file__).parent / "nextitem") if data.kind.kind == "ranking" else ""
     keys = {}
     for fit in fits:
         model, params = fit.member.resolve(found, data.kind)
         keys[fit.name] = key_of(
             FORMAT,
             [fit.member.model, model.distribution, model.version, code_digest(model.plugin)],
-            [params.model_dump_json(), fit.member.seed],
+            [params.model_dump_json(), fit.member.seed, *([shared] if shared else [])],
             [of_data, array_digest(fit.train), None if fit.scored is None else array_digest(fit.scored)],
         )
     return keys

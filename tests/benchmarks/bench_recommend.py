@@ -123,6 +123,9 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
     "covisit": {"window": [5, 20], "lag_power": [0.5, 1.0], "normalise": [0.3, 0.5], "recency_power": [1.0, 2.0]},
     "ease": {"regularisation": [300.0, 1000.0], "fade": [None, 5.0, 20.0]},
     "slit": {"regularisation": [100.0, 300.0, 1000.0], "window": [10, 30], "fade": [2.0, 4.0]},
+    "gpt": {},
+    "gru": {"ranking": [{"width": 128, "hidden": 256, "dropout": 0.3, "epochs": 30}]},
+    "rnn": {"ranking": [{"width": 64, "hidden": 128, "epochs": 30}]},
 }
 """Settings tried on the validation rows, by model: every combination."""
 TIMED: dict[str, dict[str, list[Any]]] = {
@@ -237,6 +240,7 @@ def run(
 def fitted_member(prepared: Prepared, model: str, params: Mapping[str, Any], seed: int, again: bool) -> tuple[Any, float]:
     """A recommender of one member fitted on the training rows, and the seconds that took; what is kept of an earlier run where there is."""
     from zoo.artefacts import ArtefactStore
+    from zoo.cache import Cache
     from zoo.fitting import Member, PluginSource
     from zoo.recommender import Recommender, fit_recommender
 
@@ -250,9 +254,10 @@ def fitted_member(prepared: Prepared, model: str, params: Mapping[str, Any], see
         found = json.loads(kept.read_text())
         return Recommender.load(store.read(found["digest"]), PluginSource().load()), found["seconds"]
     data = prepared.rows("train")
-    started = time.perf_counter()
-    recommender = fit_recommender([Member(model, model, params, seed)], data)
-    seconds = time.perf_counter() - started
+    # in the cache are the checkpoints of a run that was stopped; its seconds are then those of all its parts
+    recommender = fit_recommender([Member(model, model, params, seed)], data, cache=Cache(WORK / "cache"))
+    member = recommender.members[0]
+    seconds = getattr(member.fitted, "training", {}).get("seconds", member.seconds)
     kept.write_text(json.dumps({"digest": store.write(recommender.save()), "seconds": seconds}), encoding="utf-8")
     return recommender, seconds
 

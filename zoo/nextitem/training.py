@@ -11,6 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from math import cos, isfinite, pi
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -189,10 +190,11 @@ class Trainer:
     def run(self, progress: Progress, checkpoint: Checkpoint) -> dict[str, Any]:
         """Train in place to the best pass; what was seen of each. Goes on from the checkpoint, where there is one."""
         history: list[dict[str, float]] = []
+        before, started = 0.0, perf_counter()
         best, best_weights = (-1.0, 0), self.network.state_dict()
         kept = checkpoint.load()
         if kept is not None:
-            history, best, best_weights = self._restore(kept)
+            history, best, best_weights, before = self._restore(kept)
         judged = bool(self.judges.any())
         while len(history) < self.params.epochs and not (judged and len(history) - best[1] >= self.params.patience):
             number = len(history) + 1
@@ -202,18 +204,20 @@ class Trainer:
                 best, best_weights = (seen.get("ndcg@10", 0.0), number), deepcopy(self.network.state_dict())
             text = ", ".join(f"{name} {value:.4f}" for name, value in seen.items())
             progress(number / self.params.epochs, f"pass {number}/{self.params.epochs}: {text}")
-            checkpoint.save(partial(self._state, history, best, best_weights))
+            checkpoint.save(partial(self._state, history, best, best_weights, before + perf_counter() - started))
         self.network.load_state_dict(best_weights)
-        return {"passes": history, "best": best[1], "loss": self.loss}
+        return {"passes": history, "best": best[1], "loss": self.loss, "seconds": before + perf_counter() - started}
 
-    def _state(self, history: list[dict[str, float]], best: tuple[float, int], best_weights: dict[str, Tensor]) -> Artefact:
+    def _state(
+        self, history: list[dict[str, float]], best: tuple[float, int], best_weights: dict[str, Tensor], seconds: float
+    ) -> Artefact:
         arrays = {f"network/{name}": plain(tensor) for name, tensor in self.network.state_dict().items()}
         arrays |= {f"best/{name}": plain(tensor) for name, tensor in best_weights.items()}
         for number, state in self.optimiser.state_dict()["state"].items():
             arrays |= {f"optimiser/{number}/{name}": plain(tensor) for name, tensor in state.items()}
-        return Artefact(arrays, {STATE: json.dumps({"passes": history, "best": best})})
+        return Artefact(arrays, {STATE: json.dumps({"passes": history, "best": best, "seconds": seconds})})
 
-    def _restore(self, kept: Artefact) -> tuple[list[dict[str, float]], tuple[float, int], dict[str, Tensor]]:
+    def _restore(self, kept: Artefact) -> tuple[list[dict[str, float]], tuple[float, int], dict[str, Tensor], float]:
         def tensors(prefix: str) -> dict[str, Tensor]:
             return {name: torch.from_numpy(array).to(self.device) for name, array in kept.part(prefix).arrays.items()}
 
@@ -224,7 +228,7 @@ class Trainer:
             states.setdefault(int(number), {})[what] = tensor
         self.optimiser.load_state_dict({"state": states, "param_groups": self.optimiser.state_dict()["param_groups"]})
         state = json.loads(kept.texts[STATE])
-        return state["passes"], tuple(state["best"]), tensors("best")
+        return state["passes"], tuple(state["best"]), tensors("best"), state["seconds"]
 
 
 def plain(tensor: Tensor) -> Array:
