@@ -22,7 +22,7 @@ from typer.main import get_command
 
 from zoo.cli import render
 from zoo.cli.app import app
-from zoo.cli.models import instant
+from zoo.cli.given import instant
 from zoo.contract import Artefact
 from zoo.errors import UsageError
 from zoo.events.log import EventLog

@@ -18,12 +18,14 @@ from tiny_shop import _applied, repo
 from typer.testing import CliRunner
 
 from zoo.cli.app import app
+from zoo.contract import Artefact
 from zoo.errors import UsageError, ZooError
 from zoo.events import forget as forgetting
 from zoo.events.ingest import append, ingest
 from zoo.events.log import EventLog
 from zoo.events.schema import LogSchema
 from zoo.events.view import LogView
+from zoo.registry import Registry
 
 __all__ = ["_applied", "_redis", "redis_url", "repo"]
 
@@ -205,6 +207,7 @@ def test_numbers_are_people_too(tmp_path: Path) -> None:
     assert dictionary.decode(np.array([2, 3, 4])).to_pylist() == [7, None, 9]
 
 
+SETTINGS = '[zoo]\nregistry = "sqlite:///data/models.db"\n'
 SECRET = 86_042_133_770_421
 
 
@@ -237,7 +240,7 @@ def test_a_project_forgets_down_to_the_bytes(repo: Path, redis_url: str, online:
 
 
 def test_the_command_forgets_people_and_what_is_old(repo: Path) -> None:
-    (repo / "zoo.toml").write_text("[zoo]\n")
+    (repo / "zoo.toml").write_text(SETTINGS)
     features = shop.opened(repo)
     day = 86_400_000_000
     times = [shop.START, shop.START + day, shop.START + 10 * day]
@@ -254,9 +257,42 @@ def test_the_command_forgets_people_and_what_is_old(repo: Path) -> None:
     assert shop.opened(repo).reader.log.size == 0
 
 
+def test_the_command_names_the_models_that_learned_from_what_is_gone(repo: Path) -> None:
+    (repo / "zoo.toml").write_text(SETTINGS)
+    log = shop.opened(repo).reader.log
+    table = {
+        "user_id": [1, 2],
+        "item_id": ["i0"] * 2,
+        "event_type": ["view"] * 2,
+        "time": [shop.START] * 2,
+        "event_id": ["a", "b"],
+    }
+    log.append(shop.events_table(table))
+
+    def trained() -> None:
+        with Registry.open(f"sqlite:///{repo / 'data/models.db'}", repo / "data/artefacts") as registry:
+            registry.register("churn", Artefact(texts={"a": "b"}), {}, {"log": log.lineage()})
+
+    def forget(*words: str) -> str:
+        answer = CliRunner().invoke(app, ["--repo", str(repo), "forget", *words])
+        assert answer.exit_code == 0, answer.output
+        return " ".join(answer.stdout.split())
+
+    trained()
+    assert "Not reproducible" not in forget("99")  # whom the log does not know: nothing was rewritten
+    assert "trained on the log as it was before: churn@1." in forget("2")
+    trained()
+    assert "churn@1. " in forget("2")  # the second is of the log as it is
+    users = {"user_id": [1, 3], "country": ["NL", "DE"], "age": [30, 40]}
+    log.put_table("users", pa.table(users), key="user_id")
+    trained()
+    assert "churn@1, churn@2, churn@3. " in forget("3")  # who is in a table only
+    assert "zoo train churn" in forget("3")  # and again, where the first call was cut off
+
+
 @pytest.mark.parametrize("words", [("ann",), ("--before", "yore"), ()])
 def test_a_command_that_cannot_be_meant_is_refused(repo: Path, words: tuple[str, ...]) -> None:
-    (repo / "zoo.toml").write_text("[zoo]\n")
+    (repo / "zoo.toml").write_text(SETTINGS)
     assert CliRunner().invoke(app, ["--repo", str(repo), "forget", *words]).exit_code == 2
 
 

@@ -604,7 +604,7 @@ def test_a_redis_that_restarts_empty_in_the_midst_of_a_copy_is_copied_again(
 # Drift
 
 
-def test_drift_is_found_counted_and_shown(repo: Path) -> None:
+def test_drift_is_found_counted_and_shown(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     features = shop.opened(repo)
     features.append(shop.events_table(shop.random_events(np.random.default_rng(0), 40)))
     for service in features.services():
@@ -629,6 +629,12 @@ def test_drift_is_found_counted_and_shown(repo: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         app(["--repo", str(repo), "check-features", "users"], prog_name="zoo")
     assert (codes, ended.value.code) == ([1, 1], 0)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        app(["--repo", str(repo), "check-features", "--entities", "5"], prog_name="zoo")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0
+    assert "Not compared: mixed. Not computed from the log, but kept by Feast's own store: credit." in shown
     with pytest.raises(UsageError, match="0 entities to compare; expected at least 1"):
         drift(features, "users", 0)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from zoo.contract import Array, Column
-from zoo.errors import UsageError
+from zoo.errors import FeatureError, UsageError
 from zoo.events.dictionary import FIRST
 from zoo.features import Features
 
@@ -51,6 +51,19 @@ def drift(features: Features, service: str, entities: int = 100, seed: int = 0) 
             example = {column: values[at].as_py() for column, values in rows.items()}
             found.append(Drift(service, name, int(differ.sum()), example, _shown(ours, at), _shown(theirs, at)))
     return number, found
+
+
+def foreign(features: Features, service: str) -> list[str]:
+    """Views of a service that are not computed from the log, such as those of files: there is nothing to compare them with."""
+    from zoo.stores.columns import source_of
+
+    out = []
+    for view, _ in features.views(service):
+        try:
+            source_of(view)
+        except FeatureError:
+            out.append(view.name)
+    return out
 
 
 def _joins(feature_view: Any) -> dict[str, str]:

@@ -166,12 +166,13 @@ def check_features(
     own = state(ctx)
     with own.progress("check-features") as say:
         say(0.0, "loading Feast")
-        from zoo.consistency import drift
+        from zoo.consistency import drift, foreign
         from zoo.features import Features
 
         features = Features.open(own.project.root)
-        names = [service] if service else features.services()
-        if not names:
+        apart = {} if service else {name: views for name in features.services() if (views := foreign(features, name))}
+        names = [service] if service else [name for name in features.services() if name not in apart]
+        if not names and not apart:
             raise FeatureError("the repository has no feature service yet, so there is nothing to compare; run: zoo apply")
         compared, found = {}, []
         for at, name in enumerate(names):
@@ -184,6 +185,8 @@ def check_features(
 
         counts = [[name, rows, sum(d.service == name for d in found)] for name, rows in compared.items()]
         console.print(table("Online against the log", ["service", "rows", "features that differ"], counts))
+        for name, views in apart.items():
+            console.print(f"Not compared: {name}. Not computed from the log, but kept by Feast's own store: {', '.join(views)}.")
         if found:
             rows = [[d.service, d.feature, d.rows, str(d.example), str(d.online), str(d.log)] for d in found]
             console.print(table("", ["service", "feature", "rows", "for instance", "online", "log"], rows))
@@ -191,7 +194,7 @@ def check_features(
                 "Rebuild the store with: zoo materialize. What differs after that belongs to entities with more than max_events events."
             )
 
-    own.answer(as_json, {"compared": compared, "drift": [asdict(d) for d in found]}, human)
+    own.answer(as_json, {"compared": compared, "apart": apart, "drift": [asdict(d) for d in found]}, human)
     if found:
         raise typer.Exit(1)
 

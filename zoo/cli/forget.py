@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +15,8 @@ from zoo.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from zoo.registry import Version
 
 _AGE = re.compile(r"([0-9]{1,5})([dwy])")
 _DAYS = {"d": 1, "w": 7, "y": 365}
@@ -30,18 +34,21 @@ def forget(
     """Remove people, or old events, for good.
 
     They leave the log, its quarantine and tables, the online store and what training has cached, down to the bytes. Older versions of
-    the log cannot be read afterwards. Trained models and the files that were ingested stay as they are. Killed half way, give it again.
+    the log cannot be read afterwards; model versions trained on them are named. They stay as they are, and so do files that were ingested.
+    Killed half way, give it again.
     """
     own = state(ctx)
     root = own.project.root
     with own.progress("forget") as say:
         say(0.0, "loading Feast")
-        from zoo.cli.models import _ids
+        from zoo.cli.given import user_ids, versions_of
         from zoo.features import Features
 
         features = Features.open(root)
         instant = None if before is None else _instant(before, features.reader.now())
-        done = features.forget(_ids(features.reader.log.schema, users or []), instant)
+        log, versions = features.reader.log, versions_of(own)
+        done = features.forget(user_ids(log.schema, users or []), instant)
+        stale = [version for version in versions if not log.reproducible(_log_of(version))]
 
     def human(console: Console) -> None:
         from zoo.cli.render import pairs
@@ -55,14 +62,21 @@ def forget(
             "times the log was rewritten": done.epoch,
         }
         console.print(pairs("", {name: value for name, value in facts.items() if value is not None}))
+        if stale:
+            names = ", ".join(version.reference + "".join(f" ({alias})" for alias in version.aliases) for version in stale)
+            tasks = " and ".join(f"`zoo train {model}`" for model in sorted({version.model for version in stale}))
+            console.print(
+                f"Not reproducible, for they were trained on the log as it was before: {names}. They go on answering, and learned from "
+                f"what is forgotten; {tasks}, then `zoo promote`, replaces them."
+            )
 
-    own.answer(as_json, _document(done), human)
+    own.answer(as_json, {**asdict(done), "not_reproducible": [version.reference for version in stale]}, human)
 
 
-def _document(done: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(done)
+def _log_of(version: Version) -> Mapping[str, Any]:
+    """What a version says of the log that it was trained on."""
+    said = version.lineage.get("log")
+    return said if isinstance(said, Mapping) else {}
 
 
 def _instant(text: str, now: int) -> datetime:

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zoo.cli.given import instant, project_log, registry_of, user_ids, versions_of
 from zoo.cli.state import Json, State, state
 from zoo.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from zoo.events.log import EventLog
-    from zoo.events.schema import LogSchema
-    from zoo.registry import Registry, Version
+    from zoo.registry import Version
 
 LISTED = 5
 """Users without events that an answer names, at most."""
@@ -123,7 +122,7 @@ def models(ctx: typer.Context, as_json: Json = False) -> None:
     Each with its aliases, its scores on the test rows and the version of the log it was made from; --json says all of it.
     """
     own = state(ctx)
-    versions = _versions(own)
+    versions = versions_of(own)
 
     def human(console: Console) -> None:
         from zoo.cli.render import table
@@ -157,7 +156,7 @@ def promote(
     asked = parse(reference)
     if asked.number is None and asked.alias is None:
         raise UsageError(f"{reference!r} names no version; expected MODEL@VERSION as in {asked.model}@3. `zoo models` lists them")
-    with _registry(own) as registry:
+    with registry_of(own) as registry:
         version = registry.get(reference)
         before = registry.promote(version.model, version.number, alias)
     document = {"model": version.model, "version": version.number, "alias": alias, "before": before and before.number}
@@ -193,8 +192,8 @@ def predict(
     moment = None if at is None else instant(at, project.timezone)
     from zoo.cli.survey import keyed_rows
 
-    schema = _log(own).schema
-    users, table = _ids(schema, user or []), None if rows is None else keyed_rows(rows, schema)
+    schema = project_log(own).schema
+    users, table = user_ids(schema, user or []), None if rows is None else keyed_rows(rows, schema)
     with own.progress(f"predict {task}") as say:
         say(0.0, "loading the model")
         from zoo.predictor import Predictor
@@ -274,69 +273,17 @@ def demo(
     run(own.root, final=final, json_path=json_path, workers=workers, console=own.console)
 
 
-def instant(text: str, timezone: str) -> int:
-    """int64 microseconds UTC of ISO 8601 text; without an offset it is a time of that timezone. Raises UsageError."""
-    from datetime import datetime
-    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
-
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise UsageError(f"cannot read the time {text!r}; expected ISO 8601, such as 2017-09-01 or 2017-09-01T12:00Z") from None
-    if found.tzinfo is None:
-        try:
-            found = found.replace(tzinfo=ZoneInfo(timezone))
-        except (ZoneInfoNotFoundError, ValueError):
-            raise UsageError(
-                f"zoo.toml has timezone = {timezone!r}; expected an IANA name such as Europe/London or UTC"
-            ) from None
-    return int(found.replace(microsecond=0).timestamp()) * 1_000_000 + found.microsecond
-
-
-def _log(own: State) -> EventLog:
-    from zoo.cli.data import log_settings
-    from zoo.events.log import EventLog
-
-    return EventLog.open(log_settings(own.project)[0])
-
-
 def _example(own: State) -> str:
     """A sentence with an identifier that the log has; empty for an empty log."""
     import numpy as np
 
-    log = _log(own)
+    log = project_log(own)
     known = log.dictionary("user_id")
     return (
         f"The log's user identifiers are {log.schema.user_id}, such as {known.decode(np.array([2]))[0]}."
         if known.size > 2
         else ""
     )
-
-
-def _ids(schema: LogSchema, users: list[str]) -> list[int] | list[str]:
-    """Identifiers from the command line in the log's declared type."""
-    if not users or schema.user_id == "string":
-        return users
-    for text in users:
-        if not text.removeprefix("-").isdecimal() or not text.isascii():
-            raise UsageError(f"user {text!r} is no whole number; this log's user identifiers are int, as in --user 42")
-    return [int(text) for text in users]
-
-
-def _registry(own: State) -> Registry:
-    from zoo.registry import Registry
-
-    return Registry.open(own.project.registry_url, own.project.artefacts, create=False)
-
-
-def _versions(own: State) -> list[Version]:
-    """Every version; none where there is no registry yet, and none is made."""
-    from zoo.registry.database import missing
-
-    if missing(own.project.registry_url) is not None:
-        return []
-    with _registry(own) as registry:
-        return registry.versions()
 
 
 def _score(version: Version, metric: str) -> Any:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.models import _ids, _log, instant
+from zoo.cli.given import instant, project_log, user_ids
 from zoo.cli.state import Json, state
 from zoo.errors import UsageError
 
@@ -40,7 +40,7 @@ def recommend(
     project = own.project
     moment = None if at is None else instant(at, project.timezone)
     wanted = dict(_equal(text) for text in where or ())
-    users = _ids(_log(own).schema, user)
+    users = user_ids(project_log(own).schema, user)
     with own.progress(f"recommend {task}") as say:
         say(0.0, "loading the model")
         from zoo.predictor import Predictor

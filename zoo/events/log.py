@@ -323,6 +323,11 @@ class EventLog:
         own = {"log": self.version(), "tail": state.pending, "events": state.count, "epoch": state.epoch}
         return {**own, "dictionaries": self.dictionaries.version(), "tables": self.tables()}
 
+    def reproducible(self, lineage: Mapping[str, Any]) -> bool:
+        """Whether what ``lineage`` said once can still be read: nothing was forgotten since of the log, or of a table that it names."""
+        tables = lineage.get("tables", {})
+        return int(lineage.get("epoch", 0)) == self.epoch and all(self._tables.rewritten(n) <= v for n, v in tables.items())
+
     @property
     def id(self) -> str:
         """Given when the log was made: another log in the same folder has another."""

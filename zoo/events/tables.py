@@ -206,6 +206,11 @@ class Tables:
             gone += rows
         return gone
 
+    def rewritten(self, name: str) -> int:
+        """The first version that can be read: before it, something was forgotten. 0 where nothing was, or the table is gone."""
+        folder = self.root / name
+        return delta.transaction(delta.open_table(folder), delta.REWRITTEN) if folder.is_dir() else 0
+
     def write(self, name: str, table: pa.Table) -> int:
         """Replace the table whole and return its version; the same content again changes nothing. The caller holds the write lock."""
         folder = self.root / name
