@@ -89,3 +89,16 @@ def test_history_in_batches_is_history(repo: Path) -> None:
     for number, part in enumerate(parts):
         shop.assert_same(part, whole.take(np.arange(8 * number, min(8 * number + 8, 30))))
     assert number == 3
+
+
+@pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin"])
+def test_times_are_taken_as_feast_takes_them_where_it_is_told_to_leave_them(repo: Path, zone: str | None) -> None:
+    features = filled(repo)
+    times = pd.to_datetime(shop.START + np.arange(50) * shop.DAY, unit="us")
+    rows = pd.DataFrame(
+        {**shop.keys(np.random.default_rng(2), 50), "event_timestamp": times if zone is None else times.tz_localize(zone)}
+    )
+    refs = [f"user_windows:{field.name}" for field in features.store.get_feature_view("user_windows").features]
+    coerced = features.store.get_historical_features(rows, refs).to_arrow()
+    features.store.config.coerce_tz_aware = False
+    assert features.store.get_historical_features(rows, refs).to_arrow().equals(coerced)

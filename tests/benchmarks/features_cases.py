@@ -31,6 +31,7 @@ def write_repository(folder: Path, log: Path, store: str = "sqlite", url: str = 
     )
     (folder / "feature_store.yaml").write_text(
         "project: bench\nprovider: local\nregistry: registry.db\nentity_key_serialization_version: 3\n"
+        "coerce_tz_aware: false\n"
         f"offline_store:\n  type: zoo.stores.EventLogOfflineStore\n  log: {log}\n  clock: log_end\nonline_store:\n{online}",
         encoding="utf-8",
     )
@@ -51,6 +52,7 @@ def demo() -> Path:
         shutil.rmtree(case, ignore_errors=True)
         shutil.copytree(project.data / "log", case / "repo" / "log", ignore=shutil.ignore_patterns("index"))
         _finish(case, rows=100_000, where="purchase")
+    write_repository(case / "repo", case / "repo" / "log")  # whatever it was made of
     return case
 
 
@@ -67,6 +69,7 @@ def generated(events: int, rows: int) -> Path:
         found = child([sys.executable, HERE / "features_ours.py", case, "ingest"])
         (case / "ingest.json").write_text(json.dumps(found), encoding="utf-8")
         _finish(case, rows, where=None if events <= 10_000_000 else "no peer")
+    write_repository(case / "repo", case / "repo" / "log")  # as above
     return case
 
 

@@ -71,6 +71,8 @@ def measure(call: Callable[[], Any], runs: int) -> tuple[dict[str, Any], Any]:
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, so that it is seen to be taken again
+    if "pyarrow" in sys.modules:
+        sys.modules["pyarrow"].default_memory_pool().release_unused()
     with grown() as again:
         answer = call()
     return {"seconds": seconds, "peak_mb": peak, "first_mb": first[0], "grown_mb": again[0]}, answer

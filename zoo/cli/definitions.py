@@ -39,6 +39,7 @@ def _store(project: str) -> str:
 provider: local
 registry: data/feast_registry.db
 entity_key_serialization_version: 3
+coerce_tz_aware: false # the store takes naive times as UTC itself; Feast's own pass over the rows takes as long as the search
 offline_store:
   type: zoo.stores.EventLogOfflineStore
   log: data/log

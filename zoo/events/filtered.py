@@ -83,6 +83,9 @@ class FilteredEvents:
         self._kept: dict[Any, Array] = {}
         self._complete: dict[str, bool] = {}
 
+    def __len__(self) -> int:
+        return len(self.index) if self.positions is None else len(self.positions)
+
     def rank(self, positions: Array) -> Array:
         """How many events pass before each position of the index."""
         if self.positions is None:
@@ -126,6 +129,12 @@ class FilteredEvents:
     def plain(self, name: str, values: Array) -> Array:
         """Values of a column as features show them: money in its unit."""
         return from_fixed(values, self.index.complete(name)) if self.index.is_fixed(name) else values
+
+    def shown(self, name: str) -> Array:
+        """(m,): a column as features show it."""
+        if not self.index.is_fixed(name):
+            return self.column(name)
+        return self.keep(("shown", name), lambda: from_fixed(self.column(name)))
 
     def missing(self, name: str, values: Array) -> Array:
         """bool: which values of a column say nothing: code 0, MISSING or NaN."""

@@ -32,7 +32,7 @@ def newest_different(name: str, number: int, events: FilteredEvents, rows: Slice
 
     def newest(part: Slices) -> Array:
         """bool (m,): whether no later event of the slice has the same value."""
-        return following[part.positions] >= np.repeat(part.stop, part.lengths)
+        return part.of(following) >= np.repeat(part.stop, part.lengths)
 
     # most rows hold enough different values near their end: look there first, and further back only where they do not
     width = 4 * number + 32

@@ -13,6 +13,15 @@ MICROSECONDS = 1_000_000
 """Microseconds a second: features are in seconds, times in microseconds."""
 AT_ONCE = 1 << 20
 """Events looked at together: enough to be fast, few enough to stay within tens of megabytes."""
+_MANY = 1 << 10
+"""Rows from which on slices of one length are copied whole."""
+_LONG = 8
+"""Values from which on a slice is better copied whole than value by value."""
+_BLOCK = 1 << 18
+"""Bytes of slices that are copied together, so that they stay in the processor's cache."""
+_LARGE = 1 << 20
+"""Bytes of a column that is large."""
+_LAST = np.iinfo(np.int32).max
 
 
 class Picked:
@@ -35,7 +44,7 @@ class Picked:
 
     def of(self, values: Array) -> Array:
         """(m,): the values at the positions."""
-        return values.take(self.positions)
+        return taken(values, self.positions)
 
     def newest(self, number: int) -> Picked:
         """The last ``number`` positions of each row."""
@@ -88,15 +97,48 @@ class Slices(Picked):
 
     @cached_property
     def positions(self) -> Array:  # type: ignore[override]
-        """int64 (m,): the slices one after another."""
+        """int64, or where there are many int32 (m,): the slices one after another."""
         if len(self) == 1:
             return np.arange(self.start[0], self.stop[0])
-        out = np.arange(self.offsets[-1])
-        out += np.repeat(self.start - self.offsets[:-1], self.lengths)
+        narrow = (
+            len(self) > _MANY and max(self.stop.max(), self.offsets[-1]) < _LAST
+        )  # half the memory, and it is memory that costs
+        kind = np.int32 if narrow else np.int64
+        out = np.arange(self.offsets[-1], dtype=kind)
+        out += np.repeat((self.start - self.offsets[:-1]).astype(kind, copy=False), self.lengths)
         return out
 
     def of(self, values: Array) -> Array:
-        return values[self.start[0] : self.stop[0]].copy() if len(self.start) == 1 else values.take(self.positions)
+        if len(self.start) == 1:
+            return values[self.start[0] : self.stop[0]].copy()
+        whole = self._whole
+        if whole is None:
+            return taken(values, self.positions)
+        starts, places, others, elsewhere = whole
+        length = int(self.lengths.max())
+        out = room(int(self.offsets[-1]), values.dtype)
+        windows, written = _windows(values, length), _windows(out, length)
+        number = max(_BLOCK // (length * values.itemsize), 1)
+        for some in range(0, len(starts), number):
+            written[places[some : some + number]] = windows[starts[some : some + number]]
+        out[elsewhere] = taken(values, others)
+        return out
+
+    @cached_property
+    def _whole(self) -> tuple[Array, Array, Array, Array] | None:
+        """(where slices of the greatest length begin, and where they go; the other slices' positions, and where they go).
+
+        None where most are shorter, as where ``last_n`` finds fewer than n.
+        """
+        if len(self) < _MANY or self.lengths.max() < _LONG:
+            return None
+        full = self.lengths == self.lengths.max()
+        if 2 * np.count_nonzero(full) < len(self):
+            return None
+        rest = ~full
+        others, places = Slices(self.start[rest], self.stop[rest]), self.offsets[:-1]
+        elsewhere = Slices(places[rest], places[rest] + others.lengths)
+        return self.start[full], places[full], others.positions, elsewhere.positions
 
     def newest(self, number: int) -> Slices:
         """The last ``number`` positions of each slice."""
@@ -105,6 +147,33 @@ class Slices(Picked):
     def oldest(self, number: int) -> Slices:
         """The first ``number`` positions of each slice."""
         return Slices(self.start, np.minimum(self.stop, self.start + number))
+
+
+def room(count: int, dtype: Any) -> Array:
+    """(count,): not written yet. Large ones are Arrow's, whose pool keeps what was freed: the system clears each page that it gives."""
+    kind = np.dtype(dtype)
+    if count * kind.itemsize < _LARGE:
+        return np.empty(count, kind)
+    import pyarrow as pa
+
+    return np.frombuffer(pa.allocate_buffer(count * kind.itemsize), kind)
+
+
+def taken(values: Array, positions: Array) -> Array:
+    """(m,): the values at positions (int (m,)), block by block where there are many: numpy widens narrow positions first."""
+    if len(positions) <= _BLOCK >> 2:
+        return values.take(positions)
+    out = room(len(positions), values.dtype)
+    for start in range(0, len(positions), _BLOCK >> 2):
+        part = positions[start : start + (_BLOCK >> 2)]
+        values.take(part, out=out[start : start + len(part)], mode="clip")  # else numpy takes into a copy, to check first
+    return out
+
+
+def _windows(values: Array, length: int) -> Array:
+    """(m - length + 1,): so many consecutive values as one, from each position on; a view."""
+    kind = np.dtype((np.void, length * values.itemsize))
+    return np.ndarray(len(values) - length + 1, kind, np.ascontiguousarray(values), 0, (values.itemsize,))
 
 
 def or_zero(values: Array) -> Array:

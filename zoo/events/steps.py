@@ -75,12 +75,15 @@ class Steps:
             return self.gaps(), None
         if self.gap is not None and of not in ("first", "last"):
             return _held(of, column, self.events, self._inside()), None
+        dictionary = self.events.index.dictionary(column)
+        if self.gap is None and len(self.picked) > 1 and self.picked.offsets[-1] > len(self.events):
+            return self.picked.of(self.events.shown(column)), dictionary  # each event is shown more than once
         stored = self.events.column(column)
         if self.gap is None:
-            shown = self.picked.of(stored)
+            values = self.picked.of(stored)
         else:
-            shown = stored.take(self.picked.of(self.events.visit_starts(self.gap)) if of == "first" else self._inside().stop - 1)
-        return self.events.plain(column, shown), self.events.index.dictionary(column)
+            values = stored.take(self.picked.of(self.events.visit_starts(self.gap)) if of == "first" else self._inside().stop - 1)
+        return self.events.plain(column, values), dictionary
 
     def numbers(self, column: str, of: str) -> Array:
         """float64 (m,): values as numbers, NaN for what is missing."""
@@ -145,7 +148,7 @@ def different(name: str, events: FilteredEvents, rows: Slices) -> Array:
         found: Array = running[rows.stop] - running[np.minimum(rows.start + 1, rows.stop)] + (rows.start < rows.stop)
         return found
     # an event is the first of its value within [start, stop) exactly when the previous one with that value lies before start
-    return rows.count(events.previous(name)[rows.positions] < np.repeat(rows.start, rows.lengths))
+    return rows.count(rows.of(events.previous(name)) < np.repeat(rows.start, rows.lengths))
 
 
 def divided(above: Array, below: Array, otherwise: Any = np.nan) -> Array:

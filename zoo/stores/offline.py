@@ -45,6 +45,15 @@ class EventLogOfflineStoreConfig(FeastConfigBaseModel):
     """What "now" is: ``wall``, ``log_end`` for a log that has ended, or a UTC instant."""
 
 
+def in_utc(rows: pa.Table) -> pa.Table:
+    """The rows with every time in UTC, naive ones taken as UTC: as Feast makes them, where it is not told ``coerce_tz_aware: false``."""
+    for at, name in enumerate(rows.column_names):
+        found = rows.schema.types[at]
+        if pa.types.is_timestamp(found) and found.tz != "UTC":
+            rows = rows.set_column(at, name, rows[name].cast(pa.timestamp(found.unit, "UTC")))
+    return rows
+
+
 def entity_times(values: pa.ChunkedArray) -> Array:
     """int64 microseconds UTC of an event_timestamp column; naive times are taken as UTC, as Feast does."""
     if not pa.types.is_timestamp(values.type):
@@ -89,7 +98,7 @@ class EventLogOfflineStore(OfflineStore):
         @cache  # read once, when the first answers are asked for, so that every batch is of the same version
         def asked() -> tuple[LogView, pa.Table, dict[str, pl.DataFrame]]:
             files = {v.name: read_view(v, config, n) for v, n in groups.items() if isinstance(v.batch_source, FileSource)}
-            return LogReader.of(config).view(), pa.Table.from_pandas(entity_df, preserve_index=False), files
+            return LogReader.of(config).view(), in_utc(pa.Table.from_pandas(entity_df, preserve_index=False)), files
 
         def compute(part: slice) -> pa.Table:
             view, rows, files = asked()
