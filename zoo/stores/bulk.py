@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,18 @@ EVENTS_AT_ONCE = 200_000
 _ATTEMPTS = 100
 
 
+class Part(NamedTuple):
+    """Some entities' events from the log as they are written in one step."""
+
+    entity: str
+    codes: Array
+    packed: Sequence[bytes]
+    then: str
+    """The record once they are written; empty where more of its step are to come."""
+    done: float
+    """Share of the copy that is done with them."""
+
+
 class Bulk:
     """One copy. Its record in the store, ``COUNT KIND CODE``, says that entities before CODE of the KIND-th entity kind, and all of
     the kinds before, hold the log's first COUNT events; who finds one goes on from there. A store that lost the record meanwhile
@@ -36,6 +49,7 @@ class Bulk:
         self.store, self.config, self.kept = store, config, Retention.of(config)
         self.now = LogReader.of(config).now()
         self.damaged: set[Key] = set()
+        self.empty = False
 
     def everything(self, view: LogView, progress: Progress | None = None) -> dict[str, int]:
         """Copy all entities and raise the watermark; returns how many entities with events that were, by kind."""
@@ -44,29 +58,23 @@ class Bulk:
         copied, began = dict.fromkeys(kinds, 0), time.monotonic()
         fresh = f"{count} 0 {FIRST}"
         record = self.store.copying(self.config, space, fresh)
+        self.empty = not self.store.load(self.config, space, {})[1]
         while True:
             first, number, code = map(int, record.split())
             if first > count:  # another process's, which saw more of the log
                 view = LogReader.of(self.config).view()
                 count = view.count
-            if number == len(kinds):
+            for part in _ahead(self._parts(view, kinds, first, number, code)):
+                if not self._write(view, part, record):
+                    break  # another copy has moved on, ended it, or the store was emptied
+                record = part.then or record
+                copied[part.entity] += len(part.codes)
+                if progress:
+                    rate = sum(copied.values()) / max(time.monotonic() - began, 1e-9)
+                    progress(part.done, f"events of {copied[part.entity]:,} {part.entity[:-3]}s, {rate:,.0f} a second")
+            else:
                 if self.store.finish(self.config, space, record, first):
                     break
-            else:
-                entity = kinds[number]
-                size = view.log.dictionary(entity).size
-                stop = min(code + ENTITIES_AT_ONCE, size)
-                then = f"{first} {number} {stop}" if stop < size else f"{first} {number + 1} {FIRST}"
-                written = self._step(view, entity, np.arange(code, stop, dtype=np.int32), record, then)
-                if written is not None:
-                    record = then
-                    copied[entity] += written
-                    if progress:
-                        rate = sum(copied.values()) / max(time.monotonic() - began, 1e-9)
-                        said = f"events of {copied[entity]:,} {entity[:-3]}s, {rate:,.0f} a second"
-                        progress((number + (stop - FIRST) / max(size - FIRST, 1)) / len(kinds), said)
-                    continue
-            # another copy has moved on, ended it, or the store was emptied
             found = self.store.copying(self.config, space)
             if not found and self.store.load(self.config, space, {})[1] >= count:
                 break
@@ -78,7 +86,8 @@ class Bulk:
         """Copy these entities."""
         codes = codes[codes >= FIRST]
         for at in range(0, len(codes), ENTITIES_AT_ONCE):
-            self._step(view, entity, codes[at : at + ENTITIES_AT_ONCE], "", "")
+            for own, packed in self._packed(view, entity, codes[at : at + ENTITIES_AT_ONCE]):
+                self._write(view, Part(entity, own, packed, "", 1.0), "")
 
     def _again(self, view: LogView, count: int) -> None:
         """A value that could not be read may have held events beyond the log's first ``count``: copy it from the log as it is now."""
@@ -90,32 +99,41 @@ class Bulk:
             codes = sorted(code for kind, code in damaged if kind == entity)
             self.entities(view, entity, np.array(codes, np.int32))
 
-    def _step(self, view: LogView, entity: str, codes: Array, record: str, then: str) -> int | None:
-        """Write these entities' events from the log, and move the record on; returns how many have any, None where it is another."""
-        written, pieces = 0, _pieces(view, entity, codes)
-        piece = next(pieces, None)
-        if piece is None:
-            space = self.store.space(self.config, view)
-            return None if self.store.exchange(self.config, space, None, record, then) is None else 0
-        while piece is not None:
-            following = next(pieces, None)
-            # with the last: until then a copy that goes on begins with these again
-            if not self._write(view, entity, *piece, record, then if following is None else ""):
-                return None
-            written += len(piece[1])
-            piece = following
-        return written
+    def _parts(self, view: LogView, kinds: Sequence[str], first: int, number: int, code: int) -> Iterator[Part]:
+        """What is to be written from a record on, in order. A copy that goes on begins a step again until its last part is written."""
+        for at in range(number, len(kinds)):
+            entity = kinds[at]
+            size = view.log.dictionary(entity).size
+            for begin in range(code if at == number else FIRST, size, ENTITIES_AT_ONCE):
+                stop = min(begin + ENTITIES_AT_ONCE, size)
+                then = f"{first} {at} {stop}" if stop < size else f"{first} {at + 1} {FIRST}"
+                done = (at + (stop - FIRST) / max(size - FIRST, 1)) / len(kinds)
+                last: tuple[Array, Sequence[bytes]] = np.zeros(0, np.int32), ()
+                for some in self._packed(view, entity, np.arange(begin, stop, dtype=np.int32)):
+                    if len(last[0]):
+                        yield Part(entity, *last, "", done)
+                    last = some
+                yield Part(entity, *last, then, done)
 
-    def _write(self, view: LogView, entity: str, index: Index, codes: Array, record: str, then: str) -> bool:
-        """Write the events of entities whose codes in a small index are 2, 3, ...; False where the record is another by now."""
+    def _packed(self, view: LogView, entity: str, codes: Array) -> Iterator[tuple[Array, Sequence[bytes]]]:
+        """(codes, frames) of those of the entities that have events, about ``EVENTS_AT_ONCE`` events at a time."""
+        for index, own in _pieces(view, entity, codes):
+            low, high = index.bounds(np.arange(FIRST, FIRST + len(own)))
+            low, since = self.kept.bounds(entity, view.evaluator_of(index), low, high, self.now)
+            columns = {"time": index.time, "seq": index.seq, **self.kept.columns(entity, index.columns)}
+            yield own, pack_slices(columns, low, high, since)
+
+    def _write(self, view: LogView, part: Part, record: str) -> bool:
+        """Write entities, and move the record on; False where the record is another by now."""
         space, count = self.store.space(self.config, view), view.count
-        low, high = index.bounds(np.arange(FIRST, FIRST + len(codes)))
-        low, since = self.kept.bounds(entity, view.evaluator_of(index), low, high, self.now)
-        columns = {"time": index.time, "seq": index.seq, **self.kept.columns(entity, index.columns)}
-        packed = pack_slices(columns, low, high, since.tolist())
+        entity, codes, packed, then, _ = part
+        if not len(codes):
+            return self.store.exchange(self.config, space, None, record, then) is not None
+        empty = self.empty
         for _ in range(_ATTEMPTS):
-            old = self.store.load(self.config, space, {entity: codes})[0][entity]
-            own = codes.tolist()
+            # a value that is there after all is found when it is to be written
+            old = [None] * len(codes) if empty else self.store.load(self.config, space, {entity: codes})[0][entity]
+            own, empty = codes.tolist(), False
             new = [n if o is None else self._whole((entity, code), o, n, count) for code, o, n in zip(own, old, packed)]
             again = self.store.exchange(self.config, space, Change(entity, own, old, new), record, then)
             if again is None:
@@ -134,6 +152,15 @@ class Bulk:
         except ArtefactError:
             self.damaged.add(key)
             return new
+
+
+def _ahead(parts: Iterator[Part]) -> Iterator[Part]:
+    """The parts, each made by a thread while the one before is written."""
+    with ThreadPoolExecutor(1) as one:
+        coming = one.submit(next, parts, None)
+        while (part := coming.result()) is not None:
+            coming = one.submit(next, parts, None)
+            yield part
 
 
 def _pieces(view: LogView, entity: str, codes: Array) -> Iterator[tuple[Index, Array]]:

@@ -86,7 +86,7 @@ def compact(store: EventOnlineStore, config: Any, space: Space, keys: Sequence[K
         own = np.arange(2, len(there) + 2, dtype=np.int32)
         low, cut = Retention.of(config).bounds(entity, view.evaluator_of(index), *index.bounds(own), now)
         columns = {"time": index.time, "seq": index.seq, **index.columns}
-        packed = pack_slices(columns, low, index.bounds(own)[1], np.maximum(since, cut).tolist())
+        packed = pack_slices(columns, low, index.bounds(own)[1], np.maximum(since, cut))
         store.exchange(config, space, Change(entity, [code for code, _ in there], [value for _, value in there], packed))
 
 

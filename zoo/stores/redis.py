@@ -37,20 +37,25 @@ redis.call('SET', KEYS[1], ARGV[2])
 return lengths
 """
 _APPENDING = hashlib.sha1(_APPEND.encode(), usedforsecurity=False).hexdigest()
-# KEYS: record, values. ARGV: record before and after, bytes that tell a value, then of each its length, those bytes, its successor.
+# KEYS: record, values. ARGV: record, bytes that tell a value, then of each its length, those bytes, its successor.
 _EXCHANGE = """
 if ARGV[1] ~= '' and redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
 local others = {}
 for i = 2, #KEYS do
-    local at = 3 * i - 2
-    if redis.call('STRLEN', KEYS[i]) == tonumber(ARGV[at]) and redis.call('GETRANGE', KEYS[i], 0, ARGV[3] - 1) == ARGV[at + 1] then
+    local at = 3 * i - 3
+    if redis.call('STRLEN', KEYS[i]) == tonumber(ARGV[at]) and redis.call('GETRANGE', KEYS[i], 0, ARGV[2] - 1) == ARGV[at + 1] then
         redis.call('SET', KEYS[i], ARGV[at + 2])
     else
         others[#others + 1] = i - 2
     end
 end
-if ARGV[2] ~= '' and #others == 0 then redis.call('SET', KEYS[1], ARGV[2]) end
 return others
+"""
+# KEYS: record. ARGV: record before and after.
+_MOVE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
+return 1
 """
 # KEYS: record, watermark. ARGV: record, watermark.
 _FINISH = """
@@ -188,20 +193,45 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
 
     def exchange(self, config: Any, space: Space, change: Change | None, record: str = "", then: str = "") -> list[int] | None:
         failed: list[int] = []
+        copying = f"{space.name}:copying"
         entity, codes, olds, news = change or Change("", (), (), ())
         ends = np.cumsum([len(new) for new in news]) // _BYTES
-        begins = [0, *(np.flatnonzero(np.diff(ends)) + 1).tolist()]
+        begins = [0, *(np.flatnonzero(np.diff(ends)) + 1).tolist()] if len(news) else []
         for begin, end in zip(begins, [*begins[1:], len(news)]):
-            keys = [f"{space.name}:copying", *(f"{space.name}:{entity}:{code}" for code in codes[begin:end])]
-            told = [
-                x for old, new in zip(olds[begin:end], news[begin:end]) for x in (len(old or b""), (old or b"")[:IDENTITY], new)
-            ]
-            last = end == len(news) and not failed
-            found = self._run(config, _EXCHANGE, keys, [record, then if last else "", IDENTITY, *told])
+            keys = [f"{space.name}:{entity}:{code}" for code in codes[begin:end]]
+            old, new = olds[begin:end], news[begin:end]
+            added = self._add(config, copying, record, keys, new) if record and not any(old) else False
+            if added:
+                continue
+            told = [x for o, n in zip(old, new) for x in (len(o or b""), (o or b"")[:IDENTITY], n)]
+            found = None if added is None else self._run(config, _EXCHANGE, [copying, *keys], [record, IDENTITY, *told])
             if found is None:
                 return None
             failed += [begin + i for i in found]
+        if then and not failed and not self._run(config, _MOVE, [copying], [record, then]):
+            return None
         return failed
+
+    def _add(self, config: Any, copying: str, record: str, keys: Sequence[str], values: Sequence[bytes]) -> bool | None:
+        """Write values where none is: True if so, False (and nothing written) where there is one, None where the record is another.
+
+        The server does this in a third of the time that a script takes.
+        """
+        from redis.exceptions import WatchError
+
+        def ask(client: Any) -> bool | None:
+            with client.pipeline() as pipe:
+                pipe.watch(copying)
+                if pipe.get(copying) != record.encode():
+                    return None
+                pipe.multi()
+                pipe.msetnx(dict(zip(keys, values)))
+                try:
+                    return bool(pipe.execute()[0])
+                except WatchError:
+                    return None
+
+        return self._answer(config, ask)
 
     def copying(self, config: Any, space: Space, record: str = "") -> str:
         key = f"{space.name}:copying"
