@@ -26,8 +26,9 @@ from zoo.errors import ArtefactError, FeatureError, UsageError
 from zoo.events.index import MISSING
 from zoo.events.ingest import ingest
 from zoo.features import Features, apply
-from zoo.stores.frames import ALWAYS, NEVER, Change, index_of, newer, pack, pack_slices, without
+from zoo.stores.frames import ALWAYS, NEVER, index_of
 from zoo.stores.online import Space
+from zoo.stores.packing import Change, newer, pack, pack_slices, without
 
 __all__ = ["_applied", "repo"]
 
@@ -547,6 +548,40 @@ def test_declarations_that_ask_for_more_are_answered_right_at_once(repo: Path, o
     wider.materialize()
     assert len(wider._online_store.names(wider.store.config, wider.reader.log.id)) == 1
     assert_few(features)
+
+
+def test_frames_made_by_the_hundred_are_those_made_one_by_one() -> None:
+    rng, counts = np.random.default_rng(0), np.arange(300) % 7
+    ends = counts.cumsum()
+    number = int(ends[-1])
+    columns = {
+        "time": np.sort(rng.integers(0, 10**6, number)) * 60_000_000,
+        "seq": np.arange(number),
+        "item_id": rng.integers(0, 70_000, number).astype(np.int32),
+        "value": np.where(rng.random(number) < 0.5, MISSING, rng.integers(-500, 500, number) * 100),
+        "share": rng.random(number),
+    }
+    index, since = index_of(pack_slices(columns, ends - counts, ends, np.arange(300)))
+    assert since.tolist() == list(range(300))
+    assert np.diff(index.bounds(np.arange(2, 302)), axis=0)[0].tolist() == counts.tolist()
+    found = {"time": index.time, "seq": index.seq, **index.columns}
+    assert all(np.array_equal(found[name], values) for name, values in columns.items())
+    alone = [pack_slices(columns, ends[n : n + 1] - counts[n], ends[n : n + 1])[0] for n in range(300)]
+    assert np.array_equal(index_of(alone)[0].columns["value"], columns["value"])
+
+
+def test_a_copy_writes_over_nothing_that_it_did_not_see(repo: Path, online: str) -> None:
+    features = shop.opened(repo, online=online)
+    store, config = features._online_store, features.store.config
+    space, a, b = store.space(config, features.reader.view()), WHOLE, pack(columns([7]))
+    assert store.copying(config, space, "one") == "one"
+    assert store.exchange(config, space, Change("user_id", [2, 3], [None, None], [a, a]), "one", "two") == []
+    assert store.exchange(config, space, Change("user_id", [3, 4], [None, None], [b, b]), "two", "three") == [0]
+    assert store.copying(config, space) == "two"
+    assert store.exchange(config, space, Change("user_id", [5], [None], [b]), "one", "three") is None
+    assert store.exchange(config, space, None, "one", "three") is None
+    found, _ = store.load(config, space, {"user_id": np.array([2, 3, 4, 5])})
+    assert found["user_id"] == [a, a, b, None]
 
 
 # Killed and run again

@@ -14,7 +14,7 @@ from zoo.errors import ArtefactError, FeatureError
 from zoo.events.dictionary import FIRST
 from zoo.events.index import Index
 from zoo.events.view import ENTITIES, LogView
-from zoo.stores.frames import Change, newer, pack_slices
+from zoo.stores.packing import Change, newer, pack_slices
 from zoo.stores.reader import LogReader
 from zoo.stores.retention import Retention
 

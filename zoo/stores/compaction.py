@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.stores.frames import Change, index_of, pack_slices
+from zoo.stores.frames import index_of
+from zoo.stores.packing import Change, pack_slices
 from zoo.stores.reader import LogReader
 from zoo.stores.retention import Retention
 

@@ -6,17 +6,14 @@ Appending a frame is merging: reading takes the union of the frames by ``seq``, 
 from __future__ import annotations
 
 import json
-import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from zoo.contract import Array
 from zoo.errors import ArtefactError
@@ -27,21 +24,16 @@ _PREFIX = struct.Struct("<4sIIIq8s")
 """Magic, bytes of the frame, events, bytes of the header, ``since``, a mark that tells this frame from any that replaces it."""
 IDENTITY = _PREFIX.size
 """First bytes of a value that, with its length, tell whether it is the one that was read."""
-_MAGIC = b"zoe3"
+MAGIC = b"zoe3"
 _KINDS = {"<i4", "<i8", "<f8"}
 _STORED = {*_KINDS, "<f4", "|u1", "<u2", "<u4"}
-_SCALES = (60_000_000, 1_000_000, 10_000, 1_000, 100)
+SCALES = (60_000_000, 1_000_000, 10_000, 1_000, 100)
 """Units in which times (minutes, seconds, milliseconds) and fixed-point money (whole, cents) are often whole."""
-_UNSIGNED = (("|u1", 1 << 8), ("<u2", 1 << 16), ("<u4", 1 << 32))
-_PREFIXES = np.dtype(
+PREFIXES = np.dtype(
     [("magic", "S4"), ("size", "<u4"), ("count", "<u4"), ("header", "<u4"), ("since", "<i8"), ("mark", "V8")]
 )  # as _PREFIX
 _ONE_BY_ONE = 8
 """Values up to which looking at each costs less than at all of them together."""
-_SAMPLE = 64
-"""Values that are looked at first: most units are refused by these."""
-_ROWS = 100
-"""Frames from which on Arrow puts them together."""
 _GROUPS = 8
 """Runs of frames of one layout that are decoded as they lie."""
 _REBUILD = "Materialize again to rebuild them from the log"
@@ -99,14 +91,14 @@ class _Layout:
 
 
 @lru_cache(maxsize=1024)
-def _layout_of(kinds: tuple[tuple[str, str, str, int, int], ...]) -> _Layout:
+def layout_of(kinds: tuple[tuple[str, str, str, int, int], ...]) -> _Layout:
     """(name, stored, kind, scale, missing) of each column -> the layout, checked."""
     names = [name for name, *_ in kinds]
     if not {"time", "seq"} <= set(names) or len(set(names)) < len(names):
         raise ArtefactError(f"stored events have the columns {names}; expected time and seq among them. {_REBUILD}")
     columns, before = {}, 0
     for number, (name, stored, kind, scale, missing) in enumerate(kinds):
-        if kind not in _KINDS or stored not in _STORED or not isinstance(scale, int) or not 0 <= scale <= _SCALES[0]:
+        if kind not in _KINDS or stored not in _STORED or not isinstance(scale, int) or not 0 <= scale <= SCALES[0]:
             raise ArtefactError(f"stored events hold a column of type {stored!r} as {kind!r}; expected another. {_REBUILD}")
         dtype = np.dtype(stored)
         columns[str(name)] = _Column(dtype, np.dtype(kind), scale, bool(missing), before, number)
@@ -119,123 +111,10 @@ def _layout_of(kinds: tuple[tuple[str, str, str, int, int], ...]) -> _Layout:
 @lru_cache(maxsize=1024)
 def _parsed(header: bytes) -> _Layout:
     try:
-        found = _layout_of(tuple([tuple(column) for column in json.loads(header)]))
+        found = layout_of(tuple([tuple(column) for column in json.loads(header)]))
     except (ValueError, TypeError) as error:
         raise ArtefactError(f"stored events cannot be unpacked ({error}). {_REBUILD}") from error
     return replace(found, header=header)
-
-
-# Writing
-
-
-class Change(NamedTuple):
-    """New values of entities of a kind, and those that were read. Columns: a tuple an entity would wake the garbage collector."""
-
-    entity: str
-    codes: Sequence[int]
-    old: Sequence[bytes | None]
-    new: Sequence[bytes]
-
-
-def _narrow(values: Array) -> tuple[Array, str, int, int, int]:
-    """(as stored, dtype of the column, scale, missing, base) of one column."""
-    kind = values.dtype.str
-    if kind == "<f8":
-        with np.errstate(over="ignore"):
-            half = values.astype(np.float32)
-        if np.array_equal(half, values, equal_nan=True):
-            return half, kind, 1, 0, 0
-    elif kind == "<i4" and len(values) and values.min() >= 0:
-        high = int(values.max())
-        return values.astype(next((d for d, room in _UNSIGNED if high < room), kind)), kind, 1, 0, 0
-    elif kind == "<i8" and len(values):
-        low, high, missing = int(values.min()), int(values.max()), 0
-        if low == MISSING:
-            there = values != MISSING
-            some, missing = values[there], 1
-            low, high = (int(some.min()), int(some.max())) if len(some) else (0, 0)
-        if high - low < 1 << 62:
-            above = values - low
-            if missing:
-                above[~there] = 0
-            steps, scale = _steps(above, high - low)
-            dtype = next((d for d, room in _UNSIGNED if (high - low) // scale + missing < room), None)
-            if dtype is not None:
-                stored = steps.astype(dtype)
-                if missing:
-                    stored += there
-                return stored, kind, scale, missing, low - scale * missing
-    return values, kind, 0, 0, 0
-
-
-def _steps(above: Array, spread: int) -> tuple[Array, int]:
-    """(values in units of, the largest unit in which all of them are whole). spread: the largest of them, which are not negative."""
-    if spread < 1 << 32:
-        above = above.astype(np.uint32)  # which divides much faster
-    if spread >= 1 << 8:
-        for scale in _SCALES:
-            if spread % scale or (above[:_SAMPLE] % scale).any():
-                continue
-            steps = above // scale
-            if np.array_equal(steps * scale, above):
-                return steps, scale
-    return above, 1
-
-
-def pack_slices(
-    columns: Mapping[str, Array], low: Array, high: Array, since: Array | None = None, *, narrow: bool = True
-) -> list[bytes]:
-    """A frame for each slice [low, high) of the columns, ``time`` and ``seq`` among them, each sorted by (time, seq).
-
-    since: of each frame, ALWAYS by default. narrow: look for narrower types, which pays where many events are written at once.
-    """
-    number = len(low)
-    if not number:
-        return []
-    stored, kinds, bases = [], [], []
-    slices = Slices(low, high)
-    positions, offsets = slices.positions, slices.offsets
-    for name, values in columns.items():
-        own = np.ascontiguousarray(values[positions])
-        as_stored, kind, scale, missing, base = _narrow(own) if narrow else (own, own.dtype.str, 0, 0, 0)
-        stored.append(as_stored)
-        kinds.append((name, as_stored.dtype.str, kind, scale, missing))
-        bases.append(base)
-    layout = _layout_of(tuple(kinds))
-    head = layout.header + layout.bases.pack(*bases)
-    prefix = np.empty(number, _PREFIXES)
-    prefix["magic"], prefix["header"], prefix["mark"] = _MAGIC, len(layout.header), np.void(os.urandom(8))
-    prefix["count"], prefix["since"] = slices.lengths, ALWAYS if since is None else since
-    prefix["size"] = _PREFIX.size + len(head) + slices.lengths * layout.width
-    return _joined([prefix, np.frombuffer(head, np.uint8), *stored], [np.arange(number + 1), None, *[offsets] * len(stored)])
-
-
-def _joined(parts: Sequence[Array], offsets: Sequence[Array | None]) -> list[bytes]:
-    """Row i: the bytes of each part's values [offsets[i], offsets[i + 1]), one after another; of the whole part where it has no offsets."""
-    number = next(len(o) - 1 for o in offsets if o is not None)
-    if number < _ROWS:  # what Arrow takes to begin
-        cut = [(part.tobytes(), part.itemsize, None if o is None else o.tolist()) for part, o in zip(parts, offsets)]
-        return [b"".join([d if o is None else d[o[i] * w : o[i + 1] * w] for d, w, o in cut]) for i in range(number)]
-    joined = pc.binary_join_element_wise(*map(_binary, parts, offsets), pa.scalar(b"", pa.large_binary()))
-    _, ends, data = joined.buffers()
-    whole, at = data.to_pybytes(), np.frombuffer(ends, "<i8", number + 1).tolist()
-    return [whole[a:b] for a, b in zip(at, at[1:])]
-
-
-def _binary(part: Array, offsets: Array | None) -> pa.LargeBinaryArray | pa.LargeBinaryScalar:
-    """The same for Arrow; bytes of rows are not copied."""
-    if offsets is None:
-        return pa.scalar(part.tobytes(), pa.large_binary())
-    buffers = [None, pa.py_buffer(offsets * part.itemsize), pa.py_buffer(part)]
-    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)
-
-
-def pack(columns: Mapping[str, Array], since: int = ALWAYS) -> bytes:
-    """One frame of columns of equal length, ``time`` and ``seq`` among them, sorted by (time, seq)."""
-    return pack_slices(columns, np.array([0]), np.array([len(columns["time"])]), np.array([since]))[0]
-
-
-# Reading
 
 
 _Frame = tuple[bytes, int, int, _Layout, bytes, int]
@@ -246,10 +125,10 @@ def _frames(value: bytes) -> Iterator[_Frame]:
     """The frames of a value. Raises ArtefactError where it is torn or foreign."""
     at, end = 0, len(value)
     if not end:
-        raise ArtefactError(f"stored events are empty; expected a frame that begins with {_MAGIC!r}. {_REBUILD}")
+        raise ArtefactError(f"stored events are empty; expected a frame that begins with {MAGIC!r}. {_REBUILD}")
     while at < end:
-        if end - at < _PREFIX.size or value[at : at + 4] != _MAGIC:
-            raise ArtefactError(f"stored events begin with {value[at : at + 4]!r}; expected {_MAGIC!r}. {_REBUILD}")
+        if end - at < _PREFIX.size or value[at : at + 4] != MAGIC:
+            raise ArtefactError(f"stored events begin with {value[at : at + 4]!r}; expected {MAGIC!r}. {_REBUILD}")
         _, size, count, header, since, _ = _PREFIX.unpack_from(value, at)
         bases = at + _PREFIX.size + header
         if at + size > end:
@@ -267,7 +146,7 @@ def _only(value: bytes) -> _Frame | None:
     if len(value) < IDENTITY:
         return None
     magic, size, count, header, since, _ = _PREFIX.unpack_from(value)
-    if magic != _MAGIC or size != len(value):
+    if magic != MAGIC or size != len(value):
         return None
     bases = IDENTITY + header
     layout = _parsed(value[IDENTITY:bases])
@@ -388,7 +267,7 @@ def _alike(values: Sequence[bytes]) -> tuple[_Group, Array, Array] | None:
 
     None for any others, torn and foreign ones included: all are looked at together here, which pays where they are many.
     """
-    if len(values[0]) < IDENTITY or values[0][:4] != _MAGIC:
+    if len(values[0]) < IDENTITY or values[0][:4] != MAGIC:
         return None
     header = _PREFIX.unpack_from(values[0])[3]
     bases = IDENTITY + header
@@ -398,9 +277,9 @@ def _alike(values: Sequence[bytes]) -> tuple[_Group, Array, Array] | None:
     if len(heads) != begin * len(values):
         return None
     table = np.frombuffer(heads, np.uint8).reshape(len(values), begin)
-    prefix = np.ascontiguousarray(table[:, :IDENTITY]).view(_PREFIXES)[:, 0]
+    prefix = np.ascontiguousarray(table[:, :IDENTITY]).view(PREFIXES)[:, 0]
     counts = prefix["count"].astype(np.int64)
-    alike = (prefix["magic"] == _MAGIC) & (prefix["size"] == counts * layout.width + begin) & (prefix["header"] == header)
+    alike = (prefix["magic"] == MAGIC) & (prefix["size"] == counts * layout.width + begin) & (prefix["header"] == header)
     if not alike.all() or (table[:, IDENTITY:bases] != table[0, IDENTITY:bases]).any():
         return None
     if prefix["size"].tolist() != [*map(len, values)]:
@@ -499,23 +378,3 @@ def _united(columns: _Columns, frames: Sequence[_Frame], time: Array, counts: Ar
             exact[entity[at] - 3] = NEVER
         at += frame[2]
     return sorted_time, counts
-
-
-def newer(value: bytes, count: int) -> bytes | None:
-    """A frame of a value's events with ``seq >= count``; None where there are none."""
-    index, _ = index_of([value])
-    at = np.flatnonzero(index.seq >= count)
-    if not len(at):
-        return None
-    columns = {"time": index.time, "seq": index.seq, **index.columns}
-    return pack({name: values[at] for name, values in columns.items()})
-
-
-def without(value: bytes, column: str, codes: Iterable[int]) -> bytes | None:
-    """A value without the events whose column is one of these codes, in one frame; None where no event is. Same ``since``."""
-    index, since = index_of([value])
-    gone = np.isin(index.columns[column], list(codes)) if column in index.columns else np.zeros(len(index), bool)
-    if not gone.any():
-        return None
-    columns = {"time": index.time, "seq": index.seq, **index.columns}
-    return pack({name: values[~gone] for name, values in columns.items()}, int(since[0]))

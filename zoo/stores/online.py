@@ -27,7 +27,8 @@ from zoo.events.view import ENTITIES, LogView
 from zoo.stores.bulk import Bulk
 from zoo.stores.columns import features_of
 from zoo.stores.compaction import Compaction
-from zoo.stores.frames import Change, index_of, pack_slices, without
+from zoo.stores.frames import index_of
+from zoo.stores.packing import Change, pack_slices, without
 from zoo.stores.protos import key_columns, keys_of, raw_events
 from zoo.stores.reader import LogReader
 from zoo.stores.request import Request, is_own, requests

@@ -17,8 +17,9 @@ from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreCo
 
 from zoo.contract import Array
 from zoo.errors import FeatureError
-from zoo.stores.frames import IDENTITY, Change
+from zoo.stores.frames import IDENTITY
 from zoo.stores.online import EventOnlineStore, Key, Space
+from zoo.stores.packing import Change
 
 _TIMEOUT = 5
 """Seconds to wait for an answer where the connection string does not say (``socket_timeout=``)."""
@@ -231,7 +232,8 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
                 except WatchError:
                     return None
 
-        return self._answer(config, ask)
+        added: bool | None = self._answer(config, ask)
+        return added
 
     def copying(self, config: Any, space: Space, record: str = "") -> str:
         key = f"{space.name}:copying"

@@ -15,8 +15,9 @@ from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStor
 from zoo.contract import Array
 from zoo.errors import FeatureError
 from zoo.events.view import ENTITIES
-from zoo.stores.frames import IDENTITY, Change
+from zoo.stores.frames import IDENTITY
 from zoo.stores.online import EventOnlineStore, Key, Space
+from zoo.stores.packing import Change
 
 # A row's key is one number, so that finding and appending rows is as cheap as SQLite can: space, entity kind, code.
 _TABLES = """
