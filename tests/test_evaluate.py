@@ -96,7 +96,15 @@ def test_every_feature_equals_the_loop_over_events(
     asked = [(c, t * SECOND) for c, t in rows] + of_events
     aggregation = Aggregation((entity,), FEATURES, equal, lag=lag)
     codes, times = np.array([c for c, _ in asked], np.int32), np.array([t for _, t in asked], np.int64)
-    columns = evaluator(events, entity, sessions).evaluate(aggregation, codes, times)
+    own = evaluator(events, entity, sessions)
+    columns = own.evaluate(aggregation, codes, times)
+    for row in {0, len(asked) // 2, len(asked) - 1}:  # one row is answered by shorter ways
+        alone = own.evaluate(aggregation, codes[row : row + 1], times[row : row + 1])
+        for name, column in columns.items():
+            expected, got = column.take(np.array([row])), alone[name]
+            assert got.values.tobytes() == expected.values.tobytes(), (name, row, got, expected)
+            assert got.values.dtype == expected.values.dtype
+            assert got.offsets is expected.offsets is None or got.offsets.tolist() == expected.offsets.tolist()
     for row, (entity_code, t) in enumerate(asked):
         mine = [e for e in events if entity_code > 0 and e[entity] == entity_code]
         oracle = Oracle(mine, t, equal=equal, lag=lag)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 
@@ -317,3 +318,26 @@ def test_threads_share_a_log(log):
     assert failures == []
     assert log.table()["seq"].to_pylist() == list(range(20))
     assert sorted(np.unique(log.table()["user_id"])) == [0, 1, 2, 3]
+
+
+def test_a_table_that_changed_is_noticed_at_once_also_after_a_writer_died(tmp_path):
+    log = EventLog.create(tmp_path / "log", LogSchema(item_id="int"))
+    items = [pa.table({"item_id": [1, 2], "price": [float(n), 2.0]}) for n in range(4)]
+    log.put_table("items", items[0])
+    other = EventLog.open(tmp_path / "log")
+    known = other.tables()
+    assert not other.tables_moved(known)
+    assert not other.tables_moved(known)
+    for change in (lambda: log.put_table("items", items[1]), lambda: log.put_table("more", items[0])):
+        change()
+        assert other.tables_moved(known)
+        known = other.tables()
+        assert not other.tables_moved(known)
+    folder = tmp_path / "log" / "tables"
+    os.utime(folder, ns=(0, 0))  # what a writer leaves that died before its commit, or after it
+    assert not other.tables_moved(known)
+    log._tables._write(folder / "items", items[2])
+    assert other.tables_moved(known)
+    known = other.tables()
+    log.put_table("items", items[3])
+    assert other.tables_moved(known)

@@ -20,7 +20,7 @@ from zoo.events.reductions import decay, quietness, reduced, share
 from zoo.events.sequences import picked, sequence
 from zoo.events.slices import AT_ONCE, MICROSECONDS, Slices, chunks, joined
 from zoo.events.specs import CALENDAR, OF_STEPS, REDUCTIONS, SEQUENCES, Aggregation, Alike, Condition, Feature, Where
-from zoo.events.steps import Steps, average, different, total
+from zoo.events.steps import Steps, average, average_of_one, different, total, total_of_one
 
 _NEEDS_TIME = ("recency", "tenure", "quiet", "survival", "decay")
 _READS_FEW = ("last_n", "first_n", "count", "recency", "tenure", "last")
@@ -238,6 +238,11 @@ class _Rows:
     def differences(self, alike: Alike, found: dict[str, Column]) -> None:
         """Add features that differ in their windows only, and are differences of running numbers: all at once."""
         f, span = alike.features[0], alike.span
+        if len(self.times) == 1 and f.kind != "distinct":
+            own = self._of_one(f, span)
+            for each, row in zip(alike.features, alike.rows):
+                found[each.name] = Column(own[row])
+            return
         events, key = self.evaluator.events(f.where), (f.where, span.start, span.stop)
         rows = self._windowed.get(key)
         if rows is None:  # counts, sums and means of the same windows share them
@@ -251,6 +256,23 @@ class _Rows:
             values = (total if f.kind == "sum" else average)(f.column, events, rows)
         for f, row in zip(alike.features, alike.rows):
             found[f.name] = Column(values[row])
+
+    def _of_one(self, f: Feature, span: slice) -> Array:
+        """(k, 1): ``differences`` of the only row from each window of ``span`` on."""
+        events, ranks = self.evaluator.events(f.where), self._ranks(f.where, "event")[:, 0]
+        if f.kind == "count":
+            *begins, stop = ranks.tolist()
+            return np.array([[stop - begin] for begin in begins[span]])
+        own = total_of_one if f.kind == "sum" else average_of_one
+        return np.array([[value] for value in own(f.column, events, ranks, span)])
+
+    def _newest_of_one(self, f: Feature) -> Column:
+        """``last_n`` of the only row's events, which lie one after another."""
+        events, ranks = self.evaluator.events(f.where), self._ranks(f.where, "event")
+        first, stop = int(ranks[self.windows.index(f.window), 0]), int(ranks[-1, 0])
+        start = max(first, stop - f.n)
+        shown = events.plain(f.column, events.column(f.column)[start:stop].copy())
+        return Column(shown, np.array([0, stop - start]), self.evaluator.index.dictionary(f.column))
 
     def steps(self, where: Where, window: int | None, step: str) -> Steps:
         key = (where, window, step)
@@ -269,6 +291,8 @@ class _Rows:
         return self._steps[key]
 
     def column(self, f: Feature) -> Column:
+        if len(self.times) == 1 and f.kind == "last_n" and f.step == "event" and f.column not in OF_STEPS:
+            return self._newest_of_one(f)
         steps = self.steps(f.where, None if f.kind == "decay" else f.window, f.step)
         rows = steps.picked
         assert isinstance(rows, Slices)

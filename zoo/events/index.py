@@ -17,6 +17,8 @@ from zoo.events.attributes import Attribute, looked_up
 
 SCALE = 10_000
 """Money and quantities are kept as int64 multiples of 1/10,000, so that sums are exact and order does not matter."""
+_UNIT = np.array(float(SCALE))
+"""An array, as numpy takes several times as long over a Python number and few values."""
 MISSING = np.iinfo(np.int64).min
 """A fixed-point value that was null."""
 FIXED = ("price", "quantity", "value")
@@ -44,12 +46,10 @@ def fixed_point(values: Array) -> Array:
 
 def from_fixed(values: Array, complete: bool = False) -> Array:
     """The inverse: float64 with NaN for MISSING. complete: none is."""
-    out: Array = values / SCALE
-    if complete:
-        return out
-    missing = values == MISSING
-    if missing.any():
-        out[missing] = np.nan
+    out: Array = values.astype(np.float64)
+    out /= _UNIT
+    if not complete and values.size and values.item(values.argmin()) == MISSING:
+        out[values == MISSING] = np.nan
     return out
 
 
@@ -148,8 +148,7 @@ class Index:
 
     def bounds(self, codes: Array) -> tuple[Array, Array]:
         """First and past-the-last position of each entity; an unknown code owns nothing."""
-        if len(codes) == 1 and 0 <= codes[0] < len(self.offsets) - 1:
-            code = int(codes[0])
+        if len(codes) == 1 and 0 <= (code := int(codes[0])) < len(self.offsets) - 1:
             return self.offsets[code : code + 1], self.offsets[code + 1 : code + 2]
         known = (codes >= 0) & (codes < len(self.offsets) - 1)
         safe = np.where(known, codes, 0)
@@ -235,6 +234,9 @@ class Index:
 
     def before(self, low: Array, stop: Array) -> Array:
         """int64 (n,): time of the last event of each slice [low, stop); -1 where it is empty."""
+        if len(low) == 1:
+            last = int(stop[0])
+            return self.time[last - 1 : last].copy() if last > low[0] else np.array([-1], np.int64)
         some = stop > low
         if some.all():
             return self.time.take(stop - 1)

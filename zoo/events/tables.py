@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,10 @@ from zoo.events.schema import NAME, LogSchema
 from zoo.events.times import naive_to_utc
 
 ENTITIES = ("user_id", "item_id")
+_UNSETTLED = 0
+"""Mark of a folder in which a table is being changed: a time that no change leaves."""
+_COARSEST = 2_000_000_000
+"""Nanoseconds between two times that every file system tells apart."""
 UTC_TIME = pa.timestamp("us", "UTC")
 
 
@@ -108,6 +114,8 @@ class Tables:
 
     def __init__(self, root: Path, schema: LogSchema) -> None:
         self.root, self.schema = root / "tables", schema
+        self._settled: tuple[Mapping[str, int] | None, int] = None, 0
+        """Versions that no table was newer than, and the folder's mark that says so for as long as it stays."""
 
     def versions(self) -> dict[str, int]:
         """Version by name."""
@@ -116,9 +124,38 @@ class Tables:
         found = sorted(p.name for p in self.root.iterdir() if (p / "_delta_log").is_dir())
         return {name: int(delta.open_table(self.root / name).version()) for name in found}
 
+    @contextmanager
+    def _changing(self, name: str) -> Iterator[None]:
+        """Mark the folder of all tables before a change of one and after it, so that one look at it tells whether there was any.
+
+        A writer that dies in between leaves the first mark, with which readers look at every table.
+        """
+        (self.root / name).mkdir(parents=True, exist_ok=True)  # which marks the folder in its own way
+        before = self.root.stat().st_mtime_ns
+        os.utime(self.root, ns=(_UNSETTLED, _UNSETTLED))
+        try:
+            yield
+        finally:
+            after = max(time.time_ns(), before + _COARSEST)
+            os.utime(self.root, ns=(after, after))
+
     def moved(self, known: Mapping[str, int]) -> bool:
-        """Whether a table is newer than known, gone, or there and not known."""
+        """Whether a table is newer than known, gone, or there and not known. One look at the file system while nothing changed."""
         root = str(self.root)  # plain texts: asked on every read
+        try:
+            mark = os.stat(root).st_mtime_ns  # noqa: PTH116
+        except FileNotFoundError:
+            mark = 0
+        seen, settled = self._settled
+        if seen is known and mark == settled:
+            return False
+        if self._moved(root, known):
+            return True
+        if mark != _UNSETTLED:
+            self._settled = known, mark
+        return False
+
+    def _moved(self, root: str, known: Mapping[str, int]) -> bool:
         try:
             there = os.listdir(root)  # noqa: PTH208
         except FileNotFoundError:
@@ -198,11 +235,12 @@ class Tables:
             held = delta.read(folder, files, schema, schema.names)
             hit = pc.is_in(held["user_id"], value_set=ids)
             rows = pc.sum(hit).as_py() or 0
-            if rows or any(
-                _names(folder / old, ids) for old in {p.name for p in folder.glob("*.parquet")} - {f.name for f in files}
-            ):
-                delta.rewrite(folder, stored, files, [held.filter(pc.invert(hit))])
-            delta.vacuum(folder, stored)
+            with self._changing(name):
+                if rows or any(
+                    _names(folder / old, ids) for old in {p.name for p in folder.glob("*.parquet")} - {f.name for f in files}
+                ):
+                    delta.rewrite(folder, stored, files, [held.filter(pc.invert(hit))])
+                delta.vacuum(folder, stored)
             gone += rows
         return gone
 
@@ -213,7 +251,10 @@ class Tables:
 
     def write(self, name: str, table: pa.Table) -> int:
         """Replace the table whole and return its version; the same content again changes nothing. The caller holds the write lock."""
-        folder = self.root / name
+        with self._changing(name):
+            return self._write(self.root / name, table)
+
+    def _write(self, folder: Path, table: pa.Table) -> int:
         stored = delta.create(folder, table.schema)
         schema = pa.schema(stored.schema().to_arrow())
         if schema.equals(table.schema):

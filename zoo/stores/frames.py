@@ -72,7 +72,7 @@ class _Column:
         out = stored.astype(self.kind)
         if self.kind.itemsize == 8 and self.kind.kind == "i":
             if self.scale != 1:
-                out *= self.scale
+                out *= np.array(self.scale)  # an array, as numpy takes several times as long over a Python number
             out += base
             if self.missing:
                 out[stored == 0] = MISSING
@@ -187,7 +187,7 @@ class _Group:
         if not column.scale or column.kind.str != "<i8":
             return 0
         if len(self.bases) == 1:
-            return self.layout.bases.unpack(self.bases[0])[column.number]
+            return np.array(self.layout.bases.unpack(self.bases[0])[column.number])
         table = np.frombuffer(b"".join(self.bases), "<i8").reshape(len(self.bases), -1)
         return np.repeat(table[:, column.number], self.counts)
 

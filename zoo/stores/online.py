@@ -77,7 +77,8 @@ class Recent:
         """int32 (n,): codes as the entity's evaluator has them; None where it is not exact at all of the times."""
         known, since = self.codes[entity], self._since[entity]
         if codes is known or (len(codes) == len(known) and (codes == known).all()):
-            return np.arange(2, len(codes) + 2, dtype=np.int32) if (since <= times).all() else None
+            exact = since.item(0) <= times.item(0) if len(codes) == 1 else (since <= times).all()
+            return np.arange(2, len(codes) + 2, dtype=np.int32) if exact else None
         order = known.argsort()
         rows = order[known.searchsorted(codes, sorter=order)]
         return (rows + 2).astype(np.int32) if (since[rows] <= times).all() else None
