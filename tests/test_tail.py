@@ -338,9 +338,9 @@ def test_few_rows_are_kept_and_encoded_as_a_table_of_them_is(tmp_path):
     large = [{name: values[0] for name, values in frame.items()} | {"event_id": str(n)} for n in range(100)]
     append(other, pa.Table.from_pylist(large), now=NOW)
     names = [name for name in schema.arrow().names if name != "source"]
-    held = log.few(0, names)
+    held = log.few(0, 3, names)
     assert held is not None
-    assert other.few(0, names) is None
+    assert other.few(0, 103, names) is None
     known, wanted = encode_few(log, held, 0), encode(log, log.table(columns=names))
     for one, two in [(known.columns, wanted.columns), (vars(known) | {"columns": 0}, vars(wanted) | {"columns": 0})]:
         assert one.keys() == two.keys()
@@ -350,7 +350,7 @@ def test_few_rows_are_kept_and_encoded_as_a_table_of_them_is(tmp_path):
     assert log.table().to_pylist() == rows
     assert EventLog.open(log.root).table().equals(log.table())  # as the file of the tail says
     log.flush()
-    assert log.few(0, names) is None
+    assert log.few(0, 3, names) is None
     assert log.table().to_pylist() == rows
 
 

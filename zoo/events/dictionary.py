@@ -366,7 +366,7 @@ class DictionaryStore:
                 rows = [(code, value) for other, code, value in given if other == name and code >= kept]
                 if rows:
                     parts.append(_rows(name, [c for c, _ in rows], pa.array([v for _, v in rows])))
-            self._commit(parts)
+        self._commit(parts)
 
     def extend(self, new: Mapping[str, pa.Array]) -> int:
         """Give codes to identifiers that have none, in order of first appearance, in one commit; returns the version.
@@ -394,18 +394,21 @@ class DictionaryStore:
         with delta.Writing(self.folder, SCHEMA) as writing:
             for part in parts:
                 writing.add(part)
-            writing.commit(self._table)
-        self._merge()
-        self._load()
+            # whoever reads goes on with a table of its own meanwhile
+            table = delta.open_table(self.folder)
+            writing.commit(table)
+        self._merge(table)
+        with self._mutex:
+            self._refresh()
 
-    def _merge(self) -> None:
+    def _merge(self, changed: Any) -> None:
         """Make one file of many small ones, so that opening the log stays quick after many pushes."""
-        small = [f for f in delta.data_files(self._table) if f.rows < delta.SMALL]
+        small = [f for f in delta.data_files(changed) if f.rows < delta.SMALL]
         if len(small) >= delta.MANY:
             table = delta.read(self.folder, small, SCHEMA, SCHEMA.names)
             with delta.Writing(self.folder, SCHEMA) as merged:
                 merged.add(table.sort_by([("dictionary", "ascending"), ("code", "ascending")]))
-                merged.commit(self._table, removed=small)
+                merged.commit(changed, removed=small)
 
     def forget(self, codes: Mapping[str, Array]) -> None:
         """Blank the identifiers of codes, by dictionary; the codes stay. One commit, and no older file stays.

@@ -90,6 +90,7 @@ class EventLog:
         self.root = root
         self._folder = root / "log"
         self._table = delta.open_table(self._folder)
+        self._changed: Any = None
         self.schema = LogSchema.from_json(delta.stored_text(self._table, SCHEMA_KEY))
         text = [name for name, kind in self.schema.extra.items() if kind == "string"]
         self.coded = [(n, n) for n in ("user_id", "item_id", "event_type")] + [(n, f"events.{n}") for n in text]
@@ -210,9 +211,9 @@ class EventLog:
         """Events with ``seq > after_seq``, from memory where they are in the tail, else from the files that hold some."""
         return self._read(columns, after_seq)
 
-    def few(self, first_seq: int, columns: Sequence[str]) -> Few | None:
-        """Events with ``seq >= first_seq``, without ``seq``, where small pushes brought all of them last; None for any others."""
-        return self.tail_file.few(first_seq, self.state().count, columns)
+    def few(self, first_seq: int, stop_seq: int, columns: Sequence[str]) -> Few | None:
+        """Events with ``first_seq <= seq < stop_seq``, without ``seq``, where small pushes brought all of them; None for any others."""
+        return self.tail_file.few(first_seq, stop_seq, columns)
 
     def chunks(
         self, columns: Sequence[str], first_seq: int = 0, stop_seq: int | None = None, rows: int = 1_000_000
@@ -446,8 +447,14 @@ class EventLog:
 
     def finish(self, files: delta.Writing, transactions: Mapping[str, int]) -> int:
         """Commit events and return the version."""
-        with self._mutex:
-            return files.commit(self._table, transactions)
+        return files.commit(self._writable(), transactions)
+
+    def _writable(self) -> Any:
+        """The table of events as whoever holds the write lock changes it: who reads goes on with another, and does not wait."""
+        if self._changed is None:
+            self._changed = delta.open_table(self._folder)
+        delta.refresh(self._folder, self._changed)
+        return self._changed
 
     def event_ids(self) -> EventIds:
         """Event ids in the log, as a set that may grow on its own; the caller holds the write lock."""
@@ -493,8 +500,7 @@ class EventLog:
             return 0
         with self.start() as merged:
             merged.add(delta.read(self._folder, run, self.schema.arrow(), self.schema.arrow().names).sort_by("seq"))
-            with self._mutex:
-                merged.commit(self._table, removed=run)
+            merged.commit(self._writable(), removed=run)
         return len(run)
 
 

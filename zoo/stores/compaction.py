@@ -24,7 +24,7 @@ _LONG = 1 << 20
 """As ``_CROWDED``, for frames that are not smaller than that: it is what bounds an entity whose events come in large batches."""
 _WAITING = 128
 """Entities that may wait to be compacted; one more, or one that is due again, is compacted by the push that made it so."""
-_TOGETHER = 8
+_TOGETHER = 4
 """Entities that are compacted in one step, during which a push waits."""
 
 _log = logging.getLogger(__name__)

@@ -316,17 +316,17 @@ class EventOnlineStore(ABC):
                     Bulk(self, config).everything(LogReader.of(config).view())
                     reached: int | None = None
                 else:
-                    reached = self._append(config, log, space, held)
+                    reached = self._append(config, log, space, held, count)
                 held = self.load(config, space, {})[1] if reached is None else reached
             self._held[space.name] = held
             return max(held - began, 0)
 
-    def _append(self, config: Any, log: EventLog, space: Space, held: int) -> int | None:
-        """Append the log's events from ``held`` on; returns the watermark, None where another writer has moved it."""
+    def _append(self, config: Any, log: EventLog, space: Space, held: int, count: int) -> int | None:
+        """Append the log's events from ``held`` to ``count``, at least; returns the watermark, None where another writer has moved it."""
         kept = Retention.of(config)
         wanted = {*_ALWAYS, *(name for reach in kept.reaches.values() for name in reach.columns)}
         names = [name for name in columns_of(log) if name in wanted]
-        few = log.few(held, names)
+        few = log.few(held, count, names)
         events = encode(log, log.tail(held - 1, names)) if few is None else encode_few(log, few, held)
         for at in range(0, len(events), AT_ONCE):
             part = slice(at, at + AT_ONCE)
