@@ -24,8 +24,10 @@ _LONG = 1 << 20
 """As ``_CROWDED``, for frames that are not smaller than that: it is what bounds an entity whose events come in large batches."""
 _WAITING = 128
 """Entities that may wait to be compacted; one more, or one that is due again, is compacted by the push that made it so."""
-_TOGETHER = 4
-"""Entities that are compacted in one step, during which a push waits."""
+_TOGETHER = 8
+"""Entities that are compacted in one step, during which a push waits for one or two milliseconds."""
+_PAUSE = 0.005
+"""Seconds between two steps, in which pushes go on."""
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class Compaction:
                 if len(self._due) < _TOGETHER:
                     self._running = False
                     return
-            time.sleep(0)  # whoever waits to append goes first
+            time.sleep(_PAUSE)
 
     def _step(self, most: int) -> None:
         due = [(key, self._due.pop(key)) for key in list(self._due)[:most]]

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -37,7 +38,6 @@ for i = 2, #KEYS do lengths[i - 1] = redis.call('APPEND', KEYS[i], ARGV[i + 1]) 
 redis.call('SET', KEYS[1], ARGV[2])
 return lengths
 """
-_APPENDING = hashlib.sha1(_APPEND.encode(), usedforsecurity=False).hexdigest()
 # KEYS: record, values. ARGV: record, bytes that tell a value, then of each its length, those bytes, its successor.
 _EXCHANGE = """
 if ARGV[1] ~= '' and redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
@@ -81,7 +81,6 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self._scripts: dict[str, Any] = {}
         self._idle: tuple[Any, int, list[Any]] = (None, 0, [])
         self._loop: Any = None
         self._asking: set[asyncio.Future[Any]] = set()
@@ -178,19 +177,8 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
         self, config: Any, space: Space, start: int, stop: int, frames: Sequence[tuple[str, int, bytes]]
     ) -> list[int] | None:
         keys = [f"{space.name}:held", *(f"{space.name}:{entity}:{code}" for entity, code, _ in frames)]
-        command = ("EVALSHA", _APPENDING, len(keys), *keys, start, stop, *(frame for *_, frame in frames))
-        found = self._answer(config, lambda client: self._script(client, _APPEND, command))
+        found = self._run(config, _APPEND, keys, [start, stop, *(frame for *_, frame in frames)])
         return None if found is None else list(found)
-
-    def _script(self, client: Any, script: str, command: Sequence[Any]) -> Any:
-        """The reply to a command that runs a script, which the server is told where it does not know it."""
-        from redis.exceptions import NoScriptError
-
-        try:
-            return self._told(client.connection_pool, command)
-        except NoScriptError:
-            client.script_load(script)
-            return self._told(client.connection_pool, command)
 
     def exchange(self, config: Any, space: Space, change: Change | None, record: str = "", then: str = "") -> list[int] | None:
         failed: list[int] = []
@@ -275,12 +263,17 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
         self._answer(config, clear)
 
     def _run(self, config: Any, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        """The script's answer; it is sent to the server once, and by its digest from then on."""
+        """The script's answer; it is sent to the server where that does not know it, and goes by its digest from then on."""
+        from redis.exceptions import NoScriptError
+
+        command = ("EVALSHA", _digest(script), len(keys), *keys, *arguments)
 
         def ask(client: Any) -> Any:
-            if script not in self._scripts:
-                self._scripts[script] = client.register_script(script)
-            return self._scripts[script](keys, arguments, client=client)
+            try:
+                return self._told(client.connection_pool, command)
+            except NoScriptError:
+                client.script_load(script)
+                return self._told(client.connection_pool, command)
 
         return self._answer(config, ask)
 
@@ -298,6 +291,12 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
             return ask(self._get_client(config.online_store))
         except RedisError as error:
             raise _unanswered(config, error) from error
+
+
+@lru_cache
+def _digest(script: str) -> str:
+    """By which Redis knows a script."""
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 def _reply(connection: Any, command: Sequence[Any]) -> Any:
