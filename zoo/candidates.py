@@ -68,6 +68,15 @@ class ItemCounts:
         at = np.minimum(np.searchsorted(self.pairs, keys), len(self.pairs) - 1)
         return np.where(self.pairs[at] == keys, self.follows[at], 0.0)
 
+    def widened(self, size: int) -> ItemCounts:
+        """The same for ``size`` codes, those behind training's never met."""
+        own = len(self.popularity)
+        more = (0, size - own)
+        pairs = self.pairs // own * size + self.pairs % own
+        return ItemCounts(
+            np.pad(self.popularity, more), np.pad(self.recent, more) if len(self.recent) else self.recent, pairs, self.follows
+        )
+
     def save(self) -> Artefact:
         return Artefact(vars(self))
 

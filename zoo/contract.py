@@ -347,6 +347,18 @@ class ScoresItems(FittedModel, Protocol):
         ...
 
 
+@runtime_checkable
+class ScoresUnseen(ScoresItems, Protocol):
+    """A fitted model that also scores items which training did not hold, by what the item table says of them.
+
+    It alone is given batches whose codes go on behind those of training: such items, in the catalogue and in histories.
+    """
+
+    def scorable(self, catalogue: Catalogue) -> Array:
+        """bool (codes,): the items of any catalogue of the log that it can score."""
+        ...
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """What a model is called and what it takes, cheap enough to list without loading it.

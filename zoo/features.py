@@ -262,6 +262,11 @@ class Features:
             reading._history(service, table.slice(at, size), times[at : at + size], context) for at in range(0, len(table), size)
         )
 
+    def described(self, batch: FeatureBatch) -> FeatureBatch:
+        """The batch with every column of the item table in its catalogue, which otherwise has those whose codes some feature holds."""
+        view = self.reader.view()
+        return replace(batch, catalogue=view.catalogue(frozenset(batch.catalogue.names) | view.item_dictionaries()))
+
     def online(
         self, service: str, rows: Any, at: int | datetime | None = None, context: Mapping[str, str] | None = None
     ) -> FeatureBatch:

@@ -169,7 +169,7 @@ class Predictor:
         among = None if where is None else items_where(view, where)
         table = self._keyed(table_of({"user_id": list(users)}))
         if len(table):
-            batch = self.features.online(self.service, table, at, self.context)
+            batch = self.features.described(self.features.online(self.service, table, at, self.context))
             lists = self.ensemble.lists(batch, k, exclude_seen=exclude_seen, among=among)
             ages = pa.array((batch.as_of - batch.newest) / 1e6, mask=batch.newest < 0)
         else:

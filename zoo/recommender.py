@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from zoo.evaluation.ranking import CELLS, Ranking, best, comparisons, joined, pl
 from zoo.fitting import Member, PluginSource, silent
 from zoo.jobs import Executor, Serial
 from zoo.manager import Plugins
-from zoo.plugin import Array, Artefact, FeatureBatch, Progress, ScoresItems, Target, TrainingData
+from zoo.plugin import Array, Artefact, Catalogue, FeatureBatch, Progress, ScoresItems, ScoresUnseen, Target, TrainingData
 from zoo.reranking import DEPTH, MEAN, STACK, Choice, Reranker, Survey, choose, ndcg, rank_average
 from zoo.stacking import INSTALLED, Fitted, fit_members
 from zoo.vocabulary import ITEMS, Vocabulary
@@ -104,16 +105,52 @@ class Recommender:
                 f"a recommendation reads the items of a history from the column {HISTORY!r}, which the feature service lacks; it has: "
                 f"{', '.join(batch.names) or '(none)'}"
             )
-        return self.vocabulary.apply(batch)
+        return self.known(batch.catalogue).apply(batch)
+
+    def known(self, catalogue: Catalogue) -> Vocabulary:
+        """Training's codes, and behind them items of this catalogue that training did not hold and a member scores all the same."""
+        able = [member.fitted for member in self.members if isinstance(member.fitted, ScoresUnseen)]
+        if not able:
+            return self.vocabulary
+        if not (self._wide and self._wide[0][0] is catalogue):
+            scorable = np.any([each.scorable(catalogue) for each in able], axis=0)
+            scorable[:FIRST] = False
+            more = np.setdiff1d(np.flatnonzero(scorable), self.vocabulary.kept.get(ITEMS, ()))
+            self._wide[:] = [(catalogue, self.vocabulary.extended(catalogue, more) if len(more) else self.vocabulary)]
+        return self._wide[0][1]
+
+    def counts_of(self, batch: FeatureBatch) -> ItemCounts:
+        """``counts`` by the codes of a batch in the members' codes."""
+        size = batch.catalogue.size(ITEMS)
+        if size not in self._counts:
+            self._counts.clear()
+            self._counts[size] = self.counts.widened(size)
+        return self._counts[size]
+
+    @cached_property
+    def _wide(self) -> list[tuple[Catalogue, Vocabulary]]:
+        return []
+
+    @cached_property
+    def _counts(self) -> dict[int, ItemCounts]:
+        return {}
 
     def scores_of(self, member: Fitted, batch: FeatureBatch) -> Array:
-        """float32 (n, codes) of a member. Raises PluginError where it gives anything else."""
+        """float32 (n, codes) of a member; items that it cannot score come last. Raises PluginError where it gives anything else."""
         assert isinstance(member.fitted, ScoresItems)  # resolved for a ranking target
+        more = 0
+        if not isinstance(member.fitted, ScoresUnseen):
+            more = batch.catalogue.size(ITEMS) - self.vocabulary.size(ITEMS)
+            batch = self.vocabulary.narrowed(batch) if more else batch
         scores = member.fitted.score_items(batch.select(member.inputs))
         expected = (len(batch), batch.catalogue.size(ITEMS))
         if scores.shape != expected or not np.isfinite(scores[:, FIRST:]).all():
             raise PluginError(f"{member.name} gave item scores of shape {scores.shape}; expected {expected} finite numbers")
-        return scores
+        if not more:
+            return scores
+        least = scores[:, FIRST:].min(axis=1, initial=np.inf, keepdims=True)
+        below = np.nextafter(np.where(np.isinf(least), 0, least), -np.inf, dtype=np.float32)
+        return np.hstack([scores, np.repeat(below, more, axis=1)])
 
     def stages(self, batch: FeatureBatch, exclude_seen: bool) -> Iterator[Stage]:
         """Of a batch in the members' codes, a few rows at a time, each member asked once."""
@@ -133,7 +170,7 @@ class Recommender:
         """
         if len(self.members) == 1:
             return stage.listed(stage.scores[self.members[0].name])
-        return self.reranker.scores(stage.batch, stage.scores, stage.ranks, self.counts, allowed)
+        return self.reranker.scores(stage.batch, stage.scores, stage.ranks, self.counts_of(stage.batch), allowed)
 
     def score_items(self, batch: FeatureBatch, items: Array | None = None) -> Array:
         """Of a batch in the members' codes, as ``zoo.plugin.ScoresItems`` has it, items of the history among them."""
@@ -150,7 +187,7 @@ class Recommender:
         self, data: TrainingData, *, exclude_seen: bool = True, depth: int = 0
     ) -> tuple[dict[str, Ranking], Survey | None]:
         """Rankings as in ``rankings``, and, where ``depth`` candidates a member are asked for, what a second stage is fitted on."""
-        batch, target = self.seen(data.batch), self.vocabulary.target(data).astype(np.int64)
+        batch, target = self.seen(data.batch), self.known(data.batch.catalogue).target(data).astype(np.int64)
         several = len(self.members) > 1
         found: dict[str, list[Ranking]] = {name: [] for name in (*self.names, *((MEAN,) if several else ()))}
         if several and self.reranker.chosen != MEAN:
@@ -168,7 +205,7 @@ class Recommender:
             for name, each in part.items():
                 found[name].append(each)
             if depth:
-                candidates = Candidates.of(stage.batch, stage.scores, stage.ranks, depth, self.counts)
+                candidates = Candidates.of(stage.batch, stage.scores, stage.ranks, depth, self.counts_of(stage.batch))
                 ranks = {name: each.rank for name, each in part.items() if name != STACK}
                 surveys.append(Survey.of(candidates, own, scores[MEAN], ranks))
         return {name: joined(parts, items) for name, parts in found.items()}, Survey.joined(surveys) if surveys else None
@@ -178,17 +215,18 @@ class Recommender:
 
         A row without any item that training knew is answered by popularity, and marked cold.
         """
-        batch = self.seen(batch)
+        vocabulary, batch = self.known(batch.catalogue), self.seen(batch)
+        popularity = self.counts_of(batch).popularity.astype(np.float32)
         allowed = np.arange(batch.catalogue.size(ITEMS)) >= FIRST
         if among is not None:
-            allowed &= np.isin(np.arange(len(allowed)), self.vocabulary.codes(ITEMS, among))
+            allowed &= np.isin(np.arange(len(allowed)), vocabulary.codes(ITEMS, among))
         parts = []
         for stage in self.stages(batch, exclude_seen):
             past = stage.batch.column(HISTORY)
             who = np.repeat(np.arange(len(past)), past.lengths)
             cold = np.bincount(who, past.values >= FIRST, minlength=len(past)) == 0
             final = self.combine(stage, None if among is None else allowed)
-            final = np.where(cold[:, None], self.popularity.astype(np.float32), final)
+            final = np.where(cold[:, None], popularity, final)
             scores = list(stage.scores.values())
             final, *scores = (np.where(stage.hidden | ~allowed, -np.inf, each) for each in (final, *scores))
             items = best(final, k)
@@ -197,7 +235,7 @@ class Recommender:
                 np.stack([(each > own[:, at, None]).sum(axis=1) + 1 for at in range(k)], axis=1)
                 for each, own in zip(scores, chosen[1:], strict=True)
             ]
-            codes = self.vocabulary.log_codes(ITEMS, items)
+            codes = vocabulary.log_codes(ITEMS, items)
             parts.append(Lists(codes, chosen[0].astype(np.float32), np.stack(ranks).astype(np.int32), cold))
         return Lists.joined(parts, k, len(self.members))
 
@@ -283,11 +321,11 @@ def ranked(
     users: (n,), whom each test row is of. The best member is the one of highest NDCG@10 on the validation rows, or None without them.
     """
     found = recommender.rankings(test, exclude_seen=exclude_seen)
-    lines = {name: as_dict(summary(ranking, users=users, popularity=recommender.popularity)) for name, ranking in found.items()}
+    batch, target = recommender.seen(test.batch), recommender.known(test.batch.catalogue).target(test)
+    popularity = recommender.counts_of(batch).popularity
+    lines = {name: as_dict(summary(ranking, users=users, popularity=popularity)) for name, ranking in found.items()}
     seconds = {member.name: member.seconds for member in recommender.members}
-    parts = slices(
-        recommender.seen(test.batch).column(HISTORY).lengths, recommender.vocabulary.target(test), recommender.popularity
-    )
+    parts = slices(batch.column(HISTORY).lengths, target, popularity)
     name, answer = list(found.items())[-1]
     best_member = next(iter(seconds)) if len(seconds) == 1 else None
     if choice is not None and choice.ranks:

@@ -104,6 +104,8 @@ def training_data(features: Features, task: Task, examples: Examples) -> Trainin
     """Examples with their features as of each row's time, weighted alike."""
     rows = {**examples.keys, "time": examples.time}
     batch = features.history(task.service, rows, task.context, labelled=True)
+    if task.target.kind == "ranking":
+        batch = features.described(batch)
     return TrainingData(batch, examples.target, np.ones(len(examples)), examples.time, task.target)
 
 

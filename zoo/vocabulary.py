@@ -23,7 +23,7 @@ ITEMS = "item_id"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Dictionary name -> the log codes kept, int32, sorted; the code at position i becomes i + 2."""
+    """Dictionary name -> the log codes kept, int32; the code at position i becomes i + 2. Those of training are sorted."""
 
     kept: Mapping[str, Array]
 
@@ -78,6 +78,34 @@ class Vocabulary:
         """int32, same shape: the inverse of ``codes`` for those below ``size``; 0 and 1 stay."""
         table: Array = np.concatenate([np.arange(FIRST, dtype=np.int32), self.kept.get(dictionary, np.zeros(0, np.int32))])
         return table[codes]
+
+    def extended(self, catalogue: Catalogue, items: Array) -> Vocabulary:
+        """These codes, and behind them the log's item codes ``items`` and whatever codes of their attributes are not among them."""
+        extra = {ITEMS: items.astype(np.int32)}
+        for column in catalogue.items.values():
+            if column.dictionary is not None:
+                used = np.unique(column.values[items])
+                before = extra.get(column.dictionary, np.zeros(0, np.int32))
+                extra[column.dictionary] = np.union1d(before, used[used >= FIRST]).astype(np.int32)
+        kept = dict(self.kept)
+        for name, codes in extra.items():
+            held = kept.get(name, np.zeros(0, np.int32))
+            kept[name] = np.concatenate([held, np.setdiff1d(codes, held)])
+        return Vocabulary(kept)
+
+    def narrowed(self, batch: FeatureBatch) -> FeatureBatch:
+        """A batch in the codes of an extended vocabulary, in this one's: what is behind these codes is UNKNOWN."""
+
+        def column(each: Column) -> Column:
+            if each.dictionary is None:
+                return each
+            return replace(each, values=np.where(each.values < self.size(each.dictionary), each.values, UNKNOWN).astype(np.int32))
+
+        blocks = {entity: {name: column(each) for name, each in block.items()} for entity, block in batch.blocks.items()}
+        names = {name: texts[: self.size(name)] for name, texts in batch.catalogue.names.items()}
+        codes = np.arange(self.size(ITEMS))
+        items = {name: column(each.take(codes)) for name, each in batch.catalogue.items.items()}
+        return replace(batch, blocks=blocks, catalogue=Catalogue(names, items))
 
     def save(self) -> Artefact:
         names = sorted(self.kept)

@@ -539,6 +539,11 @@ class LogView:
         """What the codes of these dictionaries mean, with the item table. The same object for the same version and dictionaries."""
         return self._keep(("catalogue", dictionaries), lambda: self._catalogue(dictionaries))
 
+    def item_dictionaries(self) -> frozenset[str]:
+        """Dictionaries of the item table's columns, which put all of the table into a catalogue."""
+        items = self.block("items") if "items" in self.tables() else {}
+        return frozenset(column.dictionary for column in items.values() if column.dictionary is not None)
+
     def _catalogue(self, dictionaries: frozenset[str]) -> Catalogue:
         wanted = {d: self.names(d) for d in sorted({*dictionaries, "item_id"})}
         codes = np.arange(len(wanted["item_id"]))
