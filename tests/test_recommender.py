@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from zoo.candidates import ItemCounts
 from zoo.errors import ArtefactError, UsageError
 from zoo.evaluation.ranking import of_rows
 from zoo.fitting import Member, PluginSource
-from zoo.plugin import UNKNOWN, Artefact, TrainingData
-from zoo.recommender import Recommender, Stage, fit_recommender
+from zoo.plugin import UNKNOWN, Array, Artefact, Catalogue, FeatureBatch, TrainingData
+from zoo.recommender import Recommender, Stage, fit_recommender, ranked
 from zoo.reranking import rank_average
 from zoo.testing import Echo, Follower, toy
 from zoo.vocabulary import Vocabulary
@@ -127,6 +128,72 @@ def test_popularity_counts_histories_and_targets(data: TrainingData) -> None:
     for code in range(2, len(counts)):
         assert counts[code] == (values == log[code]).sum() + (data.target == log[code]).sum()
     assert counts[:2].tolist() == [0, 0]
+
+
+@dataclass(frozen=True)
+class FittedByName:
+    """Scores an item by the length of its title: it needs no training, and says nothing of items without one."""
+
+    def scorable(self, catalogue: Catalogue) -> Array:
+        return np.array([len(name) > 1 for name in catalogue.names["item_id"]])
+
+    def score_items(self, batch: FeatureBatch, items: Array | None = None) -> Array:
+        lengths = np.array([len(name) for name in batch.catalogue.names["item_id"]], np.float32)
+        # what a history holds of items that training did not see is told apart from what is unknown
+        past = batch.column("items")
+        fresh = np.bincount(np.repeat(np.arange(len(batch)), past.lengths), past.values >= 30, minlength=len(batch))
+        scores: Array = (lengths + 100 * fresh[:, None].astype(np.float32)).astype(np.float32)
+        return scores if items is None else scores[:, items]
+
+    def predict(self, batch: FeatureBatch) -> Array:
+        return self.score_items(batch)
+
+    def save(self) -> Artefact:
+        return Artefact()
+
+
+class ByName(Follower):
+    def __init__(self) -> None:
+        super().__init__("by_name")
+
+    def fit(self, data: TrainingData, **how: Any) -> FittedByName:  # type: ignore[override]
+        return FittedByName()
+
+    def load(self, artefact: Artefact) -> FittedByName:  # type: ignore[override]
+        return FittedByName()
+
+
+def test_items_that_training_did_not_hold_are_listed_where_a_member_scores_them(data: TrainingData) -> None:
+    cold = [9, 20]
+    column = data.batch.stored("items")[1]
+    kept = replace(column, values=np.where(np.isin(column.values, cold), UNKNOWN, column.values).astype(np.int32))
+    blocks = {"user": {"items": kept}}
+    catalogue = data.batch.catalogue
+    names = {**catalogue.names, "item_id": catalogue.names["item_id"].copy()}
+    names["item_id"][20], names["item_id"][9] = "", "the longest of all the titles"
+    batch = replace(data.batch, catalogue=replace(catalogue, names=names)).select(["items"])
+    target = np.where(np.isin(data.target, cold), 0.0, data.target)
+    training = replace(data, batch=replace(batch, blocks=blocks), target=target)
+    source = PluginSource(extra=(Follower(), ByName()))
+    both = fit_recommender([Member("by_name", "by_name"), Member("follower", "follower")], training, source=source)
+    seen = both.seen(batch)
+    assert seen.catalogue.size("item_id") == both.vocabulary.size("item_id") + 1
+    by_name, follower = (both.scores_of(member, seen) for member in both.members)
+    known = follower[:, 2:-1]
+    assert (follower[:, -1] < known.min(axis=1)).all()
+    past = batch.column("items")
+    met = np.bincount(np.repeat(np.arange(len(batch)), past.lengths), past.values == 9, minlength=len(batch)) > 0
+    assert ((by_name[:, 2] >= 100) == met).all()
+    lists = both.lists(batch, 30, exclude_seen=False)
+    assert set(lists.items[~lists.cold][:, 0].tolist()) <= set(range(2, 32)) - {20}
+    assert (lists.items[~lists.cold] == 9).any(axis=1).all()
+    assert (lists.items != 20).all()
+    alone = fit_recommender([Member("by_name", "by_name")], training, source=source)
+    asked = replace(data, batch=batch, target=np.full(len(data), 9.0))
+    assert (alone.rankings(asked, exclude_seen=False)["by_name"].rank == 1).all()
+    record, ranks = ranked(both, asked, None, np.arange(len(asked)), exclude_seen=False)
+    assert record["slices"]["cold items"]["rows"] == len(asked)
+    assert (ranks["by_name"] == 1).all()
 
 
 def test_what_is_stored_answers_the_same(both: Recommender) -> None:

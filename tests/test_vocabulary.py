@@ -110,6 +110,30 @@ def test_save_and_load_answer_the_same():
     assert np.array_equal(loaded.apply(raw).column("items").values, vocabulary.apply(raw).column("items").values)
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 11), max_size=6), min_size=1, max_size=4), st.sets(st.integers(2, 11)))
+def test_items_behind_those_of_training_are_told_apart_and_taken_back_to_unknown(histories, more):
+    vocabulary = Vocabulary.fit(batch_of([[7, 4], [11]]))
+    more = np.array(sorted(more - {4, 7, 11}), np.int64)
+    wide = vocabulary.extended(CATALOGUE, more)
+    assert wide.kept["item_id"].tolist() == [4, 7, 11, *more.tolist()]
+    rows = batch_of(histories)
+    seen = wide.apply(rows)
+    names = seen.catalogue.names["item_id"]
+    expected = ["" if c == 0 else f"item {c}" if c in wide.kept["item_id"] else "?" for h in histories for c in h]
+    assert names[seen.column("items").values].tolist() == expected
+    whose = CATALOGUE.items["category"].values[more]
+    found = seen.catalogue.names["items.category"][seen.catalogue.items["category"].values[5:]]
+    assert found.tolist() == CATALOGUE.names["items.category"][whose].tolist()
+    narrow, plain = vocabulary.narrowed(seen), vocabulary.apply(rows)
+    for name in plain.names:
+        np.testing.assert_array_equal(narrow.column(name).values, plain.column(name).values)
+    for name, texts in plain.catalogue.names.items():
+        assert narrow.catalogue.names[name].tolist() == texts.tolist()
+    for name, column in plain.catalogue.items.items():
+        np.testing.assert_array_equal(narrow.catalogue.items[name].values, column.values)
+
+
 def test_the_batch_is_left_as_it_was():
     batch = batch_of([[7, 4]])
     Vocabulary.fit(batch).apply(batch)

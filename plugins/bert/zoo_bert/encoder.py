@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from torch import Tensor, nn
 
 from zoo.plugin import Array, Artefact, PluginError
 from zoo_bert import tiny
+
+if TYPE_CHECKING:
+    from zoo_bert.params import BertParams
 
 BLOCK = 128
 """Tokens that run together, padding included: enough to keep one core busy, few enough that one new phrase costs little."""
@@ -119,6 +122,20 @@ def restore(artefact: Artefact, digest: str) -> Encoder:
         model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
     frozen_layers = config.num_hidden_layers if layers is None else len(layers)
     return Encoder(model, (), _tokenizer(artefact.texts[TOKENIZER]), model.config, digest, frozen_layers)
+
+
+def found(artefact: Artefact, params: BertParams, digest: str, trained_layers: int) -> Encoder:
+    """A fitted model's encoder: from its artefact where it is there, else the one of that name, which must be the same."""
+    if params.embed_encoder:
+        return restore(artefact, digest)
+    encoder = load(params.model_name_or_path, trained_layers)
+    if encoder.digest != digest:
+        raise PluginError(
+            f"the encoder {params.model_name_or_path!r} is not the one that this model was trained on (sha256 "
+            f"{encoder.digest[:12]}, expected {digest[:12]}); put that one back, or train again, with "
+            "embed_encoder=true if the artefact must stand alone"
+        )
+    return encoder
 
 
 def find(name: str) -> Path | None:

@@ -8,12 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.plugin import Array, Artefact, FeatureBatch, ModelSpec, PluginError, Progress, Target, TrainingData
+from zoo.plugin import (
+    NO_CHECKPOINT,
+    Array,
+    Artefact,
+    Checkpoint,
+    FeatureBatch,
+    ModelSpec,
+    PluginError,
+    Progress,
+    Target,
+    TrainingData,
+)
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from zoo_bert.inputs import Reader
+    from zoo_bert.itemtext import FittedItemText
     from zoo_bert.network import Network
     from zoo_bert.params import BertParams
 
@@ -85,18 +97,36 @@ class Bert:
         return ModelSpec(
             name="bert",
             params=_params,
-            targets=frozenset({"binary", "multiclass", "value"}),
-            summary="a pretrained text encoder fine-tuned on recent behaviour in words",
+            targets=frozenset({"binary", "multiclass", "value", "ranking"}),
+            summary="a pretrained text encoder fine-tuned on recent behaviour in words, or on item texts",
+            resumes=True,
         )
 
     def tiny(self) -> BertParams:
-        from zoo_bert.params import BertParams
+        from zoo_bert.params import BertParams, TextRanking
 
+        ranking = TextRanking(
+            width=16, hidden=32, fades=2, told=1.0, max_length=24, epochs=10, tokens=400, learning_rate=2e-2, dropout=0.0
+        )
         return BertParams(
-            model_name_or_path="tiny-random", hidden=16, epochs=6, batch_size=32, learning_rate=1e-2, encoder_learning_rate=2e-3
+            model_name_or_path="tiny-random",
+            hidden=16,
+            epochs=6,
+            batch_size=32,
+            learning_rate=1e-2,
+            encoder_learning_rate=2e-3,
+            ranking=ranking,
         )
 
-    def fit(self, data: TrainingData, *, params: BaseModel, seed: int, progress: Progress) -> FittedBert:
+    def fit(
+        self,
+        data: TrainingData,
+        *,
+        params: BaseModel,
+        seed: int,
+        progress: Progress,
+        checkpoint: Checkpoint = NO_CHECKPOINT,
+    ) -> FittedBert | FittedItemText:
         """Raises PluginError for an encoder that is not to be had, a target that cannot be learned and a loss that diverges."""
         import torch
 
@@ -109,6 +139,10 @@ class Bert:
 
         chosen = BertParams.model_validate(params.model_dump())
         self._check(data)
+        if data.kind.kind == "ranking":
+            from zoo_bert import itemtext
+
+            return itemtext.fit(data, chosen, seed, progress, checkpoint)
         columns = Columns.choose(data.batch, chosen)
         if chosen.trained_layers:
             data = data.take(spread(data.time, chosen.max_rows, np.random.default_rng(seed)))
@@ -137,7 +171,7 @@ class Bert:
         progress(1.0, "done")
         return FittedBert(reader, network, data.kind, mean, std)
 
-    def load(self, artefact: Artefact) -> FittedBert:
+    def load(self, artefact: Artefact) -> FittedBert | FittedItemText:
         """Raises PluginError where the encoder that the artefact refers to is missing or is another one."""
         import torch
 
@@ -147,19 +181,14 @@ class Bert:
         from zoo_bert.network import blank
         from zoo_bert.params import BertParams
 
+        if LAYOUT not in artefact.texts:
+            from zoo_bert import itemtext
+
+            return itemtext.load(artefact)
         stored: dict[str, Any] = json.loads(artefact.texts[LAYOUT])
         params = BertParams.model_validate(stored["params"])
         target = Target(stored["target"]["kind"], tuple(stored["target"]["classes"]))
-        if params.embed_encoder:
-            encoder = encoders.restore(artefact, stored["encoder"])
-        else:
-            encoder = encoders.load(params.model_name_or_path, params.trained_layers)
-            if encoder.digest != stored["encoder"]:
-                raise PluginError(
-                    f"the encoder {params.model_name_or_path!r} is not the one that this model was trained on (sha256 "
-                    f"{encoder.digest[:12]}, expected {stored['encoder'][:12]}); put that one back, or train again, with "
-                    "embed_encoder=true if the artefact must stand alone"
-                )
+        encoder = encoders.found(artefact, params, stored["encoder"], params.trained_layers)
         columns = Columns.from_json(stored["columns"])
         network = blank(encoder, params, longest(params), columns.width, target.width)
         network.load_state_dict({name: torch.tensor(array) for name, array in artefact.part("network").arrays.items()})

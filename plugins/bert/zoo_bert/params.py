@@ -6,6 +6,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from zoo.nextitem.params import NextItemParams
+
 
 class Gap(BaseModel):
     """How a time ago is said: ages under ``below`` days read ``say``, where ``{n}`` is the number of whole ``unit`` days."""
@@ -61,6 +63,28 @@ class Words(BaseModel):
         return self
 
 
+class TextRanking(NextItemParams):
+    """Items ranked by what the item table says of them, so that one which training did not see is ranked by its title."""
+
+    mode: Literal["text"] = "text"
+    item_columns: tuple[str, ...] = Field(
+        ("*",), description="Columns of the item table that are read, by pattern; the title first."
+    )
+    hidden: int = Field(256, ge=1, description="Width of the layer that reads the means of a history.")
+    fades: int = Field(
+        4, ge=1, description="Means of a history; to begin with an item counts half in them every 1, 4, 16, ... items."
+    )
+    told: float = Field(0.25, gt=0, le=1, description="Share of the events that are learnt from in a pass, drawn anew each time.")
+
+    width: int = Field(128, ge=1)
+    epochs: int = Field(12, ge=1)
+    patience: int = Field(3, ge=1)
+    embedding_dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+
+
 class BertParams(BaseModel):
     """Defaults fit 27,000 rows of a grocery's churn in under a minute on one core.
 
@@ -76,6 +100,7 @@ class BertParams(BaseModel):
     names_per_day: distinct names said for one day and event type; the others are counted.
     max_rows: with trained layers, at most this many rows are fitted on, drawn evenly over time (0: all).
     embed_encoder: keep the frozen weights and the tokenizer in the artefact, instead of a reference and a digest.
+    ranking: how a ``ranking`` target is learnt; it takes none of the other parameters but the encoder's.
     cache_mb: memory for states of the frozen layers, and the size up to which the folder ``ZOO_CACHE`` is filled with them, if set.
     """
 
@@ -106,4 +131,5 @@ class BertParams(BaseModel):
     hidden: int = Field(64, ge=1)
     held_out: float = Field(0.15, ge=0, le=0.5)
     embed_encoder: bool = False
+    ranking: TextRanking = TextRanking()
     cache_mb: int = Field(512, ge=1)

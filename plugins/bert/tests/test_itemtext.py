@@ -1,0 +1,147 @@
+"""Items ranked by what the item table says of them: unseen ones too, read once, in any language the encoder reads."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from zoo_bert import Bert, encoder
+from zoo_bert.itemtext import FittedItemText, item_texts
+from zoo_bert.params import BertParams
+
+from zoo.fitting import Member, PluginSource
+from zoo.plugin import UNKNOWN, Catalogue, Column, FeatureBatch, PluginError, ScoresUnseen, Target, TrainingData
+from zoo.recommender import fit_recommender
+from zoo.testing import Follower, toy
+
+TINY: Any = Bert().tiny().model_dump()
+
+
+def shop(words: list[str], kinds: int, users: int = 150, hidden: tuple[int, ...] = ()) -> TrainingData:
+    """Items titled in ``kinds`` kinds of equal size; a user takes items of one kind only. hidden: codes that nobody takes."""
+    draw = np.random.default_rng(0)
+    codes = np.arange(2, 2 + len(words))
+    each = len(words) // kinds
+    kept = [np.setdiff1d(codes[kind * each : (kind + 1) * each], hidden) for kind in range(kinds)]
+    rows = [draw.permutation(kept[user % kinds])[:4] for user in range(users)]
+    offsets = np.arange(0, 3 * users + 1, 3)
+    items = Column(np.concatenate([row[:3] for row in rows]).astype(np.int32), offsets, "item_id")
+    title = Column(np.array([0, 1, *codes], np.int32), dictionary="items.title")
+    names = np.array(["", "unknown", *words], object)
+    catalogue = Catalogue({"item_id": names, "items.title": names}, {"price": Column(np.ones(len(names))), "title": title})
+    times = np.arange(users)
+    batch = FeatureBatch({"user": {"items": items}}, {"user": times.astype(np.int32)}, times, times - 1, catalogue)
+    return TrainingData(batch, np.array([row[3] for row in rows], float), np.ones(users), times, Target("ranking"))
+
+
+def fitted(data: TrainingData, ranking: dict[str, Any] | None = None, **changes: Any) -> FittedItemText:
+    params = BertParams.model_validate(TINY | changes | {"ranking": TINY["ranking"] | (ranking or {})})
+    model = Bert().fit(data, params=params, seed=0, progress=lambda _done, _text: None)
+    assert isinstance(model, FittedItemText)
+    assert isinstance(model, ScoresUnseen)
+    return model
+
+
+ENGLISH = [f"{kind} {size}" for kind in ("milk", "tyres", "zoo") for size in ("one", "two", "six", "ten", "few", "all")]
+
+
+def test_an_item_that_training_did_not_see_is_ranked_by_its_title() -> None:
+    cold = (7, 13, 19)  # the last of each kind
+    training = shop(ENGLISH, 3, hidden=cold)
+    source = PluginSource(extra=(Follower(),))
+    members = [Member("bert", "bert", TINY), Member("follower", "follower")]
+    recommender = fit_recommender(members, training, source=source)
+    asked = replace(shop(ENGLISH, 3, users=30, hidden=cold), target=np.array([cold[user % 3] for user in range(30)], float))
+    found = recommender.rankings(asked, exclude_seen=False)
+    among_cold = recommender.scores_of(recommender.members[0], recommender.seen(asked.batch))[:, -3:]
+    assert (among_cold.argmax(axis=1) == np.arange(30) % 3).mean() > 0.9
+    assert (found["bert"].rank <= 6).mean() > 0.9
+    assert (found["follower"].rank > 12).all()
+    lists = recommender.lists(asked.batch, 15, exclude_seen=False)
+    assert np.isin(cold, lists.items).all()
+
+
+def test_texts_are_the_title_first_and_what_else_the_table_says() -> None:
+    names = np.array(["", "unknown", "Toy Story", "Heat"], object)
+    categories = np.array(["", "unknown", "Animation|Comedy"], object)
+    table = {
+        "category": Column(np.array([0, 1, 2, 1], np.int32), dictionary="items.category"),
+        "year": Column(np.array([0.0, 0, 1995, 1995])),
+        "title": Column(np.array([0, 1, 2, 3], np.int32), dictionary="items.title"),
+        "note": Column(np.array([None, None, "  a   classic ", None], object)),
+    }
+    catalogue = Catalogue({"item_id": names, "items.title": names, "items.category": categories}, table)
+    assert item_texts(catalogue, ("*",)) == ["", "", "Toy Story. Animation, Comedy. a classic", "Heat"]
+    assert item_texts(catalogue, ("title",)) == ["", "", "Toy Story", "Heat"]
+    with pytest.raises(PluginError, match=r"no column of text that matches item_columns=\['year'\]; it has: category, year"):
+        item_texts(catalogue, ("year",))
+
+
+def test_known_texts_are_not_read_again_and_changed_ones_are(tmp_path: Path) -> None:
+    folder = tmp_path / "bert"
+    tiny = encoder.load("tiny-random", 0)
+    with encoder.quiet():
+        tiny.frozen.save_pretrained(folder)
+    tiny.tokenizer.save(str(folder / "tokenizer.json"))
+    data = shop(ENGLISH, 3)
+    model = fitted(data, model_name_or_path=str(folder))
+    loaded = Bert().load(model.save())
+    assert isinstance(loaded, FittedItemText)
+    shutil.rmtree(folder)
+    states = loaded.vectors.states
+    np.testing.assert_array_equal(loaded.score_items(data.batch), model.score_items(data.batch))
+    assert states._held == 0
+    renamed = data.batch.catalogue.names["items.title"].copy()
+    renamed[4] = "zoo seven"
+    catalogue = replace(data.batch.catalogue, names={**data.batch.catalogue.names, "items.title": renamed})
+    before, after = loaded.item_vectors(data.batch.catalogue), loaded.item_vectors(catalogue)
+    assert states._held == tiny.size * 2  # one text, in float16
+    assert np.flatnonzero((before != after).any(axis=1)).tolist() == [4]
+
+
+def test_codes_behind_those_of_training_are_read_in_histories_too() -> None:
+    data = shop(ENGLISH, 3)
+    small = shop(ENGLISH[:12], 2)
+    model = fitted(small)
+    scores = model.score_items(data.batch)
+    assert scores.shape == (150, 20)
+    last = np.array([2])
+    assert data.batch.column("items").take(last).values.min() >= 14
+    zoo = scores[2::3]
+    assert (zoo[:, 14:].mean(axis=1) != scores[0::3][:50, 14:].mean(axis=1)).any()
+    some = np.array([19, 3], np.int32)
+    np.testing.assert_allclose(model.score_items(data.batch, some), scores[:, some], rtol=1e-5)
+    assert model.scorable(data.batch.catalogue).tolist() == [False, False, *[True] * 18]
+
+
+def test_chinese_titles_are_read_character_by_character(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    characters = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"牛奶面包茶大小鲜红绿白"]
+    folder = tmp_path / "bert"
+    with encoder.quiet():
+        BertTokenizer(vocab={text: i for i, text in enumerate(characters)}).save_pretrained(folder)
+        config = BertConfig(
+            vocab_size=len(characters), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+        )
+        BertModel(config).save_pretrained(folder)
+    words = [f"{size}{kind}" for kind in ("牛奶", "面包", "红茶") for size in "大小鲜绿白"]
+    cold = (6, 11, 16)
+    training = shop(words, 3, hidden=cold)
+    model = fitted(training, model_name_or_path=str(folder))
+    tokens = model.vectors.states.encoder.tokenizer.encode("鲜牛奶").tokens
+    assert tokens == ["[CLS]", "鲜", "牛", "奶", "[SEP]"]
+    scores = model.score_items(training.batch)[:, cold]
+    assert (scores.argmax(axis=1) == np.arange(150) % 3).mean() > 0.9
+
+
+def test_without_an_item_table_the_remedy_is_said() -> None:
+    data = toy(40, 0, "ranking")
+    bare = replace(data, batch=replace(data.batch, catalogue=replace(data.batch.catalogue, items={})))
+    with pytest.raises(PluginError, match="Bring an item table with titles"):
+        fitted(bare)
+    assert data.batch.catalogue.names["item_id"][UNKNOWN] == "?"
