@@ -14,16 +14,16 @@ class Proxy:
     """Passes connections on to a server.
 
     cut: the number of bytes of the coming replies after which their connection is reset, None for none. cuts: how many resets are left.
-    flowing: while it is not set, replies are held back.
+    flowing: while it is not set, replies are held back. port: where it listens; 0 for any that is free.
     """
 
-    def __init__(self, server: tuple[str, int]) -> None:
+    def __init__(self, server: tuple[str, int], port: int = 0) -> None:
         self.server = server
         self.cut: int | None = None
         self.cuts = 0
         self.flowing = threading.Event()
         self.flowing.set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.port = int(self._listener.getsockname()[1])
         self._open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()

@@ -20,10 +20,10 @@ CASES = ROOT / ".peers" / "logs"
 SEED = 0
 
 
-def write_repository(folder: Path, log: Path, store: str = "sqlite", url: str = "") -> None:
-    """A repository of ``features_repo.py`` over a log."""
+def write_repository(folder: Path, log: Path, store: str = "sqlite", url: str = "", views: str = "features_repo") -> None:
+    """A repository of the definitions in ``views`` over a log."""
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(HERE / "features_repo.py", folder / "features.py")
+    shutil.copy(HERE / f"{views}.py", folder / "features.py")
     online = (
         f"  type: zoo.stores.RedisEventOnlineStore\n  connection_string: {url}\n"
         if store == "redis"

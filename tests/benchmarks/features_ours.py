@@ -1,7 +1,8 @@
 """Our side of ``make bench-features``, one measurement a process: ``python features_ours.py CASE WHAT [ROWS RUNS]``.
 
 CASE is a folder that ``features_cases`` made. WHAT: ``lists`` or ``windows`` (history), ``ingest`` (files to log to index),
-``sqlite`` or ``redis`` (materialize). Prints one JSON line; history also writes its answers to CASE/ours-WHAT.parquet.
+``sqlite`` or ``redis`` (materialize), ``newest`` (the peer's table for it). Prints one JSON line; history and materialize also write
+answers to CASE/ours-WHAT.parquet.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 from measured import measure, say
 
 VIEWS = {"lists": ("sequence", ("items", "values")), "windows": ("windows", None)}
+COMPARED = 1_000
+"""Users whose online answers are compared with the peer's."""
 
 
 def history(case: Path, what: str, rows: int, runs: int) -> dict[str, Any]:
@@ -57,21 +60,38 @@ def ingested(case: Path) -> dict[str, Any]:
 
 
 def materialized(case: Path, store: str, url: str) -> dict[str, Any]:
-    """Seconds to copy every user to an empty online store."""
+    """Seconds to copy every user to an empty online store, and afterwards the first users' answers, to CASE/ours-STORE.parquet.
+
+    ``newest`` in place of a store: only the peer's table, CASE/newest.parquet, every user's features at the log's end.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     from features_cases import write_repository
 
     from zoo.features import Features, apply
 
     repo = case / f"repo-{store}"
     shutil.rmtree(repo, ignore_errors=True)
-    write_repository(repo, case / "repo" / "log", store, url)
+    write_repository(repo, case / "repo" / "log", "redis" if store == "redis" else "sqlite", url, "materialize_repo")
     apply(repo)
     features = Features.open(repo)
-    for entity in ("user_id", "item_id"):
-        features.reader.view().partitions(entity)
+    view = features.reader.view()
+    view.partitions("user_id")  # the index is there before either store is filled
+    users = view.ids("user_id", np.arange(2, view.size("user_id")))
+    views = [features.store.get_feature_view(name) for name in ("sequence", "windows")]
+    references = [f"{v.name}:{f.name}" for v in views for f in v.features]
+    if store == "newest":
+        at = pa.array([features.reader.now()] * len(users), pa.timestamp("us", "UTC"))
+        rows = pa.table({"user_id": users, "event_timestamp": at}).to_pandas()
+        pq.write_table(features.store.get_historical_features(rows, references).to_arrow(), case / "newest.parquet")
+        return {"users": len(users)}
     started = time.perf_counter()
     copied = features.materialize()
-    return {"seconds": time.perf_counter() - started, "copied": copied}
+    seconds = time.perf_counter() - started
+    answer = features.store.get_online_features(references, [{"user_id": user} for user in users[:COMPARED]]).to_dict()
+    pq.write_table(pa.table(answer), case / f"ours-{store}.parquet")
+    return {"seconds": seconds, "copied": copied}
 
 
 if __name__ == "__main__":

@@ -28,14 +28,6 @@ def write_snapshots(case: Path) -> None:
             _write(case / f"{name}.parquet", rows, users, times, items, values, length)
 
 
-def write_newest(case: Path) -> int:
-    """``newest.parquet``: the last snapshot of each user; returns how many."""
-    users, times, items, values, length = _columns(case)
-    rows = np.flatnonzero(np.append(np.diff(users) != 0, True))
-    _write(case / "newest.parquet", rows, users, times, items, values, length)
-    return len(rows)
-
-
 def snapshot_bytes(case: Path) -> int:
     """Uncompressed Arrow bytes of a table of per-event snapshots: user, time, and two lists of 8-byte values with their offsets."""
     length = _columns(case)[-1]
