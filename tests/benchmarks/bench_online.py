@@ -52,20 +52,20 @@ offline_store:
   clock: log_end
 online_store:
   type: {store}
-  connection_string: "{where},db={db}"
 """
 OURS = "zoo.stores.RedisEventOnlineStore"
 
 
 def repository(root: Path, where: str, project: str, store: str, db: int, more: str = "") -> Path:
-    """A repository over the copied log, its definitions applied."""
+    """A repository over the copied log, its definitions applied. where: the Redis server; empty for a file of SQLite's."""
     from zoo.features import apply
 
     root.mkdir(exist_ok=True)
     if not (root / "log").exists():
         shutil.copytree(LOG, root / "log")
+    place = f'  connection_string: "{where},db={db}"\n' if where else "  path: online.db\n"
     (root / "definitions.py").write_text(DEFINITIONS)
-    (root / "feature_store.yaml").write_text(SETTINGS.format(project=project, where=where, store=store, db=db) + more)
+    (root / "feature_store.yaml").write_text(SETTINGS.format(project=project, store=store) + place + more)
     apply(root)
     return root
 
