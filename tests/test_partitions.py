@@ -99,9 +99,10 @@ def test_what_is_spilled_comes_back_sorted_by_partition(
         assert not (Path(folder) / "spill").exists() or not list((Path(folder) / "spill").iterdir())
 
 
-def small(partition: int, few: int, at_once: int, budget: int = 1 << 30) -> Any:
-    """Partitions, merges and overlays of a handful of events."""
+def small(partition: int, few: int, at_once: int, budget: int = 1 << 30, many: int = 1 << 30) -> Any:
+    """Partitions, merges and overlays of a handful of events, answered in another order where rows are more than ``many``."""
     sizes = {"build.PARTITION": partition, "view.FEW": few, "partitions.AT_ONCE": at_once, "partitions.BUDGET": budget}
+    sizes["partitions._MANY"] = many
     return [patch(f"zoo.events.{name}", value) for name, value in sizes.items()]
 
 
@@ -120,10 +121,11 @@ def fresh(features: Features) -> Features:
     few=st.sampled_from([0, 12, 1000]),
     at_once=st.sampled_from([1, 30, 1000]),
     budget=st.sampled_from([0, 1 << 30]),
+    many=st.sampled_from([0, 1 << 30]),
 )
 @settings(max_examples=8, deadline=None)
 def test_every_feature_is_as_if_all_events_had_been_indexed_at_once(
-    applied: Path, seed: int, pushes: list[int], partition: int, few: int, at_once: int, budget: int
+    applied: Path, seed: int, pushes: list[int], partition: int, few: int, at_once: int, budget: int, many: int
 ) -> None:
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as name:
@@ -131,7 +133,7 @@ def test_every_feature_is_as_if_all_events_had_been_indexed_at_once(
         log = shop.make_log(root)
         features = Features.open(root)
         rows = {**shop.keys(rng, 25), "time": shop.START + rng.integers(0, 70, 25) * shop.DAY}
-        patches = small(partition, few, at_once, budget)
+        patches = small(partition, few, at_once, budget, many)
         for one in patches:
             one.start()
         try:

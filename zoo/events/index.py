@@ -28,7 +28,7 @@ _FEW = 24
 """Rows that are searched one by one."""
 _SMALL = 1 << 16
 """Events of an index in which all rows are searched at once, entity and time as one number."""
-_ROWS = 1 << 14
+_ROWS = 1 << 15
 """Rows bisected together, so that what is in work stays in the processor's cache."""
 _CACHED = 1 << 22
 """Events whose times a cache may hold; beyond them rows are searched in the order of memory."""
@@ -72,8 +72,9 @@ def _bisect(time: Array, low: Array, high: Array, times: Array, right: bool) -> 
         np.empty(len(found), bool),
     )
     while step:
-        rows = np.flatnonzero(left >= step)
-        if 3 * len(rows) < len(found):  # few slices are so long: the others wait
+        long = left >= step
+        if 3 * np.count_nonzero(long) < len(found):  # few slices are so long: the others wait
+            rows = np.flatnonzero(long)
             ahead = found[rows] + (step - 1)
             hit = (ahead < high[rows]) & before(time.take(ahead, mode="clip"), times[rows])
             found[rows[hit]] += step
@@ -176,7 +177,9 @@ class Index:
             found += low
             return found.reshape(times.shape)
         found, time = np.empty(targets.shape, np.int64), np.asarray(self.time)  # looks at a mapped array cost more
-        order = self._nearby(low, high, targets[0]) if len(self) > _CACHED else None
+        order = None
+        if len(self) > _CACHED and not (low[1:] >= low[:-1]).all():
+            order = self._nearby(low, high, targets[0])
         for start in range(0, len(low), _ROWS):
             rows: Any = slice(start, start + _ROWS) if order is None else order[start : start + _ROWS]
             begin, end = low[rows], high[rows]

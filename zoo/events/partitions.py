@@ -19,6 +19,8 @@ from zoo.events.merging import joined, merged
 
 AT_ONCE = 2_000_000
 """Events of entities with newer ones that are put together in memory at a time."""
+_MANY = 20_000
+"""Rows from which on the order in which an index answers them matters."""
 BUDGET = max(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4, 1 << 28)
 """Bytes of what is derived from columns (running sums, filtered positions) that is kept for the next call: a quarter of the memory."""
 
@@ -117,10 +119,15 @@ class Partitions:
         assert self.overlay is not None
         return self.overlay.index(number - len(self.stored))
 
-    def route(self, codes: Array) -> list[Piece]:
-        """Which index answers which rows; together all of them."""
+    def route(self, codes: Array, times: Array | None = None) -> list[Piece]:
+        """Which index answers which rows; together all of them.
+
+        times: int64 (n,) of the rows. Where they are given and many, an index is given its rows in about the order of its events, so that
+        what is looked at for one row lies near what was for the last.
+        """
         count = len(self.stored)
-        if len(self) == 1 or not len(codes):
+        near = times if times is not None and len(codes) > _MANY else None
+        if (len(self) == 1 and near is None) or not len(codes):
             return [Piece(0, None, codes)]
         number = codes % count
         local = codes // count
@@ -130,14 +137,14 @@ class Partitions:
             late = numbers[known] >= 0
             number = np.where(late, numbers[known], number)
             local = np.where(late, locals_[known], local)
-        order = np.argsort(number.astype(np.uint16), kind="stable")
+        order = np.argsort(number.astype(np.uint16), kind="stable") if near is None else np.argsort(_place(number, local, near))
         counts = np.bincount(number, minlength=len(self))
         stops = np.cumsum(counts)
         pieces = [
             Piece(int(p), order[stops[p] - counts[p] : stops[p]], local[order[stops[p] - counts[p] : stops[p]]])
             for p in np.flatnonzero(counts)
         ]
-        return [Piece(pieces[0].number, None, local)] if len(pieces) == 1 else pieces
+        return [Piece(pieces[0].number, None, local)] if len(pieces) == 1 and near is None else pieces
 
     def evaluator(self, number: int) -> Evaluator:
         """Computes features over one index; what it derives is kept while all of them stay within ``BUDGET``."""
@@ -182,17 +189,32 @@ class Partitions:
                 yield self.overlay.index(number), np.concatenate([[0, 0], self.overlay.codes[start:stop]]).astype(np.int32)
 
 
+def _place(number: Array, local: Array, times: Array) -> Array:
+    """int64 (n,), ascending by index, then code, then time as finely as there is room for."""
+    first, last = int(times.min()), int(times.max())
+    entity = number.astype(np.int64) * (int(local.max()) + 1) + local
+    room = max(62 - int(entity.max()).bit_length(), 0)
+    fine = max((last - first).bit_length() - room, 0)
+    entity <<= min(room, (last - first).bit_length())
+    entity |= (times - first) >> fine
+    return entity
+
+
 def scattered(pieces: Sequence[tuple[Array, Mapping[str, Column]]], count: int) -> dict[str, Column]:
     """Columns of ``count`` rows from those of some rows each (int64 (k,), columns)."""
-    place = np.empty(count, np.int64)
-    place[np.concatenate([rows for rows, _ in pieces])] = np.arange(count)
-    out = {}
+    out, place = {}, np.empty(0, np.int64)
     for name, first in pieces[0][1].items():
         columns = [found[name] for _, found in pieces]
-        values = np.concatenate([column.values for column in columns])
         if first.offsets is None:
-            out[name] = Column(values[place], dictionary=first.dictionary)
+            whole = np.empty(count, np.result_type(*[column.values.dtype for column in columns]))
+            for (rows, _), column in zip(pieces, columns):
+                whole[rows] = column.values
+            out[name] = Column(whole, dictionary=first.dictionary)
             continue
+        if not len(place):
+            place = np.empty(count, np.int64)
+            place[np.concatenate([rows for rows, _ in pieces])] = np.arange(count)
+        values = np.concatenate([column.values for column in columns])
         lengths = np.concatenate([column.lengths for column in columns])
         taken, offsets = gather(values, (np.cumsum(lengths) - lengths)[place], lengths[place])
         out[name] = Column(taken, offsets, first.dictionary)

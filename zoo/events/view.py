@@ -23,7 +23,7 @@ from zoo.events.log import EventLog, Snapshot
 from zoo.events.merging import merged
 from zoo.events.pairs import evaluate_pairs, member_sets
 from zoo.events.partitions import Partitions, scattered
-from zoo.events.specs import Aggregation
+from zoo.events.specs import SEQUENCES, Aggregation
 
 T = TypeVar("T")
 
@@ -336,7 +336,9 @@ class LogView:
             return self._evaluate(aggregation, keys, times, evaluator)
         parts = self.partitions(first)
         found = []
-        for piece in parts.route(keys[first]):
+        # lists are better not put in order again
+        near = None if any(f.kind in SEQUENCES for f in aggregation.features) else times
+        for piece in parts.route(keys[first], near):
             if piece.rows is None:
                 return self._evaluate(aggregation, {**keys, first: piece.codes}, times, parts.evaluator(piece.number))
             own = {**{key: codes[piece.rows] for key, codes in keys.items()}, first: piece.codes}
