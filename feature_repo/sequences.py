@@ -10,6 +10,7 @@ from zoo.stores.source import schema_of
 BOUGHT = ("purchase",)
 LINES = 60
 VISITS = 60
+HISTORY = 1_000
 
 lines = Aggregation(
     ("user_id",),
@@ -28,6 +29,23 @@ user_sequence = FeatureView(
     source=EventSource(name="user_lines", aggregation=lines),
     schema=schema_of(lines, text=("items.category",)),
     description="The newest lines bought, aligned, oldest first",
+)
+
+history = Aggregation(
+    ("user_id",),
+    (
+        last_n("items", "item_id", HISTORY, where=BOUGHT),
+        last_n("event_types", "event_type", HISTORY, where=BOUGHT),
+        last_n("gaps", "gap", HISTORY, where=BOUGHT),
+        last_n("ages", "age", HISTORY, where=BOUGHT),
+    ),
+)
+user_history = FeatureView(
+    name="user_history",
+    entities=[household],
+    source=EventSource(name="user_history", aggregation=history),
+    schema=schema_of(history),
+    description="The lines bought, as long as histories are, aligned, oldest first",
 )
 
 visits = Aggregation(

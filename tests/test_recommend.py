@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import shop
+from test_service import running
 
 from zoo.cli.app import app
 from zoo.contract import Target
@@ -24,6 +25,7 @@ from zoo.predictor import Predictor
 from zoo.project import Project
 from zoo.recommender import Recommender
 from zoo.registry import Registry
+from zoo.service import app as api
 from zoo.stacking import Ensemble
 from zoo.training import Trained, train
 from zoo.vocabulary import Vocabulary
@@ -239,6 +241,47 @@ def test_a_model_answers_what_it_was_made_for(predictor: Predictor) -> None:
     predictor.warm()
 
 
+def test_over_http_the_lists_are_the_predictors(predictor: Predictor, features: Features) -> None:
+    stubborn = replace(predictor, ensemble=Ensemble((), predictor.ensemble.members[0], Vocabulary({}), Target()))
+    with running(api({"recommendation": predictor, "scores": stubborn}, features)) as client:
+
+        def ask(**body: Any) -> Any:
+            return client.post("/v1/recommend", json={"model": "recommendation", **body})
+
+        users = [3, STRANGER, 3]
+        where = {"category": shop.CATEGORIES[2]}
+        answers = ask(users=users, k=2, where=where, exclude_seen=False).raise_for_status().json()["answers"]
+        rows = iter(predictor.recommend(users, 2, where=where, exclude_seen=False).to_pylist())
+        assert [answer["user_id"] for answer in answers] == users
+        assert [answer["cold"] for answer in answers] == [False, True, False]
+        for answer in answers:
+            for place, item in enumerate(answer["items"], 1):
+                row = next(rows)
+                assert (answer["user_id"], place, item["item_id"]) == (row["user_id"], row["place"], row["item_id"])
+                assert item["title"] == row["title"]
+                assert item["score"] == pytest.approx(row["score"])
+                assert item["ranks"] == {name: row[f"rank:{name}"] for name in ("covisit", "popularity")}
+                assert answer["version"] == row["version"]
+        assert next(rows, None) is None
+        everything = ask(users=[1, 2], k=1_000).json()["answers"]
+        assert all(0 < len(answer["items"]) <= shop.ITEMS for answer in everything)
+        assert ask(users=[]).json() == {"answers": []}
+        for body, status, said in (
+            ({"users": [1], "k": 0}, 422, "k: Input should be greater than or equal to 1"),
+            ({"users": ["1"]}, 422, "user_id '1' is string"),
+            ({"users": [1], "where": {"colour": "red"}}, 422, "unknown column of the item table 'colour'"),
+            ({"users": [1], "model": "churn"}, 404, "choose one of: recommendation, scores"),
+            ({"users": [1], "model": "scores"}, 422, "ranks no items; ask it for scores"),
+            ({"users": [1], "at": "2024-03-01"}, 422, "has no offset"),
+        ):
+            answer = ask(**body)
+            assert (answer.status_code, said in answer.json()["error"]["message"]) == (status, True), answer.text
+        refused = client.post("/v1/predict", json={"model": "recommendation", "users": [1]})
+        assert (refused.status_code, refused.json()["error"]["type"]) == (422, "usage")
+        card = client.get("/v1/models").json()["models"][0]
+        assert card["metrics"]["ndcg@10"] >= 0
+
+
 def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     capfd.readouterr()
     with pytest.raises(SystemExit) as ended:
@@ -268,3 +311,4 @@ def test_the_command_line_trains_and_shows_rankings(root: Path, trained: Trained
     assert "NDCG@10" in out
     assert "covisit" in out
     assert "mean" in out
+    assert "validation rows" in out

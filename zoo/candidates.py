@@ -165,6 +165,13 @@ class Candidates:
         at, offsets = gather(np.arange(len(self.items)), self.offsets[:-1][rows], np.diff(self.offsets)[rows])
         return Candidates(offsets, self.items[at], replace(self.batch.take(at).compact(), group=offsets))
 
+    def keep(self, which: Array) -> Candidates:
+        """Those of a mask (c,), rows as they are."""
+        at = np.flatnonzero(which)
+        sizes = np.bincount(self.rows[at], minlength=len(self.offsets) - 1)
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        return Candidates(offsets, self.items[at], replace(self.batch.take(at).compact(), group=offsets))
+
 
 def _of_member(name: str, score: Array, rank: Array, offsets: Array) -> dict[str, Array]:
     some = np.flatnonzero(np.diff(offsets))

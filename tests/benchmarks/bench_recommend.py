@@ -38,22 +38,8 @@ PUBLISHED = {
 }
 """MovieLens 1M, by model: the row, the least HR@10 and NDCG@10, and the best NDCG@10 published for the same protocol."""
 
-SERVICE = """\"\"\"The whole history of a user, for recommendation.\"\"\"
-
-from entities import user
-from feast import FeatureService, FeatureView
-
-from zoo.events.specs import Aggregation, last_n
-from zoo.stores import EventSource
-from zoo.stores.source import schema_of
-
-WHOLE = 100_000
-history = Aggregation(("user_id",), ({columns}))
-view = FeatureView(
-    name="user_history", entities=[user], source=EventSource(name="user_history", aggregation=history), schema=schema_of(history)
-)
-recommendation = FeatureService(name="recommendation", features=[view])
-"""
+WHOLE = ("HISTORY = 1_000 ", "HISTORY = 100_000 ")
+"""In the definitions that ``zoo init`` writes: histories as long as they are."""
 
 
 @dataclass(frozen=True)
@@ -158,9 +144,8 @@ class Prepared:
             folder.mkdir(parents=True)
             options = dataset.events(folder)
             zoo("init", str(project), *options)
-            names = {"items": "item_id", "event_types": "event_type"} | ({"gaps": "gap", "ages": "age"} if dataset.timed else {})
-            columns = " ".join(f'last_n("{name}", "{column}", WHOLE),' for name, column in names.items())
-            (project / "recommendation.py").write_text(SERVICE.format(columns=columns), encoding="utf-8")
+            definitions = project / "sequences.py"
+            definitions.write_text(definitions.read_text(encoding="utf-8").replace(*WHOLE), encoding="utf-8")
             zoo("--repo", str(project), "apply")
             zoo("--repo", str(project), "ingest", options[1])
             (folder / "complete").touch()
@@ -196,8 +181,6 @@ def run(
     prepared: Prepared, model: str, params: Mapping[str, Any], part: str, seed: int = 0, again: bool = False
 ) -> dict[str, Any]:
     """Fit on the training rows, rank ``part``; the run that is kept where there is one. Ranks by row lie beside the project."""
-    from zoo.evaluation.ranking import slices, summary
-
     what = {"dataset": prepared.dataset.name, "model": model, "params": dict(params), "part": part, "seed": seed}
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
     folder = WORK / "quick" if QUICK else RUNS / prepared.dataset.name
@@ -209,19 +192,28 @@ def run(
     started = time.perf_counter()
     [ranking] = recommender.rankings(rows, exclude_seen=prepared.dataset.exclude_seen).values()
     scored = time.perf_counter() - started
+    return keep(prepared, path, ranks, {**what, "fit_seconds": fitted}, ranking, recommender, scored)
+
+
+def keep(
+    prepared: Prepared, path: Path, ranks: Path, what: Mapping[str, Any], ranking: Any, recommender: Any, scored: float
+) -> dict[str, Any]:
+    """What is said of a run, written to ``path``, its ranks to ``ranks``."""
+    from zoo.evaluation.ranking import slices, summary
+
+    rows = prepared.rows(what["part"])
     of = {"popularity": recommender.popularity}
     record: dict[str, Any] = {
         **what,
         "rows": len(rows),
         "items": ranking.items,
         "metrics": {name: vars(value) for name, value in summary(ranking, **of).items()},
-        "fit_seconds": fitted,
         "rank_seconds": scored,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "machine": machine(),
         "command": "make bench-recommend",
     }
-    if part == "test":
+    if what["part"] == "test":
         lengths, target = rows.batch.column("items").lengths, recommender.vocabulary.target(rows)
         record["slices"] = {
             name: {"rows": int(chosen.sum())} | {m: vars(v) for m, v in summary(ranking, rows=chosen, cutoffs=(10,)).items()}
@@ -232,8 +224,11 @@ def run(
     np.savez_compressed(ranks, rank=ranking.rank, top=ranking.top, items=ranking.items)
     path.write_text(json.dumps(plain(record), indent=1) + "\n", encoding="utf-8")
     shown = record["metrics"]
-    print(f"{prepared.dataset.name} {part} {model} {dict(params)}: HR@10 {shown['hr@10']['value']:.4f}, NDCG@10 ", end="")
-    print(f"{shown[METRIC]['value']:.4f}; fitted in {fitted:.1f} s, ranked in {scored:.1f} s", flush=True)
+    print(
+        f"{what['dataset']} {what['part']} {what['model']} {what['params']}: HR@10 {shown['hr@10']['value']:.4f}, NDCG@10 ",
+        end="",
+    )
+    print(f"{shown[METRIC]['value']:.4f}; fitted in {what['fit_seconds']:.1f} s, ranked in {scored:.1f} s", flush=True)
     return {**record, "ranks": str(ranks)}
 
 
@@ -276,8 +271,51 @@ def best(prepared: Prepared, model: str, again: bool) -> dict[str, Any]:
     return run(prepared, model, chosen["params"], "test", again=again)
 
 
-def compared(runs: list[dict[str, Any]]) -> list[Any]:
-    """Paired tests of every model with the best one, over users, with Holm's correction."""
+def stack(prepared: Prepared, runs: list[dict[str, Any]], again: bool) -> list[dict[str, Any]]:
+    """The test runs of the rank average and of the stack of these models, at their best settings; what is kept where there is.
+
+    The second stage is chosen and fitted on the validation rows; members are those fitted on the training rows, and stay as they are.
+    """
+    from dataclasses import replace
+
+    from zoo.evaluation.ranking import Ranking
+    from zoo.recommender import second_stage
+    from zoo.reranking import MEAN, STACK
+
+    exclude_seen = prepared.dataset.exclude_seen
+    what = {
+        "dataset": prepared.dataset.name,
+        "params": {each["model"]: each["params"] for each in runs},
+        "part": "test",
+        "seed": 0,
+    }
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+    folder = WORK / "quick" if QUICK else RUNS / prepared.dataset.name
+    kept = {
+        name: (folder / f"{name}-test-{key}.json", WORK / prepared.dataset.name / f"{name}-test-{key}.npz")
+        for name in (MEAN, STACK)
+    }
+    if all(path.exists() for pair in kept.values() for path in pair) and not again:
+        return [{**json.loads(path.read_text()), "ranks": str(ranks)} for path, ranks in kept.values()]
+    fitted = [fitted_member(prepared, each["model"], each["params"], each["seed"], again=False)[0] for each in runs]
+    members = replace(fitted[0], members=tuple(each.members[0] for each in fitted))
+    started = time.perf_counter()
+    recommender, choice = second_stage(members, prepared.rows("validation"), exclude_seen=exclude_seen)
+    seconds = time.perf_counter() - started
+    print(f"{prepared.dataset.name} second stage: {json.dumps(choice.record)}", flush=True)
+    started = time.perf_counter()
+    found: Mapping[str, Ranking] = recommender.rankings(prepared.rows("test"), exclude_seen=exclude_seen)
+    scored = time.perf_counter() - started
+    out = []
+    for name, (path, ranks) in kept.items():
+        ranking = found.get(name, found[MEAN])  # where the second stage is the rank average, there is no other stack
+        record = {**what, "model": name, "second_stage": dict(choice.record), "fit_seconds": seconds if name == STACK else 0.0}
+        out.append(keep(prepared, path, ranks, record, ranking, recommender, scored))
+    return out
+
+
+def compared(runs: list[dict[str, Any]], against: str | None = None) -> list[Any]:
+    """Paired tests of every model with the best one, or with the one named, over users, with Holm's correction."""
     from zoo.evaluation.ranking import Ranking, comparisons
 
     rankings = {}
@@ -285,24 +323,37 @@ def compared(runs: list[dict[str, Any]]) -> list[Any]:
         with np.load(each["ranks"]) as kept:
             rankings[each["model"]] = Ranking(kept["rank"], kept["top"], int(kept["items"]))
     leader = max(runs, key=lambda each: each["metrics"][METRIC]["value"])["model"]
-    return comparisons(rankings, metric=METRIC, against=leader)
+    return comparisons(rankings, metric=METRIC, against=against or leader)
 
 
 def figures(runs: list[dict[str, Any]]) -> list[Figure]:
-    """NDCG@10 of every model, HR@10 in words beside it; with the bound and the published best of its row where it has one."""
+    """NDCG@10 of every model, HR@10 in words beside it; with the bound and the published best of its row where it has one.
+
+    The stack is also measured by its best member on the validation rows, which it must beat with p < 0.01.
+    """
     out = []
     for each in sorted(runs, key=lambda r: r["metrics"][METRIC]["value"]):
         hit, value = each["metrics"]["hr@10"], each["metrics"][METRIC]
         bound: dict[str, Any] = {}
+        said = ""
+        if each["model"] == "stack":
+            before = {n: v for n, v in each["second_stage"]["ndcg@10"].items() if n in each["params"]}
+            rival = max(before, key=lambda name: before[name])
+            [test] = compared([r for r in runs if r["model"] in (rival, "stack")], against=rival)
+            better = test.value > 0 and test.p_value < 0.01
+            said = f", by {each['second_stage']['chosen']}; {test.value:+.4f} on {rival}, paired p = {test.p_value:.2g}"
         if each["dataset"] == "movielens_1m" and each["model"] in PUBLISHED:
             name, hr10, ndcg10, peer, peer_name = PUBLISHED[each["model"]]
+            must = f"HR@10 >= {hr10}, NDCG@10 >= {ndcg10}"
             reached = hit["value"] >= hr10 and value["value"] >= ndcg10
-            bound = {"id": name, "must": f"HR@10 >= {hr10}, NDCG@10 >= {ndcg10}", "reached": reached}
+            if each["model"] == "stack":
+                must, reached = f"{must}, better than its best member with p < 0.01", reached and better
+            bound = {"id": name, "must": must, "reached": reached}
             bound |= {"peer": peer, "peer_name": peer_name} if peer else {}
             bound |= {} if reached else {"why": "none of the settings tried on the validation rows gives more"}
         out.append(
             Figure(
-                what=f"{each['dataset']}: {each['model']}, NDCG@10 (HR@10 {hit['value']:.4f})",
+                what=f"{each['dataset']}: {each['model']}, NDCG@10 (HR@10 {hit['value']:.4f}{said})",
                 ours=value["value"],
                 unit="NDCG@10",
                 lower_is_better=False,
@@ -317,13 +368,16 @@ def figures(runs: list[dict[str, Any]]) -> list[Figure]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", choices=DATASETS, action="append")
-    parser.add_argument("--model", choices=GRIDS, action="append")
+    parser.add_argument("--model", choices=(*GRIDS, "stack"), action="append", help="stack: of the others named, or of all")
     parser.add_argument("--again", action="store_true")
     asked = parser.parse_args()
     shown = []
     for name in asked.dataset or DATASETS:
         prepared = Prepared.of(DATASETS[name])
-        runs = [best(prepared, model, asked.again) for model in asked.model or GRIDS]
+        chosen = [model for model in asked.model or GRIDS if model != "stack"] or list(GRIDS)
+        runs = [best(prepared, model, asked.again) for model in chosen]
+        if len(runs) > 1 and (asked.model is None or "stack" in asked.model):
+            runs += stack(prepared, runs, asked.again)
         shown += figures(runs)
         for each in compared(runs) if len(runs) > 1 else []:
             print(

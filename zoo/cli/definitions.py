@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 FEAST = {"int": "Int64", "string": "String", "int64": "Int64", "float64": "Float64", "bool": "Bool"}
 """A log's types by their names in Feast."""
+HISTORY = "1_000"
 STEPS = 60
 """Newest events, and visits, of a user that sequences hold."""
 
@@ -116,6 +117,14 @@ def _sequences(shape: Shape) -> str:
         *_aggregation("user_events", "user_id", [f'last_n("{name}", "{column}", EVENTS),' for name, column in columns.items()]),
         *_view(shape, "user_sequence", "user", "user_events", "A user's newest events, aligned, oldest first"),
     ]
+    if shape.next_item:
+        names = {"items": "item_id", "event_types": "event_type"} | ({"gaps": "gap", "ages": "age"} if shape.timed else {})
+        lines += [
+            "",
+            f"HISTORY = {HISTORY}  # newest events of a user that recommendations are learnt and made from",
+            *_aggregation("history", "user_id", [f'last_n("{name}", "{column}", HISTORY),' for name, column in names.items()]),
+            *_view(shape, "user_history", "user", "history", "A user's events, as long as histories are, aligned, oldest first"),
+        ]
     if shape.timed:
         visit = [
             *(
@@ -256,7 +265,8 @@ def _services(shape: Shape) -> str:
     ]
     items = [*(["item_activity", "item_sequence"] if shape.timed else []), *(["item_profile"] if shape.item_columns else [])]
     activity = sorted({"user_activity", *items} & {"user_activity", "item_activity"}, reverse=False)
-    sequences = sorted({*users, *items} & {"user_visits", "user_sequence", "item_sequence"})
+    history = ["user_history"] if shape.next_item else []
+    sequences = sorted({*users, *items, *history} & {"user_history", "user_visits", "user_sequence", "item_sequence"})
     profiles = sorted({*users, *items} & {"user_profile", "item_profile"})
     lines = [
         '"""One feature service a task."""',
@@ -268,6 +278,8 @@ def _services(shape: Shape) -> str:
         "",
         f'{shape.service} = FeatureService(name="{shape.service}", features=[{", ".join(users)}])',
     ]
+    if history:
+        lines.append('recommendation = FeatureService(name="recommendation", features=[user_history])')
     if items:
         lines.append(f'items = FeatureService(name="items", features=[{", ".join(items)}])')
     return _joined(lines)
@@ -300,10 +312,9 @@ def _toml(shape: Shape, ingest: IngestSettings) -> str:
             lines += ["", "[ingest.columns]  # the file's name = the log's"]
             lines += [f"{_text(theirs)} = {_text(ours)}" for theirs, ours in ingest.columns.items()]
     if shape.churn is None:
-        return _joined([*lines, "", f"# No [tasks.churn]: {shape.no_churn}."])
-    return _joined(
-        [
-            *lines,
+        lines += ["", f"# No [tasks.churn]: {shape.no_churn}."]
+    else:
+        lines += [
             "",
             f"# Of the users with a {_text(shape.churn.event_type)} in the last {shape.churn.active},",
             f"# who has none in the next {shape.churn.horizon}?",
@@ -314,7 +325,17 @@ def _toml(shape: Shape, ingest: IngestSettings) -> str:
             f'horizon = "{shape.churn.horizon}"',
             f'every = "{shape.churn.horizon}"  # how far apart the training cuts are',
         ]
-    )
+    if shape.next_item:
+        lines += [
+            "",
+            f"# Which item does a user take next, by a {_text(shape.next_item)}?",
+            "[tasks.recommendation]",
+            f"members = [{', '.join(map(_text, shape.ranking))}]",
+            f"event_type = {_text(shape.next_item)}",
+            'protocol = "leave_one_out"  # tested on every user\'s last one; time_cut with a test_start is stricter',
+            "exclude_seen = true  # false where people take the same item again",
+        ]
+    return _joined(lines)
 
 
 def _module(doc: str, lines: list[str], specs: Iterable[str]) -> str:

@@ -153,6 +153,7 @@ def _document(
         "churn": vars(decided.churn) if decided.churn else None,
         "no_churn": decided.no_churn or None,
         "members": decided.members,
+        "recommendation": {"event_type": decided.next_item, "members": decided.ranking} if decided.next_item else None,
         "left_out": {**left_out, **decided.left_out},
     }
 
@@ -163,9 +164,11 @@ def _next(directory: Path, events: Path, decided: Shape) -> list[str]:
 
     zoo = f"zoo --repo {quote(str(directory))}"
     steps = [f"{zoo} apply", f"{zoo} ingest {quote(str(events))}", f"{zoo} materialize"]
-    if not decided.churn:
-        return steps
-    return [*steps, f"{zoo} train churn", f"{zoo} promote churn@1", f"{zoo} predict churn --user ID"]
+    if decided.churn:
+        steps += [f"{zoo} train churn", f"{zoo} promote churn@1", f"{zoo} predict churn --user ID"]
+    if decided.next_item:
+        steps += [f"{zoo} train recommendation", f"{zoo} promote recommendation@1", f"{zoo} recommend --user ID"]
+    return steps
 
 
 def _report(console: Console, document: Mapping[str, Any], found: Survey, steps: list[str]) -> None:
@@ -202,6 +205,11 @@ def _report(console: Console, document: Mapping[str, Any], found: Survey, steps:
         )
     else:
         console.print(f"No churn task: {document['no_churn']}")
+    listed = document["recommendation"]
+    if listed:
+        console.print(
+            f"Task recommendation: which item comes next by a {listed['event_type']}; members {', '.join(listed['members'])}"
+        )
     console.print(f"Written to {document['repo']}: {', '.join(document['files'])}, and an empty event log in data/log. Next:")
     for step in steps:
         console.print(f"  {step}")

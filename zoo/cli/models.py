@@ -74,6 +74,14 @@ def train(
 
         shown = rankings if "comparisons" in trained.record else leaderboard
         console.print(shown(f"{task}: scores on the test rows", trained.record))
+        second = trained.record.get("second_stage")
+        if second:
+            console.print(
+                f"on {second['validation_rows']:,} validation rows {second['chosen']} was chosen, by NDCG@10: "
+                + ", ".join(f"{name} {value:.4f}" for name, value in second["ndcg@10"].items())
+            )
+        if trained.record.get("refit"):
+            console.print("members were then fitted again on all rows before the test")
         console.print(f"{trained.record.get('rows', 0):,} rows to train on, {trained.record.get('test_rows', 0):,} to test on")
         if trained.record.get("reused"):
             console.print(f"reused from an earlier run: {', '.join(map(str, trained.record['reused']))}")
@@ -107,7 +115,8 @@ def rankings(title: str, record: Mapping[str, Any]) -> Any:
     from zoo.cli.render import cell, table
 
     rows = []
-    for name, line in {**record["members"], **({"mean": record["mean"]} if record.get("mean") else {})}.items():
+    lines = {**record["members"], **{name: record[name] for name in ("mean", "stack") if record.get(name)}}
+    for name, line in lines.items():
         low, high = line["ndcg@10_interval"]
         seconds = line.get("seconds")
         interval, took = f"{cell(low)} to {cell(high)}", None if seconds is None else f"{seconds:.1f}"
@@ -232,7 +241,8 @@ def predict(
 def serve(
     ctx: typer.Context,
     models: Annotated[
-        list[str] | None, typer.Argument(help="Models to answer for. Default: every task's.", metavar="MODEL...")
+        list[str] | None,
+        typer.Argument(help="Models to answer for. Default: those of the tasks that have a champion.", metavar="MODEL..."),
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on; 0 for any free one.", min=0, max=65535)] = 8000,
@@ -240,19 +250,26 @@ def serve(
 ) -> None:
     """Answer predictions over HTTP.
 
-    POST /v1/predict and POST /v1/events, until Ctrl-C. The log on stderr says the address once it listens, --json prints it.
+    POST /v1/predict, POST /v1/recommend and POST /v1/events, until Ctrl-C. The log on stderr says the address once it listens, --json
+    prints it.
     """
     own = state(ctx)
     project = own.project
-    asked = tuple(models or project.tasks)
-    if not asked:
+    if not (models or project.tasks):
         raise UsageError(f"{project.root} has no task, so there is no model to answer; name one, as in: zoo serve churn@3")
+    asked = tuple(models or _answering(own))
     from zoo.service import serve
 
     def ready(url: str, versions: list[str]) -> None:
         own.document({"url": url, "models": versions})
 
     serve(project.root, asked, host, port, own.without, ready if as_json else None)
+
+
+def _answering(own: State) -> list[str]:
+    """Tasks that have a champion; all of them where none has, for the error that says what is missing."""
+    champions = {version.model for version in _versions(own) if "champion" in version.aliases}
+    return [task for task in own.project.tasks if task in champions] or list(own.project.tasks)
 
 
 def demo(

@@ -33,6 +33,10 @@ COUNTED = ("events", "visits", "visits_half", "days", "items", "categories", *SE
 """What is counted of a user's events, beside the event types."""
 
 
+RANKING = ("popularity", "covisit", "itemknn")
+"""Members of a recommendation, where they are installed: those that are fitted in seconds."""
+
+
 @dataclass(frozen=True)
 class Churn:
     """The settings of ``[tasks.churn]``."""
@@ -47,7 +51,8 @@ class Shape:
     """What the project's files say.
 
     types: a name for features -> the event type. bought: the event type of a purchase, if there is one. money: amounts that events
-    have. item_columns, user_columns: column -> its Feast type. left_out: what is not used -> why.
+    have. item_columns, user_columns: column -> its Feast type. members, ranking: models of churn and of a recommendation. next_item: the
+    event type that is recommended for, if any may be. left_out: what is not used -> why.
     """
 
     schema: LogSchema
@@ -62,6 +67,8 @@ class Shape:
     item_columns: Mapping[str, str]
     user_columns: Mapping[str, str]
     members: tuple[str, ...]
+    ranking: tuple[str, ...]
+    next_item: str | None
     left_out: Mapping[str, str]
 
     @property
@@ -89,6 +96,8 @@ def shape(found: Survey, items: pa.Table | None, users: pa.Table | None, plugins
         left_out[f"event column {name}"] = "kept in the log; no feature reads it until you declare one"
     bought = next((kind for name in PURCHASES for kind in kinds if kind.lower() == name), None)
     members = tuple(name for name, model in plugins.models.items() if _is_member(model.plugin.spec))
+    able = [name for name, model in plugins.models.items() if "ranking" in model.plugin.spec.targets]
+    ranking = tuple(name for name in RANKING if name in able) or tuple(able[:1])
     windows = tuple(w for w, seconds in LADDER.items() if seconds <= length / 2)[-5:] or ("1d",)
     taken = _feature_names(types, windows)
     churn, no_churn = _churn(schema, length, bought or kinds[0], members)
@@ -105,6 +114,8 @@ def shape(found: Survey, items: pa.Table | None, users: pa.Table | None, plugins
         item_columns=_columns("items", items, taken, left_out),
         user_columns=_columns("users", users, taken, left_out),
         members=members,
+        ranking=ranking,
+        next_item=(bought or kinds[0]) if ranking and found.items > 1 else None,
         left_out=left_out,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,6 +18,8 @@ from zoo.service.messages import (
     Models,
     Predictions,
     PredictRequest,
+    Recommendations,
+    RecommendRequest,
     Report,
     Status,
 )
@@ -61,16 +63,28 @@ def app(predictors: Mapping[str, Predictor], features: Features, *, hosts: Colle
         """The models that this server answers for, and what they were made from."""
         return Json({"models": [_card(name, predictor) for name, predictor in predictors.items()]})
 
+    def known(model: str) -> Predictor:
+        if model not in predictors:
+            raise UnknownModelError(choices("model", model, predictors))
+        return predictors[model]
+
     @api.post("/v1/predict", response_model=Predictions, responses={404: {"model": ErrorBody}, **MISTAKES}, tags=["models"])
     def predict(request: PredictRequest) -> Json:
         """Predict for every row, in order."""
-        if request.model not in predictors:
-            raise UnknownModelError(choices("model", request.model, predictors))
-        predictor = predictors[request.model]
+        predictor = known(request.model)
         if request.rows is not None:
             _only_known(predictor, request.rows)
         table = predictor.predict(request.rows, users=request.users, at=request.instant())
         return Json({"answers": [_answer(predictor, row) for row in table.to_pylist()]})
+
+    @api.post("/v1/recommend", response_model=Recommendations, responses={404: {"model": ErrorBody}, **MISTAKES}, tags=["models"])
+    def recommend(request: RecommendRequest) -> Json:
+        """List the items that each user takes next, most likely first."""
+        predictor = known(request.model)
+        table = predictor.recommend(
+            request.users, request.k, exclude_seen=request.exclude_seen, where=request.where or None, at=request.instant()
+        )
+        return Json({"answers": _lists(predictor, request.users, table.to_pylist())})
 
     @api.post("/v1/events", response_model=Report, responses=MISTAKES, tags=["events"])
     def events(request: EventsRequest) -> Json:
@@ -109,6 +123,28 @@ def _answer(predictor: Predictor, row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _lists(predictor: Predictor, users: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One list a user, of rows that stand in the order of the users; one without rows is empty."""
+    out, at = [], 0
+    for user in users:
+        begin = at
+        while at < len(rows) and rows[at]["user_id"] == user and rows[at]["place"] == at - begin + 1:
+            at += 1
+        items = [
+            {
+                "item_id": row["item_id"],
+                "title": row["title"],
+                "score": row["score"],
+                "ranks": {name: row[f"rank:{name}"] for name in predictor.members},
+            }
+            for row in rows[begin:at]
+        ]
+        first = rows[begin] if at > begin else {}
+        facts = {name: first.get(name) for name in ("cold", "newest_event_age")}
+        out.append({"user_id": user, "items": items, **facts, "version": predictor.version.reference})
+    return out
+
+
 def _card(name: str, predictor: Predictor) -> dict[str, Any]:
     version = predictor.version
     card = ModelCard(
@@ -120,7 +156,7 @@ def _card(name: str, predictor: Predictor) -> dict[str, Any]:
         members=list(predictor.members),
         outputs=list(predictor.outputs),
         created=version.created,
-        metrics=dict(version.metrics.get("stack", {})),
+        metrics=dict(version.metrics.get("stack") or version.metrics.get("mean") or {}),
         lineage={"service": predictor.service, **{key: version.lineage.get(key) for key in LINEAGE}},
     )
     return card.model_dump(mode="json")

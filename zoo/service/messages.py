@@ -48,6 +48,26 @@ class Request(BaseModel):
         return value
 
 
+AT = Field(
+    None,
+    description="ISO 8601 instant with an offset; features are built from events before it. Default: the repository's clock.",
+    json_schema_extra={"format": "date-time"},
+)
+
+
+def read_instant(text: str | None) -> datetime | None:
+    """An aware datetime. Raises ValueError where the text is none."""
+    if text is None:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"cannot read at {text!r}; expected ISO 8601 such as 2017-12-01T00:00:00Z") from None
+    if found.tzinfo is None:
+        raise ValueError(f"at {text!r} has no offset; expected an instant such as 2017-12-01T00:00:00Z")
+    return found
+
+
 class PredictRequest(Request):
     """Whom to predict for: ``rows`` of key and context columns, or ``users`` for tasks whose only key is ``user_id``."""
 
@@ -60,11 +80,7 @@ class PredictRequest(Request):
         description="One object a row: the model's key columns, and its context columns where it has some.",
     )
     users: list[Id] | None = Field(None, max_length=MAX_ROWS, description='Short for rows of {"user_id": ...}.')
-    at: StrictStr | None = Field(
-        None,
-        description="ISO 8601 instant with an offset; features are built from events before it. Default: the repository's clock.",
-        json_schema_extra={"format": "date-time"},
-    )
+    at: StrictStr | None = AT
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
@@ -75,15 +91,7 @@ class PredictRequest(Request):
 
     def instant(self) -> datetime | None:
         """``at`` as an aware datetime. Raises ValueError where it is none."""
-        if self.at is None:
-            return None
-        try:
-            found = datetime.fromisoformat(self.at)
-        except ValueError:
-            raise ValueError(f"cannot read at {self.at!r}; expected ISO 8601 such as 2017-12-01T00:00:00Z") from None
-        if found.tzinfo is None:
-            raise ValueError(f"at {self.at!r} has no offset; expected an instant such as 2017-12-01T00:00:00Z")
-        return found
+        return read_instant(self.at)
 
 
 class Answer(BaseModel):
@@ -118,6 +126,84 @@ class Predictions(BaseModel):
     )
 
     answers: list[Answer]
+
+
+MAX_USERS = 1_000
+"""Users of one request for lists."""
+MAX_LISTED = 1_000
+"""Items that a list may have."""
+
+
+class RecommendRequest(Request):
+    """Whom to list items for, how many, and which."""
+
+    model_config = example(
+        {"model": "recommendation", "users": [42, 7], "k": 10, "exclude_seen": None, "where": {"category": "toys"}, "at": None},
+        extra="forbid",
+    )
+
+    model: StrictStr = Field(description="A model's name, as in GET /v1/models.")
+    users: list[Id] = Field(max_length=MAX_USERS, description="Users' identifiers.")
+    k: StrictInt = Field(10, ge=1, le=MAX_LISTED, description="Items to list for each user.")
+    exclude_seen: StrictBool | None = Field(
+        None, description="Leave out what the user has had already. Default: as the model was trained."
+    )
+    where: dict[str, StrictInt | StrictFloat | StrictStr] | None = Field(
+        None, description="Only items with these values in the item table, by column."
+    )
+    at: StrictStr | None = AT
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        self.instant()
+        return self
+
+    def instant(self) -> datetime | None:
+        """``at`` as an aware datetime. Raises ValueError where it is none."""
+        return read_instant(self.at)
+
+
+class Item(BaseModel):
+    """An item of a list."""
+
+    item_id: Id
+    title: str
+    score: float = Field(description="Comparable within one list only.")
+    ranks: dict[str, int] = Field(description="Each member's own rank of the item among those that may be listed.")
+
+
+class Recommendation(BaseModel):
+    """One user's list, most likely first; shorter than asked where no more items may be listed."""
+
+    user_id: Id
+    items: list[Item]
+    cold: bool | None = Field(
+        description="True: nothing is known of the user that training knew, so this is what is popular. Null for an empty list."
+    )
+    newest_event_age: float | None = Field(
+        description="Seconds from the user's newest event to the answer's time; null for none."
+    )
+    version: str = Field(description="The model version that answered.")
+
+
+class Recommendations(BaseModel):
+    """One list a user, in the order of the users."""
+
+    model_config = example(
+        {
+            "answers": [
+                {
+                    "user_id": 42,
+                    "items": [{"item_id": 7, "title": "wooden train", "score": 3.1, "ranks": {"covisit": 1, "gru": 4}}],
+                    "cold": False,
+                    "newest_event_age": 86400.5,
+                    "version": "recommendation@1",
+                }
+            ]
+        }
+    )
+
+    answers: list[Recommendation]
 
 
 class EventsRequest(Request):
