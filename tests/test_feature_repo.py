@@ -118,7 +118,7 @@ def test_feast_commands_apply_materialize_and_go_on_from_there(demo: tuple[Path,
     root, said = demo
     assert "Deploying infrastructure for user_sequence" in said
     plain = re.sub(r"\x1b\[[0-9]*m", "", said)
-    assert "Materializing 11 feature views from 2017-03-01 00:00:00+00:00 to 2017-05-15 00:00:00+00:00" in plain
+    assert "Materializing 12 feature views from 2017-03-01 00:00:00+00:00 to 2017-05-15 00:00:00+00:00" in plain
     assert "user_sequence from 2017-05-15 00:00:00+00:00 to 2017-05-16 00:00:00+00:00" in plain
     assert re.search(r"^churn +user_activity:", plain, re.MULTILINE)
     with sqlite3.connect(root / "data" / "online.db") as connection:
@@ -128,7 +128,7 @@ def test_feast_commands_apply_materialize_and_go_on_from_there(demo: tuple[Path,
 
 
 def test_services_and_views_are_those_declared(store: Any) -> None:
-    assert {s.name for s in store.list_feature_services()} == {"churn", "campaign", "items"}
+    assert {s.name for s in store.list_feature_services()} == {"churn", "campaign", "items", "recommendation"}
     assert [p.name for p in store.get_feature_service("churn").feature_view_projections] == [
         "user_activity",
         "user_visits",
