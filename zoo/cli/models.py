@@ -268,7 +268,7 @@ def serve(
 
 def _answering(own: State) -> list[str]:
     """Tasks that have a champion; all of them where none has, for the error that says what is missing."""
-    champions = {version.model for version in _versions(own) if "champion" in version.aliases}
+    champions = {version.model for version in versions_of(own) if "champion" in version.aliases}
     return [task for task in own.project.tasks if task in champions] or list(own.project.tasks)
 
 
