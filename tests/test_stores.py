@@ -74,6 +74,24 @@ def test_online_equals_offline_after_materialize_and_after_every_push(repo: Path
     assert_parity(features, everyone())
 
 
+def test_frames_are_made_one_beside_pushes(repo: Path, online: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo.stores.compaction._CROWDED", 1024)
+    monkeypatch.setattr("zoo.stores.compaction._TOGETHER", 2)
+    features, rng = shop.opened(repo, online=online), np.random.default_rng(13)
+    for number in range(30):
+        rows = shop.events_table(shop.random_events(rng, 4, 4 * number))
+        features.append(rows.to_pydict() if number % 2 else rows)  # lists, which are pushed as they are
+    for thread in threading.enumerate():
+        if thread.name == "zoo-compaction":
+            thread.join()
+    store, config, view = features._online_store, features.store.config, features.reader.view()
+    values, held = store.load(config, store.space(config, view), {"user_id": np.arange(2, view.size("user_id"))})
+    assert held == 120
+    frames = sum(value.count(b"zoe3") for value in values["user_id"] if value)
+    assert frames < 60  # of 120 appended, or a few fewer where a push brought two of a user
+    assert_parity(features, everyone())
+
+
 def test_online_equals_offline_at_an_instant_in_the_past(repo: Path, online: str) -> None:
     features = shop.opened(repo, online=online)
     features.append(shop.events_table(shop.random_events(np.random.default_rng(5), 80)))
