@@ -143,7 +143,7 @@ def test_every_type_is_written_as_feast_converts_it(repo: Path) -> None:
         for column in (Column(values, None, dictionary), Column(values, ends, dictionary), Column(values[:0], None, dictionary)):
             if column.is_sequence and name == "flags":
                 continue
-            found = np.arange(len(column)) % 4 != 3
+            found = (np.arange(len(column)) % 4 != 3).tolist()
             ours, theirs = GetOnlineFeaturesResponse.FeatureVector(), GetOnlineFeaturesResponse.FeatureVector()
             try:
                 made = python_values_to_proto_values(to_arrow(view, column).to_pylist(), kind)

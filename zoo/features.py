@@ -276,16 +276,18 @@ class Features:
         UsageError for rows or an ``at`` that cannot be meant.
         """
         view, given, times, asked = self._asked_online(service, rows, at)
-        recent = self._online_store.recent(self.store.config, view, self._wanted(asked))
-        return self._online_batch(view, given, times, asked, recent, context)
+        store = self._online_store
+        recent = store.recent(self.store.config, view, self._wanted(store, asked))
+        return self._online_batch(store, view, given, times, asked, recent, context)
 
     async def online_async(
         self, service: str, rows: Any, at: int | datetime | None = None, context: Mapping[str, str] | None = None
     ) -> FeatureBatch:
         """As ``online``; the event loop goes on while the store is asked. May be cancelled at any point."""
         view, given, times, asked = self._asked_online(service, rows, at)
-        recent = await self._online_store.recent_async(self.store.config, view, self._wanted(asked))
-        return self._online_batch(view, given, times, asked, recent, context)
+        store = self._online_store
+        recent = await store.recent_async(self.store.config, view, self._wanted(store, asked))
+        return self._online_batch(store, view, given, times, asked, recent, context)
 
     async def aclose(self) -> None:
         """Close the connections that ``online_async`` opened in this event loop; the next read opens its own."""
@@ -297,9 +299,9 @@ class Features:
         times = np.full(len(next(iter(given.values()), ())), now, np.int64)
         return view, given, times, self._asked(service, view, given, times)
 
-    def _wanted(self, asked: list[_Asked]) -> dict[str, Array]:
+    def _wanted(self, store: Any, asked: list[_Asked]) -> dict[str, Array]:
         """Codes by entity kind whose kept events a batch is made of."""
-        store, config = self._online_store, self.store.config
+        config = self.store.config
         out: dict[str, Array] = {}
         for each in asked:
             wanted = store.wanted(config, each.view.source, each.keys)
@@ -311,9 +313,15 @@ class Features:
         return out
 
     def _online_batch(
-        self, view: LogView, given: _Given, times: Array, asked: list[_Asked], recent: Any, context: Mapping[str, str] | None
+        self,
+        store: Any,
+        view: LogView,
+        given: _Given,
+        times: Array,
+        asked: list[_Asked],
+        recent: Any,
+        context: Mapping[str, str] | None,
     ) -> FeatureBatch:
-        store = self._online_store
         found = [store.features(view, each.view.source, each.keys, each.times, recent) for each in asked]
         return self._batch(view, given, times, context or {}, asked, found)
 

@@ -393,7 +393,7 @@ class LogView:
         return codes
 
     def dictionary(self, entity: str) -> Dictionary:
-        """The identifiers of ``user_id`` or ``item_id``, at least those of the view's events and tables."""
+        """The identifiers of ``user_id``, ``item_id`` or a text column, at least those of the view's events and tables."""
         return self._keep(("dictionary", entity), lambda: self.log.dictionary(entity))
 
     def size(self, entity: str) -> int:

@@ -52,22 +52,22 @@ def _ids(values: Sequence[Any]) -> list[Any]:
     return [feast_value_type_to_python_type(value) for value in values]
 
 
-def write(view: LogView, kind: ValueType, column: Column, found: Array, values: Any) -> None:
-    """Add n Feast values to a protobuf's repeated field, an empty one where the row is not found (bool (n,)) or the value is null.
+def write(view: LogView, kind: ValueType, column: Column, found: list[bool], values: Any) -> None:
+    """Add n Feast values to a protobuf's repeated field, an empty one where the row is not found or the value is null.
 
     They are what ``python_values_to_proto_values`` makes, written in place: an object a value would take longer than to compute it.
     A list cannot hold null in Feast: an event without item shows as 0 or empty text.
     """
-    seen, plain, missing = _plain(view, column)
-    field, kinds = (_LISTS if column.is_sequence else _SCALARS).get(kind, ("", ""))
+    seen, plain = _plain(view, column)
+    field, kinds = (_SCALARS if column.offsets is None else _LISTS).get(kind, ("", ""))
     if not seen or seen not in kinds:
         made = python_values_to_proto_values(to_arrow(view, column).to_pylist(), kind)
-        values.extend(value if there else type(value)() for value, there in zip(made, found.tolist()))
+        values.extend(value if there else type(value)() for value, there in zip(made, found))
         return
-    add, shown = values.add, (found if missing is None else found & ~missing).tolist()
+    add = values.add
     if column.offsets is not None:
         ends = column.offsets.tolist()
-        for begin, end, there in zip(ends, ends[1:], shown):
+        for begin, end, there in zip(ends, ends[1:], found):
             value = add()
             if there:
                 own = getattr(value, field)
@@ -75,30 +75,29 @@ def write(view: LogView, kind: ValueType, column: Column, found: Array, values: 
                 own.val.extend(plain[begin:end])
     else:
         whole = seen == "f" and kind in (ValueType.INT64, ValueType.INT32)
-        for x, there in zip(plain, shown):
+        for x, there in zip(plain, found):
             value = add()
-            if there:
+            if there and x is not None and x == x:  # NaN is null
                 setattr(value, field, int(x) if whole else x)
 
 
-def _plain(view: LogView, column: Column) -> tuple[str, list[Any], Array | None]:
-    """(kind of a column's values: f, i, u or U for text, empty for any other; the values; bool (n,) which are null, None for none)."""
+def _plain(view: LogView, column: Column) -> tuple[str, list[Any]]:
+    """(kind of a column's values: f, i, u or U for text, empty for any other; the values, in a sequence 0 or empty text for null)."""
+    values = column.values
     if column.dictionary is None:
-        values = column.values
-        if values.dtype.kind not in "fiu":
-            return "", [], None
-        return (
-            values.dtype.kind,
-            values.tolist(),
-            np.isnan(values) if values.dtype.kind == "f" and not column.is_sequence else None,
-        )
-    ids = view.log.dictionary(column.dictionary).decode(column.values)
+        kind = values.dtype.kind
+        return (kind, values.tolist()) if kind in "fiu" else ("", [])
+    held = view.dictionary(column.dictionary)
+    if len(values) and values.item(values.argmax()) >= held.size:  # of an event that came after the view was opened
+        held = view.log.dictionary(column.dictionary)
+    ids = held.decode(values)
     ids = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
-    whole, missing = pa.types.is_integer(ids.type), None
+    whole = pa.types.is_integer(ids.type)
     if ids.null_count:
-        missing = None if column.is_sequence else np.asarray(ids.is_null())
+        if not column.is_sequence:
+            return "i" if whole else "U", ids.to_pylist()
         ids = ids.fill_null(0 if whole else "")
-    return ("i", np.asarray(ids).tolist(), missing) if whole else ("U", ids.to_pylist(), missing)
+    return ("i", np.asarray(ids).tolist()) if whole else ("U", ids.to_pylist())
 
 
 def raw_events(data: Iterable[Any]) -> pa.Table:

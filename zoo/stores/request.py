@@ -62,7 +62,7 @@ class Request:
         for table, names, values in asked:
             rows = len(next(iter(values.values()), ()))
             parts.append(Part(table, names, {} if _is_raw(table) else keys_of(view, values), rows))
-        return cls(view, reader.now(), parts)
+        return cls(view, reader.now(view), parts)
 
     def wanted(self, store: EventOnlineStore, config: Any) -> dict[str, Array]:
         """Codes by entity kind whose kept events the answer is made of."""
@@ -78,6 +78,7 @@ class Request:
         source, table, count = part.table.batch_source, part.table, part.rows
         columns: dict[str, Column] = {}
         newest, found = np.zeros(count, np.int64), np.zeros(count, bool)
+        kinds = {f.name: _kind_of(f.dtype) for f in table.features}
         if part.keys:
             columns, at = store.features(self.view, source, part.keys, np.full(count, self.now, np.int64), recent)
             if at is None:
@@ -87,18 +88,17 @@ class Request:
                 if table.ttl:
                     found &= self.now - newest <= table.ttl // timedelta(microseconds=1)
             columns = chosen(table, columns, part.names)
-        shared = GetOnlineFeaturesResponse.FeatureVector()
-        shared.statuses.extend(np.where(found, FieldStatus.PRESENT, FieldStatus.NOT_FOUND).tolist())
-        seconds, micros = np.divmod(np.where(found, newest, 0), 1_000_000)
-        for whole, rest in zip(seconds.tolist(), micros.tolist()):
+        shared, there = GetOnlineFeaturesResponse.FeatureVector(), found.tolist()
+        shared.statuses.extend([FieldStatus.PRESENT if here else FieldStatus.NOT_FOUND for here in there])
+        for moment, here in zip(newest.tolist(), there):
+            whole, rest = divmod(moment, 1_000_000) if here else (0, 0)
             stamp = shared.event_timestamps.add()
             stamp.seconds, stamp.nanos = whole, 1_000 * rest
-        kinds = {f.name: f.dtype.to_value_type() for f in table.features}
         for name in part.names:
             vector = results.add()
-            vector.MergeFrom(shared)
+            vector.CopyFrom(shared)
             if columns:
-                write(self.view, kinds[name], columns[name], found, vector.values)
+                write(self.view, kinds[name], columns[name], there, vector.values)
             else:
                 vector.values.extend([Value()] * count)
         return found, newest
@@ -108,6 +108,19 @@ class Request:
         for part in self.parts:
             found, _ = self.answer(store, recent, part, response.results)
             _named(response, part, found, full_names, versions)
+
+
+_kinds: dict[int, tuple[Any, Any]] = {}
+
+
+def _kind_of(dtype: Any) -> Any:
+    """A Feast type's value type, kept by the type's identity: Feast's own look at it, and its hash, cost more than to show a value."""
+    held = _kinds.get(id(dtype))
+    if held is None or held[0] is not dtype:
+        if len(_kinds) > 4096:
+            _kinds.clear()
+        held = _kinds[id(dtype)] = dtype, dtype.to_value_type()
+    return held[1]
 
 
 def _named(response: Any, part: Part, found: Array, full_names: bool, versions: bool) -> None:
@@ -136,6 +149,7 @@ def requests(
 def _values_of(table: Any, given: Mapping[str, Sequence[Any]], join_keys: Mapping[str, str]) -> dict[str, Sequence[Any]]:
     """Feast values by join key of a view, as it names them; KeyError, Feast's own, where one is missing."""
     own = utils._get_table_entity_values(table, join_keys, given)
-    if not all(own.get(name) for name in table.join_keys):
+    names = table.join_keys
+    if not all(own.get(name) for name in names):
         utils._get_unique_entities(table, given, join_keys)
-    return {name: own[name] for name in table.join_keys}
+    return {name: own[name] for name in names}
