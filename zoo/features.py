@@ -296,8 +296,9 @@ class Features:
     def _asked_online(self, service: str, rows: Any, at: int | datetime | None) -> tuple[LogView, _Given, Array, list[_Asked]]:
         given, view = _given(rows), self.reader.view()
         now = self.reader.now(view) if at is None else moment(at)
-        times = np.full(len(next(iter(given.values()), ())), now, np.int64)
-        return view, given, times, self._asked(service, view, given, times)
+        number = len(next(iter(given.values()), ()))
+        times = np.array([now]) if number == 1 else np.full(number, now, np.int64)
+        return view, given, times, self._asked(service, view, given, times, alike=True)
 
     def _wanted(self, store: Any, asked: list[_Asked]) -> dict[str, Array]:
         """Codes by entity kind whose kept events a batch is made of."""
@@ -325,7 +326,8 @@ class Features:
         found = [store.features(view, each.view.source, each.keys, each.times, recent) for each in asked]
         return self._batch(view, given, times, context or {}, asked, found)
 
-    def _asked(self, service: str, view: LogView, given: _Given, times: Array) -> list[_Asked]:
+    def _asked(self, service: str, view: LogView, given: _Given, times: Array, *, alike: bool = False) -> list[_Asked]:
+        """alike: whether all times are the same."""
         codes: dict[str, Array] = {}
         distinct: dict[tuple[str, ...], tuple[dict[str, Array], Array, Array, bool]] = {}
         out = []
@@ -339,7 +341,7 @@ class Features:
             found = distinct.get(columns)
             if found is None:  # views of the same keys share them, and so what is made of them
                 own = {column: codes[column] for column in columns}
-                first, row_of = _distinct([*own.values(), times])
+                first, row_of = _distinct([*own.values()] if alike else [*own.values(), times])
                 if first is not None:
                     own = {column: values[first] for column, values in own.items()}
                 found = distinct[columns] = own, times if first is None else times[first], row_of, first is None
@@ -452,8 +454,10 @@ def _no_future(view: str, newest: Array, times: Array) -> None:
 def _distinct(columns: list[Array]) -> tuple[Array | None, Array]:
     """(first row of each distinct tuple, None where every row is; int32 (n,) which of them each row is)."""
     number = len(columns[0])
-    if number == 1 or len({*zip(*[column.tolist() for column in columns])} if number <= _FEW else ()) == number:
-        return None, np.arange(number, dtype=np.int32)
+    if number <= _FEW:
+        rows = columns[0].tolist() if len(columns) == 1 else zip(*[column.tolist() for column in columns])
+        if len({*rows}) == number:
+            return None, np.arange(number, dtype=np.int32)
     order = np.lexsort(columns[::-1])
     change = np.zeros(len(order), bool)
     change[:1] = True

@@ -24,6 +24,9 @@ _NO_TYPE = -1
 _FEW = 64
 """Ranks up to which searching for them costs less than counting all events."""
 
+_FEWER = 32
+"""As ``_FEW``: that many times fewer ranks than events."""
+
 _COMPARE: Mapping[str, Callable[[Array, Any], Array]] = {
     "!=": operator.ne,
     "<": operator.lt,
@@ -92,7 +95,8 @@ class FilteredEvents:
         """How many events pass before each position of the index."""
         if self.positions is None:
             return positions
-        if positions.size <= _FEW and "running" not in self._kept:
+        few = positions.size <= _FEW or positions.size * _FEWER <= len(self.positions)
+        if few and "running" not in self._kept:
             return self.positions.searchsorted(positions)
         return self._running()[positions].astype(np.int64)
 

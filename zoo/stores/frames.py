@@ -173,14 +173,18 @@ class _Group:
         return cls(frames[0][3], list(values), list(at), list(counts), list(bases))
 
     def column(self, name: str, kind: Any) -> Array:
-        """(m,): a column of all of them; missing where they lack it."""
+        """(m,): a column of all of them; missing, of the dtype ``kind``, where they lack it."""
         column = self.layout.columns.get(name)
         if column is None:
             return _nothing(kind, sum(self.counts))
         before, after = column.before, column.before + column.stored.itemsize
-        parts = [value[at + count * before : at + count * after] for value, at, count in zip(self.values, self.at, self.counts)]
-        stored = np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), column.stored)
-        return column.plain(stored, self._base(column))
+        if len(self.values) == 1:
+            at, count = self.at[0], self.counts[0]
+            found = self.values[0][at + count * before : at + count * after]
+        else:
+            each = zip(self.values, self.at, self.counts)
+            found = b"".join([value[at + count * before : at + count * after] for value, at, count in each])
+        return column.plain(np.frombuffer(found, column.stored), self._base(column))
 
     def _base(self, column: _Column) -> Any:
         """int64, one or one an event."""
@@ -205,10 +209,14 @@ class _Columns(Mapping[str, Array]):
         self._kinds = kinds
         self._held: dict[str, Array] = {}
 
-    def raw(self, name: str, kind: Any) -> Array:
-        """A column as it lies in the frames."""
-        if len(self._groups) == 1:
-            return self._groups[0].column(name, kind)
+    def raw(self, name: str) -> Array:
+        """A column as it lies in the frames. Raises KeyError where there is none of that name."""
+        groups = self._groups
+        if len(groups) == 1 and name in groups[0].layout.columns:
+            return groups[0].column(name, None)
+        kind = "<i8" if name in ("time", "seq") else self._kind(name)
+        if kind is None:
+            raise KeyError(name)
         parts = [group.column(name, kind) for group in self._groups]
         whole = np.concatenate(parts) if parts else _nothing(kind, 0)
         return whole if self._places is None else whole[self._places]
@@ -220,10 +228,7 @@ class _Columns(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         found = self._held.get(name)
         if found is None:
-            kind = self._kind(name)
-            if kind is None:
-                raise KeyError(name)
-            found = self.raw(name, kind)
+            found = self.raw(name)
             if self.order is not None:
                 found = found[self.order]
             self._held[name] = found
@@ -303,7 +308,7 @@ def index_of(
         counts, exact = np.zeros(len(values) + 3, np.int64), np.full(len(values), ALWAYS)
         rows: Any = slice(None) if len(there) == len(values) else [n for n, value in enumerate(values) if value is not None]
         counts[3:][rows], exact[rows] = own, since
-        return _Recent(counts.cumsum(), columns.raw("time", "<i8"), _NO_SEQ, columns, **(facts or {})), exact
+        return _Recent(counts.cumsum(), columns.raw("time"), _NO_SEQ, columns, **(facts or {})), exact
     return _index_of_any(values, kinds or {}, facts or {})
 
 
@@ -334,7 +339,7 @@ def _index_of_any(values: Sequence[bytes | None], kinds: Mapping[str, Any], fact
             since.append(first[5])
     groups, places = _grouped(frames)
     columns = _Columns(groups, kinds, places)
-    time, counts, exact = columns.raw("time", "<i8"), np.array(lengths, np.int64), np.array(since, np.int64)
+    time, counts, exact = columns.raw("time"), np.array(lengths, np.int64), np.array(since, np.int64)
     if several:
         time, counts = _united(columns, frames, time, counts, exact)
     return _Recent(counts.cumsum(), time, _NO_SEQ, columns, **facts), exact
@@ -346,7 +351,7 @@ class _Recent(Index):
     @property
     def seq(self) -> Array:
         assert isinstance(self.columns, _Columns)
-        found = self.columns.raw("seq", "<i8")
+        found = self.columns.raw("seq")
         return found if self.columns.order is None else found[self.columns.order]
 
     @seq.setter
@@ -362,7 +367,7 @@ def _united(columns: _Columns, frames: Sequence[_Frame], time: Array, counts: Ar
 
     exact: set to NEVER where an event is older than those of a frame from which older ones were dropped.
     """
-    seq, entity = columns.raw("seq", "<i8"), np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+    seq, entity = columns.raw("seq"), np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     later = (time[1:] > time[:-1]) | ((time[1:] == time[:-1]) & (seq[1:] > seq[:-1])) | (entity[1:] != entity[:-1])
     if later.all():
         return time, counts
