@@ -174,7 +174,10 @@ def events(rng: np.random.Generator, users: Any, first: int, number: int, at: in
 
 
 def synced(folder: Path, number: int) -> np.ndarray[Any, Any]:
-    """Milliseconds until the disk holds 4 KB more of a file, a hundred times a second: no durable push can be quicker."""
+    """Milliseconds until the disk holds 4 KB more of a file, a hundred times a second.
+
+    A push waits for as much, or less: SQLite's log is written over where it has room, so that the file system's journal has nothing to do.
+    """
     out = []
     with (folder / "synced").open("ab", buffering=0) as file:
         for _ in range(number):
