@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from figures import FOLDER, QUICK, Figure, machine, report
+from recommend_cold import cold_figures, cold_run
 
 ROOT = Path(__file__).parents[2]
 DATA = next((folder for up in ROOT.parents if (folder := up / "shared/data").is_dir()), ROOT / "shared/data")
@@ -44,13 +45,17 @@ WHOLE = ("HISTORY = 1_000 ", "HISTORY = 100_000 ")
 
 @dataclass(frozen=True)
 class Dataset:
-    """events: writes the files for ``zoo init`` into a folder, and returns its options. settings: of [tasks.recommendation]."""
+    """events: writes the files for ``zoo init`` into a folder, and returns its options. settings: of [tasks.recommendation].
+
+    titles: whether the words of most items are their own, so that held out ones can be told by them.
+    """
 
     name: str
     events: Callable[[Path], list[str]]
     settings: Mapping[str, Any]
     timed: bool
     exclude_seen: bool = True
+    titles: bool = False
 
 
 def movielens(folder: Path) -> list[str]:
@@ -95,7 +100,7 @@ def cut(day: str, **more: Any) -> dict[str, Any]:
 DATASETS = {
     each.name: each
     for each in (
-        Dataset("movielens_1m", movielens, {"protocol": "leave_one_out"}, timed=False),
+        Dataset("movielens_1m", movielens, {"protocol": "leave_one_out"}, timed=False, titles=True),
         Dataset("retailrocket_purchase", retailrocket, cut("2015-08-15", event_type="purchase"), timed=True, exclude_seen=False),
         Dataset("retailrocket_event", retailrocket, cut("2015-08-15"), timed=True, exclude_seen=False),
         Dataset("grocery", grocery, cut("2017-11-01"), timed=True, exclude_seen=False),
@@ -111,6 +116,7 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
     "slit": {"regularisation": [100.0, 300.0, 1000.0], "window": [10, 30], "fade": [2.0, 4.0]},
     "gpt": {},
     "gru": {"ranking": [{"width": 128, "hidden": 256, "dropout": 0.3, "epochs": 30}]},
+    "bert": {"ranking": [{"mode": "items", "width": 64, "epochs": 200, "masked": 0.2}]},
     "rnn": {"ranking": [{"width": 64, "hidden": 128, "epochs": 30}]},
 }
 """Settings tried on the validation rows, by model: every combination."""
@@ -370,10 +376,17 @@ def main() -> None:
     parser.add_argument("--dataset", choices=DATASETS, action="append")
     parser.add_argument("--model", choices=(*GRIDS, "stack"), action="append", help="stack: of the others named, or of all")
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--cold", action="store_true", help="only items that are held out of training and ranked by their texts")
     asked = parser.parse_args()
     shown = []
     for name in asked.dataset or DATASETS:
         prepared = Prepared.of(DATASETS[name])
+        if DATASETS[name].titles and (asked.cold or not asked.model):
+            folder = RUNS / name
+            cold_run(prepared, "validation", folder, asked.again)
+            shown += cold_figures(cold_run(prepared, "test", folder, asked.again))
+        if asked.cold:
+            continue
         chosen = [model for model in asked.model or GRIDS if model != "stack"] or list(GRIDS)
         runs = [best(prepared, model, asked.again) for model in chosen]
         if len(runs) > 1 and (asked.model is None or "stack" in asked.model):
@@ -384,7 +397,7 @@ def main() -> None:
                 f"{name}: {each.a} - {each.b}: NDCG@10 {each.value:+.4f} [{each.low:+.4f}, {each.high:+.4f}], "
                 f"p = {each.p_holm:.2g} after Holm's correction"
             )
-    report("recommend", shown, quick=QUICK or bool(asked.model or asked.dataset))
+    report("recommend", shown, quick=QUICK or bool(asked.model or asked.dataset or asked.cold))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,14 @@ from zoo_bert import Bert, encoder
 from zoo_bert.itemtext import FittedItemText, item_texts
 from zoo_bert.params import BertParams
 
-from zoo.plugin import UNKNOWN, Catalogue, Column, FeatureBatch, PluginError, ScoresUnseen, Target, TrainingData
-from zoo.testing import toy
+from zoo.plugin import UNKNOWN, Catalogue, Column, FeatureBatch, ModelSpec, PluginError, ScoresUnseen, Target, TrainingData
+from zoo.testing import checks, run_check, toy
 
-TINY: Any = Bert().tiny().model_dump()
+RANKING: dict[str, Any] = {
+    **{"mode": "text", "width": 16, "hidden": 32, "fades": 2, "told": 1.0, "max_length": 24, "epochs": 10, "tokens": 400},
+    **{"learning_rate": 2e-2, "dropout": 0.0},
+}
+TINY: Any = Bert().tiny().model_dump() | {"ranking": RANKING}
 
 
 def shop(words: list[str], kinds: int, users: int = 150, hidden: tuple[int, ...] = ()) -> TrainingData:
@@ -36,8 +40,28 @@ def shop(words: list[str], kinds: int, users: int = 150, hidden: tuple[int, ...]
     return TrainingData(batch, np.array([row[3] for row in rows], float), np.ones(users), times, Target("ranking"))
 
 
-def fitted(data: TrainingData, ranking: dict[str, Any] | None = None, **changes: Any) -> FittedItemText:
-    params = BertParams.model_validate(TINY | changes | {"ranking": TINY["ranking"] | (ranking or {})})
+class ByText(Bert):
+    """The plugin in the mode that ``tiny`` is not of."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        return replace(super().spec, targets=frozenset({"ranking"}))
+
+    def tiny(self) -> BertParams:
+        return BertParams.model_validate(TINY)
+
+
+KEPT = {name: check for name, check in checks(ByText()) if name not in ("light_import", "fresh_process")}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_contract_by_text(name: str) -> None:
+    result = run_check(name, KEPT[name])
+    assert result.ok, result.message
+
+
+def fitted(data: TrainingData, **changes: Any) -> FittedItemText:
+    params = BertParams.model_validate(TINY | changes)
     model = Bert().fit(data, params=params, seed=0, progress=lambda _done, _text: None)
     assert isinstance(model, FittedItemText)
     assert isinstance(model, ScoresUnseen)

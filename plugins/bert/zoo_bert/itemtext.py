@@ -19,13 +19,13 @@ from zoo.nextitem.model import FittedNextItem, fit_next_item, load_next_item
 from zoo.plugin import UNKNOWN, Array, Artefact, Catalogue, Checkpoint, FeatureBatch, PluginError, Progress, TrainingData
 from zoo_bert import encoder as encoders
 from zoo_bert.itemnet import TextItems, TextNetwork
+from zoo_bert.model import ITEM_TEXT
 from zoo_bert.params import BertParams, TextRanking
 from zoo_bert.states import States
 
 if TYPE_CHECKING:
     from zoo_bert.encoder import Encoder
 
-FACTS = "item_text.json"
 DIGEST = 16
 """Bytes of a text's sha256 that are kept."""
 READING = 0.5
@@ -126,7 +126,7 @@ class FittedItemText:
         """The network with the vectors of training's items; the encoder itself, or its digest and where it was found."""
         about = {"params": self.params.model_dump(mode="json"), "encoder": self.vectors.states.encoder.digest}
         arrays = {"known": self.known, "mean": self.vectors.mean, "scale": self.vectors.scale}
-        own = Artefact.merged(Artefact(arrays, {FACTS: json.dumps(about, indent=1)}), self.model.save().nested("model"))
+        own = Artefact.merged(Artefact(arrays, {ITEM_TEXT: json.dumps(about, indent=1)}), self.model.save().nested("model"))
         return Artefact.merged(own, self.vectors.states.encoder.save()) if self.params.embed_encoder else own
 
     def _of(self, catalogue: Catalogue) -> FittedNextItem:
@@ -170,7 +170,7 @@ def fit(data: TrainingData, params: BertParams, seed: int, progress: Progress, c
 
 def load(artefact: Artefact) -> FittedItemText:
     """What ``FittedItemText.save`` wrote. Raises PluginError where the encoder is missing or is another one."""
-    stored = json.loads(artefact.texts[FACTS])
+    stored = json.loads(artefact.texts[ITEM_TEXT])
     params = BertParams.model_validate(stored["params"])
     encoder = encoders.found(artefact, params, stored["encoder"], 0)
     vectors = TextVectors(_states(encoder, params), artefact.arrays["mean"], artefact.arrays["scale"])

@@ -24,12 +24,14 @@ from zoo.plugin import (
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from zoo.nextitem.model import FittedNextItem
     from zoo_bert.inputs import Reader
     from zoo_bert.itemtext import FittedItemText
     from zoo_bert.network import Network
     from zoo_bert.params import BertParams
 
 LAYOUT = "bert.json"
+ITEM_TEXT = "item_text.json"
 
 CHUNK = 1024
 """Rows predicted at a time, so that states in memory stay few."""
@@ -98,15 +100,23 @@ class Bert:
             name="bert",
             params=_params,
             targets=frozenset({"binary", "multiclass", "value", "ranking"}),
-            summary="a pretrained text encoder fine-tuned on recent behaviour in words, or on item texts",
+            summary="a pretrained text encoder fine-tuned on recent behaviour in words, or item ranking by texts or masked items",
             resumes=True,
         )
 
     def tiny(self) -> BertParams:
-        from zoo_bert.params import BertParams, TextRanking
+        from zoo_bert.params import BertParams, ItemRanking
 
-        ranking = TextRanking(
-            width=16, hidden=32, fades=2, told=1.0, max_length=24, epochs=10, tokens=400, learning_rate=2e-2, dropout=0.0
+        ranking = ItemRanking(
+            width=16,
+            max_length=24,
+            layers=1,
+            masked=0.3,
+            dropout=0.0,
+            embedding_dropout=0.0,
+            epochs=12,
+            tokens=400,
+            learning_rate=2e-2,
         )
         return BertParams(
             model_name_or_path="tiny-random",
@@ -126,7 +136,7 @@ class Bert:
         seed: int,
         progress: Progress,
         checkpoint: Checkpoint = NO_CHECKPOINT,
-    ) -> FittedBert | FittedItemText:
+    ) -> FittedBert | FittedItemText | FittedNextItem:
         """Raises PluginError for an encoder that is not to be had, a target that cannot be learned and a loss that diverges."""
         import torch
 
@@ -140,9 +150,14 @@ class Bert:
         chosen = BertParams.model_validate(params.model_dump())
         self._check(data)
         if data.kind.kind == "ranking":
-            from zoo_bert import itemtext
+            if chosen.ranking.mode == "text":
+                from zoo_bert import itemtext
 
-            return itemtext.fit(data, chosen, seed, progress, checkpoint)
+                return itemtext.fit(data, chosen, seed, progress, checkpoint)
+            from zoo.nextitem.model import fit_next_item
+            from zoo_bert.masked import MaskedNetwork
+
+            return fit_next_item(MaskedNetwork, data, chosen.ranking, seed, progress, checkpoint)
         columns = Columns.choose(data.batch, chosen)
         if chosen.trained_layers:
             data = data.take(spread(data.time, chosen.max_rows, np.random.default_rng(seed)))
@@ -171,7 +186,7 @@ class Bert:
         progress(1.0, "done")
         return FittedBert(reader, network, data.kind, mean, std)
 
-    def load(self, artefact: Artefact) -> FittedBert | FittedItemText:
+    def load(self, artefact: Artefact) -> FittedBert | FittedItemText | FittedNextItem:
         """Raises PluginError where the encoder that the artefact refers to is missing or is another one."""
         import torch
 
@@ -181,10 +196,16 @@ class Bert:
         from zoo_bert.network import blank
         from zoo_bert.params import BertParams
 
-        if LAYOUT not in artefact.texts:
+        if ITEM_TEXT in artefact.texts:
             from zoo_bert import itemtext
 
             return itemtext.load(artefact)
+        if LAYOUT not in artefact.texts:
+            from zoo.nextitem.model import load_next_item
+            from zoo_bert.masked import MaskedNetwork
+            from zoo_bert.params import ItemRanking
+
+            return load_next_item(MaskedNetwork, ItemRanking, artefact)
         stored: dict[str, Any] = json.loads(artefact.texts[LAYOUT])
         params = BertParams.model_validate(stored["params"])
         target = Target(stored["target"]["kind"], tuple(stored["target"]["classes"]))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from zoo.nextitem.params import NextItemParams
 
@@ -63,6 +63,28 @@ class Words(BaseModel):
         return self
 
 
+class ItemRanking(NextItemParams):
+    """Items ranked by a transformer that tells hidden items of histories (BERT4Rec). It reads no text and needs many passes."""
+
+    mode: Literal["items"] = "items"
+    layers: int = Field(2, ge=1, le=24, description="Blocks of attention and feed-forward network.")
+    heads: int = Field(2, ge=1, description="Attention heads; they divide the width.")
+    feed_forward: int = Field(4, ge=1, description="Width of the feed-forward network in widths of the state.")
+    masked: float = Field(0.2, gt=0, lt=1, description="Share of the events that are hidden and told in a pass.")
+    newest: float = Field(
+        0.1, ge=0, le=1, description="Share of the windows of which the newest event alone is hidden, as in scoring."
+    )
+
+    epochs: int = Field(200, ge=1)
+    patience: int = Field(20, ge=1)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} does not divide into {self.heads} heads; change one of them")
+        return self
+
+
 class TextRanking(NextItemParams):
     """Items ranked by what the item table says of them, so that one which training did not see is ranked by its title."""
 
@@ -85,6 +107,14 @@ class TextRanking(NextItemParams):
     weight_decay: float = Field(0.01, ge=0)
 
 
+def _mode(given: Any) -> str:
+    """Which of the two a ranking is: ``items`` where it does not say."""
+    return str(given.get("mode", "items") if isinstance(given, dict) else given.mode)
+
+
+Ranking = Annotated[Annotated[ItemRanking, Tag("items")] | Annotated[TextRanking, Tag("text")], Discriminator(_mode)]
+
+
 class BertParams(BaseModel):
     """Defaults fit 27,000 rows of a grocery's churn in under a minute on one core.
 
@@ -100,7 +130,8 @@ class BertParams(BaseModel):
     names_per_day: distinct names said for one day and event type; the others are counted.
     max_rows: with trained layers, at most this many rows are fitted on, drawn evenly over time (0: all).
     embed_encoder: keep the frozen weights and the tokenizer in the artefact, instead of a reference and a digest.
-    ranking: how a ``ranking`` target is learnt; it takes none of the other parameters but the encoder's.
+    ranking: how a ``ranking`` target is learnt: ``mode = "items"`` from items alone, ``"text"`` from their words. It takes none of the
+        other parameters but, for text, the encoder's.
     cache_mb: memory for states of the frozen layers, and the size up to which the folder ``ZOO_CACHE`` is filled with them, if set.
     """
 
@@ -131,5 +162,5 @@ class BertParams(BaseModel):
     hidden: int = Field(64, ge=1)
     held_out: float = Field(0.15, ge=0, le=0.5)
     embed_encoder: bool = False
-    ranking: TextRanking = TextRanking()
+    ranking: Ranking = ItemRanking()
     cache_mb: int = Field(512, ge=1)

@@ -1,0 +1,95 @@
+"""Masked items (BERT4Rec: Sun et al. 2019): a bidirectional transformer tells hidden events of a history from those on both sides.
+
+An event of an UNKNOWN item is one whose item is hidden, so that code serves as the mask. The next item is told by a mask at the end.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zoo.nextitem.network import Network, Tokens
+from zoo.plugin import PADDING, UNKNOWN
+
+if TYPE_CHECKING:
+    from zoo_bert.params import ItemRanking
+
+
+class Block(nn.Module):
+    """Attention to all events of a row, then feed-forward; each on normalised states, and added."""
+
+    def __init__(self, params: ItemRanking) -> None:
+        super().__init__()
+        width, inner = params.width, params.feed_forward * params.width
+        self.heads, self.dropout = params.heads, params.dropout
+        self.before_attention, self.before_inner = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attend, self.mix = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.widen, self.narrow = nn.Linear(width, inner), nn.Linear(inner, width)
+        for linear in (self.attend, self.mix, self.widen, self.narrow):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, state: Tensor, seen: Tensor | None) -> Tensor:
+        rows, steps, width = state.shape
+        q, k, v = self.attend(self.before_attention(state)).view(rows, steps, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        state = state + self.drop(self.mix(mixed.transpose(1, 2).reshape(rows, steps, width)))
+        inner = functional.gelu(self.widen(self.before_inner(state)), approximate="tanh")
+        return state + self.drop(self.narrow(inner))
+
+    def drop(self, values: Tensor) -> Tensor:
+        return functional.dropout(values, self.dropout, self.training)
+
+
+class MaskedNetwork(Network):
+    """Places are counted from the end, where the next item is asked for."""
+
+    def __init__(self, params: ItemRanking, items: int, types: int) -> None:
+        super().__init__(params, items, types)
+        self.masked, self.newest = params.masked, params.newest
+        self.place = nn.Embedding(params.max_length + 1, params.width)
+        nn.init.normal_(self.place.weight, std=0.02)
+        self.blocks = nn.ModuleList(Block(params) for _ in range(params.layers))
+        self.last, self.turn = nn.LayerNorm(params.width), nn.Linear(params.width, params.width)
+        self.told = nn.LayerNorm(params.width)
+        nn.init.normal_(self.turn.weight, std=params.width**-0.5)
+        nn.init.zeros_(self.turn.bias)
+
+    def pose(self, window: Tokens) -> tuple[Tokens, Tensor]:
+        """A share ``masked`` of the events is hidden; in a share ``newest`` of the windows only the newest one, as in scoring."""
+        place = torch.arange(window.items.shape[1], device=window.items.device)
+        end = place == window.length[:, None] - 1
+        hidden = (torch.rand(window.items.shape, device=place.device) < self.masked) & (place < window.length[:, None])
+        hidden = torch.where(torch.rand(len(hidden), 1, device=place.device) < self.newest, end, hidden)
+        hidden &= window.items > UNKNOWN
+        return _masked(window, hidden), torch.where(hidden, place, -1)
+
+    def ask(self, history: Tokens) -> Tokens:
+        """The history with a hidden event after it."""
+        room = torch.zeros_like(history.length)[:, None]
+        longer = (torch.cat([each, room], 1) for each in (history.items, history.types, history.gaps))
+        wide = Tokens(*longer, history.length + 1)
+        place = torch.arange(wide.items.shape[1], device=room.device)
+        return _masked(wide, place == history.length[:, None])
+
+    def states(self, vectors: Tensor, length: Tensor) -> Tensor:
+        place = length[:, None] - 1 - torch.arange(vectors.shape[1], device=length.device)
+        here = place >= 0
+        vectors = vectors + self.place(place.clamp(min=0))
+        seen = None if bool(here.all()) else here[:, None, None]
+        for block in self.blocks:
+            vectors = block(vectors, seen)
+        told: Tensor = self.told(functional.gelu(self.turn(self.last(vectors))))
+        return told
+
+
+def _masked(tokens: Tokens, hidden: Tensor) -> Tokens:
+    return Tokens(
+        tokens.items.masked_fill(hidden, UNKNOWN),
+        tokens.types.masked_fill(hidden, PADDING),
+        tokens.gaps.masked_fill(hidden, PADDING),
+        tokens.length,
+    )

@@ -1,0 +1,114 @@
+"""Items that training never saw, ranked by their texts: the part of ``make bench-recommend`` that holds out items."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from figures import QUICK, Figure, machine
+
+SHARE = 0.1
+K = 50
+BERT: Mapping[str, Any] = {"ranking": {"mode": "text"}}
+SEED = 0
+
+
+def held_out(parts: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    """int64: the log's codes of a tenth of all items that some event names, drawn by ``SEED``."""
+    codes = [part.batch.column("items").values for part in parts.values()] + [part.target for part in parts.values()]
+    items = np.unique(np.concatenate(codes).astype(np.int64))
+    items = items[items > 1]
+    return np.sort(np.random.default_rng(SEED).permutation(items)[: round(SHARE * len(items))])
+
+
+def without(data: Any, cold: np.ndarray[Any, Any]) -> Any:
+    """Training rows that never name these items: in histories they are unknown, and rows that lead to one have no target."""
+    entity, column = data.batch.stored("items")
+    items = replace(column, values=np.where(np.isin(column.values, cold), 1, column.values).astype(np.int32))
+    blocks = {**data.batch.blocks, entity: {**data.batch.blocks[entity], "items": items}}
+    target = np.where(np.isin(data.target, cold), 0.0, data.target)
+    return replace(data, batch=replace(data.batch, blocks=blocks), target=target)
+
+
+def cold_run(prepared: Any, part: str, folder: Path, again: bool = False) -> dict[str, Any]:
+    """HR@50 of rows whose item was held out, ranked among all items and among those held out; the run kept where there is one."""
+    from zoo.evaluation.bootstrap import estimates_of_means
+    from zoo.evaluation.ranking import rank
+    from zoo.fitting import Member
+    from zoo.recommender import fit_recommender
+
+    what = {"dataset": prepared.dataset.name, "model": "cold", "params": dict(BERT), "part": part, "seed": SEED}
+    path = folder / f"cold-{part}-{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]}.json"
+    if path.exists() and not again:
+        record: dict[str, Any] = json.loads(path.read_text())
+        return record
+    parts = {name: prepared.rows(name) for name in ("train", "validation", "test")}
+    cold = held_out(parts)
+    started = time.perf_counter()
+    params = {**BERT, "ranking": {**BERT["ranking"], "epochs": 1}} if QUICK else BERT
+    recommender = fit_recommender(
+        [Member("bert", "bert", params, SEED), Member("popularity", "popularity")], without(parts["train"], cold)
+    )
+    fitted = time.perf_counter() - started
+    asked = parts[part].take(np.flatnonzero(np.isin(parts[part].target, cold)))
+    batch, vocabulary = recommender.seen(asked.batch), recommender.known(asked.batch.catalogue)
+    target, seen = vocabulary.target(asked), batch.column("items") if prepared.dataset.exclude_seen else None
+    items = len(vocabulary.kept["item_id"])
+    metrics: dict[str, Any] = {}
+    for member in recommender.members:
+        for place, among in (("all", None), ("held out", vocabulary.codes("item_id", cold))):
+            ranking = rank(lambda rows, m=member: recommender.scores_of(m, rows), batch, target, seen=seen, among=among)
+            hit = ((ranking.rank > 0) & (ranking.rank <= K)).astype(np.float64)
+            metrics[f"{member.name} among {place}"] = vars(estimates_of_means({"hr": hit})["hr"])
+    metrics["chance among all"], metrics["chance among held out"] = {"value": K / items}, {"value": K / len(cold)}
+    record = {
+        **what,
+        "rows": len(asked),
+        "items": items,
+        "held_out": len(cold),
+        "hr@50": metrics,
+        "fit_seconds": fitted,
+        "machine": machine(),
+        "command": "make bench-recommend",
+    }
+    if not QUICK:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    shown = ", ".join(f"{name} {each['value']:.4f}" for name, each in metrics.items())
+    print(
+        f"{prepared.dataset.name} {part}, {len(asked)} rows of {len(cold)} items held out: HR@50 {shown}; fitted in {fitted:.0f} s"
+    )
+    return record
+
+
+def cold_figures(record: Mapping[str, Any]) -> list[Figure]:
+    """One line for each set of items ranked. Among all items the bound holds; few held out items leave chance itself too high for it."""
+    out = []
+    for place in ("all", "held out"):
+        ours, chance, popular = (record["hr@50"][f"{name} among {place}"] for name in ("bert", "chance", "popularity"))
+        best = max(chance["value"], popular["value"])
+        reached = ours["value"] >= 5 * best
+        bound: dict[str, Any] = {}
+        if place == "all":
+            bound = {"must": "5 times chance and popularity", "reached": reached}
+            bound |= {} if reached else {"why": "titles say less about who takes an item"}
+        out.append(
+            Figure(
+                what=f"{record['dataset']}: items held out of training, by text, among {place} items (HR@50)",
+                ours=ours["value"],
+                peer=best,
+                peer_name="the better of chance and popularity",
+                unit="HR@50",
+                lower_is_better=False,
+                interval=(ours["low"], ours["high"]),
+                seeds=(record["seed"],),
+                **bound,
+            )
+        )
+    return out
