@@ -36,10 +36,10 @@ def both(data: TrainingData) -> Recommender:
 def test_the_rank_average_is_the_mean_of_ranks_ties_shared() -> None:
     one, other = np.array([[0.1, 0.4, 0.4, 0.9]], np.float32), np.array([[4.0, 3.0, 2.0, 1.0]], np.float32)
     hidden = np.zeros((1, 4), bool)
-    stage = Stage.of(toy(1).batch, hidden, {"one": one, "other": other})
+    stage = Stage(toy(1).batch, hidden, {"one": one, "other": other})
     assert rank_average(stage.ranks).tolist() == [[-2.5, -2.25, -2.75, -2.5]]
     hidden[0, 3] = True
-    stage = Stage.of(toy(1).batch, hidden, {"one": one, "other": other})
+    stage = Stage(toy(1).batch, hidden, {"one": one, "other": other})
     assert rank_average(stage.ranks).tolist() == [[-2.0, -1.75, -2.25, -np.inf]]
 
 

@@ -62,17 +62,16 @@ class Stage:
     batch: FeatureBatch
     hidden: Array
     scores: Mapping[str, Array]
-    ranks: Mapping[str, Array]
 
-    @staticmethod
-    def of(batch: FeatureBatch, hidden: Array, scores: Mapping[str, Array]) -> Stage:
+    @cached_property
+    def ranks(self) -> Mapping[str, Array]:
         from scipy.stats import rankdata  # half a second that loading a model need not pay
 
         ranks = {}
-        for name, each in scores.items():
-            ranks[name] = rankdata(np.where(hidden, np.inf, -each), method="average", axis=1).astype(np.float32)
-            ranks[name][hidden] = np.inf
-        return Stage(batch, hidden, scores, ranks)
+        for name, each in self.scores.items():
+            ranks[name] = rankdata(np.where(self.hidden, np.inf, -each), method="average", axis=1).astype(np.float32)
+            ranks[name][self.hidden] = np.inf
+        return ranks
 
     def listed(self, scores: Array) -> Array:
         """float32: the scores, -inf where an item is hidden."""
@@ -161,15 +160,16 @@ class Recommender:
             if exclude_seen:
                 past = rows.column(HISTORY)
                 hidden[np.repeat(np.arange(len(rows)), past.lengths), past.values] = True
-            yield Stage.of(rows, hidden, {member.name: self.scores_of(member, rows) for member in self.members})
+            yield Stage(rows, hidden, {member.name: self.scores_of(member, rows) for member in self.members})
 
     def combine(self, stage: Stage, allowed: Array | None = None) -> Array:
         """float32 (n, codes), -inf for hidden items: of one member its own scores, of several what the second stage makes of them.
 
         allowed: bool (codes,), only these may be candidates of the second stage.
         """
-        if len(self.members) == 1:
-            return stage.listed(stage.scores[self.members[0].name])
+        alone = self.members[0].name if len(self.members) == 1 else self.reranker.chosen
+        if alone in stage.scores:
+            return stage.listed(stage.scores[alone])
         return self.reranker.scores(stage.batch, stage.scores, stage.ranks, self.counts_of(stage.batch), allowed)
 
     def score_items(self, batch: FeatureBatch, items: Array | None = None) -> Array:

@@ -65,8 +65,6 @@ class Reranker:
 
         Candidates stand before all others, which follow by the rank average, so that every item has its place.
         """
-        if self.chosen in scores:
-            return np.where(np.isinf(ranks[self.chosen]), -np.inf, scores[self.chosen]).astype(np.float32)
         out = rank_average(ranks)
         if self.final is None:
             return out
