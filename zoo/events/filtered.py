@@ -13,7 +13,7 @@ from zoo.contract import UNKNOWN, Array
 from zoo.errors import FeatureError
 from zoo.events.index import MISSING, Index, from_fixed
 from zoo.events.slices import MICROSECONDS
-from zoo.events.specs import Condition, Where
+from zoo.events.specs import CALENDAR, Condition, Where
 
 Code = Callable[[str, Any], int]
 """The code of an identifier or text in a dictionary, 1 where it is not there: (dictionary, value) -> code."""
@@ -104,7 +104,7 @@ class FilteredEvents:
         """int32 (events + 1,): how many events pass before each position; a look at it is cheaper than a search."""
 
         def make() -> Array:
-            out = np.zeros(len(self.index) + 1, np.int32 if len(self.index) < 1 << 31 else np.int64)
+            out: Array = np.zeros(len(self.index) + 1, self._counting)
             out[1:][self.positions] = 1
             return np.cumsum(out, out=out)
 
@@ -184,27 +184,36 @@ class FilteredEvents:
         return found
 
     def present(self, name: str) -> Array:
-        """int64 (m + 1,): running number of events that have the column."""
+        """int32, int64 where it must be, (m + 1,): running number of events that have the column."""
 
         def make() -> Array:
-            out = np.zeros(len(self.column(name)) + 1, np.int64)
+            out: Array = np.zeros(len(self.column(name)) + 1, self._counting)
             np.cumsum(~self.missing(name, self.column(name)), out=out[1:])
             return out
 
         return self.keep(("present", name), make)
 
+    @property
+    def _counting(self) -> type:
+        """What counts events: half the memory where they are not too many."""
+        return np.int32 if len(self.index) < 1 << 31 else np.int64
+
     def runs(self, name: str) -> Array | None:
-        """int64 (m + 1,): running number of events whose value is another than the entity's event before has.
+        """As ``present``: running number of events whose value is another than the entity's event before has.
 
         None where an entity comes back to a value, or a value is missing.
         """
 
         def make() -> Array:
-            values, entities = self.column(name), self._entities()
-            out = np.zeros(len(values) + 1, np.int64)
+            # running numbers are most often all that is asked of a calendar's column
+            values = (
+                self.of(self.index.calendar(name)) if name in CALENDAR and name not in self.index.columns else self.column(name)
+            )
+            out: Array = np.zeros(len(values) + 1, self._counting)
             if not len(values):
                 return out
-            other = entities[1:] != entities[:-1]
+            other, firsts = np.zeros(len(values) - 1, bool), self.rank(self.index.offsets)
+            other[firsts[(firsts > 0) & (firsts < len(values))] - 1] = True
             if not ((values[1:] >= values[:-1]) | other).all() or self.missing(name, values).any():
                 return _NONE
             out[1] = 1

@@ -262,7 +262,7 @@ class Index:
         if name in self.attributes:
             return self.keep(name, lambda: self._attribute(self.attributes[name]))
         if name in ("day", "weekday", "hour"):
-            return self.keep(name, lambda: self._calendar(name))
+            return self.keep(name, lambda: self.calendar(name))
         known = sorted({*self.columns, *FIXED, *self.attributes, "time", "day", "weekday", "hour", "gap", "age"})
         raise FeatureError(f"the log has no event column {name!r}; it has: {', '.join(known)}")
 
@@ -302,7 +302,8 @@ class Index:
             begins[1:] |= ~same
         return begins
 
-    def _calendar(self, name: str) -> Array:
+    def calendar(self, name: str) -> Array:
+        """int64 (m,): ``day`` since 1970, ``weekday`` or ``hour`` of each event in the log's timezone; computed at each call."""
         if self.timezone == "UTC":
             days = self.time // _DAY
             return (

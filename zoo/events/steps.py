@@ -163,8 +163,9 @@ def different(name: str, events: FilteredEvents, rows: Slices) -> Array:
     """int64: different values of a column in each slice; where equal values are neighbours, the slices may have any shape."""
     running = events.runs(name)
     if running is not None:  # the slice's first event begins a run, whatever came before it
-        found: Array = running[rows.stop] - running[np.minimum(rows.start + 1, rows.stop)] + (rows.start < rows.stop)
-        return found
+        found = running[rows.stop] - running[np.minimum(rows.start + 1, rows.stop)] + (rows.start < rows.stop)
+        wide: Array = found.astype(np.int64, copy=False)
+        return wide
     # an event is the first of its value within [start, stop) exactly when the previous one with that value lies before start
     return rows.count(rows.of(events.previous(name)) < np.repeat(rows.start, rows.lengths))
 
