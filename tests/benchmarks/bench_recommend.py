@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from figures import FOLDER, QUICK, Figure, machine, report
-from recommend_cold import cold_figures, cold_run
+from recommend_cold import cold_figures, cold_runs
 
 ROOT = Path(__file__).parents[2]
 DATA = next((folder for up in ROOT.parents if (folder := up / "shared/data").is_dir()), ROOT / "shared/data")
@@ -382,9 +382,7 @@ def main() -> None:
     for name in asked.dataset or DATASETS:
         prepared = Prepared.of(DATASETS[name])
         if DATASETS[name].titles and (asked.cold or not asked.model):
-            folder = RUNS / name
-            cold_run(prepared, "validation", folder, asked.again)
-            shown += cold_figures(cold_run(prepared, "test", folder, asked.again))
+            shown += cold_figures(cold_runs(prepared, RUNS / name, asked.again)[-1])
         if asked.cold:
             continue
         chosen = [model for model in asked.model or GRIDS if model != "stack"] or list(GRIDS)

@@ -17,6 +17,7 @@ SHARE = 0.1
 K = 50
 BERT: Mapping[str, Any] = {"ranking": {"mode": "text"}}
 SEED = 0
+PARTS = ("validation", "test")
 
 
 def held_out(parts: Mapping[str, Any]) -> np.ndarray[Any, Any]:
@@ -36,55 +37,65 @@ def without(data: Any, cold: np.ndarray[Any, Any]) -> Any:
     return replace(data, batch=replace(data.batch, blocks=blocks), target=target)
 
 
-def cold_run(prepared: Any, part: str, folder: Path, again: bool = False) -> dict[str, Any]:
-    """HR@50 of rows whose item was held out, ranked among all items and among those held out; the run kept where there is one."""
-    from zoo.evaluation.bootstrap import estimates_of_means
-    from zoo.evaluation.ranking import rank
+def cold_runs(prepared: Any, folder: Path, again: bool = False) -> list[dict[str, Any]]:
+    """HR@50 of validation and of test rows whose item was held out; the runs kept where there are any. One fit serves both."""
     from zoo.fitting import Member
     from zoo.recommender import fit_recommender
 
-    what = {"dataset": prepared.dataset.name, "model": "cold", "params": dict(BERT), "part": part, "seed": SEED}
-    path = folder / f"cold-{part}-{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]}.json"
-    if path.exists() and not again:
-        record: dict[str, Any] = json.loads(path.read_text())
-        return record
-    parts = {name: prepared.rows(name) for name in ("train", "validation", "test")}
+    what = {"dataset": prepared.dataset.name, "model": "cold", "params": dict(BERT), "seed": SEED}
+    key = {part: hashlib.sha256(json.dumps({**what, "part": part}, sort_keys=True).encode()).hexdigest()[:12] for part in PARTS}
+    paths = {part: folder / f"cold-{part}-{key[part]}.json" for part in PARTS}
+    if not again and all(path.exists() for path in paths.values()):
+        return [json.loads(path.read_text()) for path in paths.values()]
+    parts = {name: prepared.rows(name) for name in ("train", *PARTS)}
     cold = held_out(parts)
     started = time.perf_counter()
     params = {**BERT, "ranking": {**BERT["ranking"], "epochs": 1}} if QUICK else BERT
-    recommender = fit_recommender(
-        [Member("bert", "bert", params, SEED), Member("popularity", "popularity")], without(parts["train"], cold)
-    )
+    members = [Member("bert", "bert", params, SEED), Member("popularity", "popularity")]
+    recommender = fit_recommender(members, without(parts["train"], cold))
     fitted = time.perf_counter() - started
-    asked = parts[part].take(np.flatnonzero(np.isin(parts[part].target, cold)))
-    batch, vocabulary = recommender.seen(asked.batch), recommender.known(asked.batch.catalogue)
-    target, seen = vocabulary.target(asked), batch.column("items") if prepared.dataset.exclude_seen else None
+    records = []
+    for part, path in paths.items():
+        rows = parts[part].take(np.flatnonzero(np.isin(parts[part].target, cold)))
+        metrics, items = hits(recommender, rows, cold, prepared.dataset.exclude_seen)
+        record = {
+            **what,
+            "part": part,
+            "rows": len(rows),
+            "items": items,
+            "held_out": len(cold),
+            "hr@50": metrics,
+            "fit_seconds": fitted,
+            "machine": machine(),
+            "command": "make bench-recommend",
+        }
+        if not QUICK:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        shown = ", ".join(f"{name} {each['value']:.4f}" for name, each in metrics.items())
+        print(
+            f"{what['dataset']} {part}, {len(rows)} rows of {len(cold)} items held out: HR@50 {shown}; fitted in {fitted:.0f} s"
+        )
+        records.append(record)
+    return records
+
+
+def hits(recommender: Any, rows: Any, cold: np.ndarray[Any, Any], exclude_seen: bool) -> tuple[dict[str, Any], int]:
+    """HR@50 by member and by what is ranked (all items, or those held out), and how many items there are."""
+    from zoo.evaluation.bootstrap import estimates_of_means
+    from zoo.evaluation.ranking import rank
+
+    batch, vocabulary = recommender.seen(rows.batch), recommender.known(rows.batch.catalogue)
+    target, seen = vocabulary.target(rows), batch.column("items") if exclude_seen else None
     items = len(vocabulary.kept["item_id"])
     metrics: dict[str, Any] = {}
     for member in recommender.members:
         for place, among in (("all", None), ("held out", vocabulary.codes("item_id", cold))):
-            ranking = rank(lambda rows, m=member: recommender.scores_of(m, rows), batch, target, seen=seen, among=among)
+            ranking = rank(lambda batch, m=member: recommender.scores_of(m, batch), batch, target, seen=seen, among=among)
             hit = ((ranking.rank > 0) & (ranking.rank <= K)).astype(np.float64)
             metrics[f"{member.name} among {place}"] = vars(estimates_of_means({"hr": hit})["hr"])
     metrics["chance among all"], metrics["chance among held out"] = {"value": K / items}, {"value": K / len(cold)}
-    record = {
-        **what,
-        "rows": len(asked),
-        "items": items,
-        "held_out": len(cold),
-        "hr@50": metrics,
-        "fit_seconds": fitted,
-        "machine": machine(),
-        "command": "make bench-recommend",
-    }
-    if not QUICK:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    shown = ", ".join(f"{name} {each['value']:.4f}" for name, each in metrics.items())
-    print(
-        f"{prepared.dataset.name} {part}, {len(asked)} rows of {len(cold)} items held out: HR@50 {shown}; fitted in {fitted:.0f} s"
-    )
-    return record
+    return metrics, items
 
 
 def cold_figures(record: Mapping[str, Any]) -> list[Figure]:
