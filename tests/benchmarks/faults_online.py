@@ -1,6 +1,7 @@
 """The long proofs of the online store, counted: killed copies, cancelled reads, many writers, a failing Redis. Ends with 1 where one fails.
 
-``python tests/benchmarks/faults_online.py``; QUICK=1 for small numbers. Counts are kept in docs/benchmarks/faults_online.json.
+``python tests/benchmarks/faults_online.py [PART ...]``, a part being copies, reads, writers or faults with -redis or -sqlite: all by
+default; QUICK=1 for small numbers. Counts are kept in docs/benchmarks/faults_online.json.
 """
 
 from __future__ import annotations
@@ -266,50 +267,62 @@ def counted(root: Path, work: Callable[[Path, int], dict[str, int]], number: int
 
 
 def main() -> None:
-    kills, reads, events, faults = (5, 2_000, 4_000, 60) if QUICK else (200, 100_000, 100_000, 1_000)
     if not LOG.exists():
         sys.exit(f"no log at {LOG}; make one with: zoo demo")
-    found: dict[str, dict[str, int]] = {}
+    kills, reads, events, faults = (5, 2_000, 4_000, 60) if QUICK else (200, 100_000, 100_000, 1_000)
     import redis
 
     import zoo.consistency
     import zoo.stores  # noqa: F401
 
+    asked, found = sys.argv[1:], {}
     with tempfile.TemporaryDirectory() as folder, redis_server(redis_program()) as url:
-        where = url.removeprefix("redis://").partition("/")[0]
-        for kind, store in (("redis", OURS), ("sqlite", SQLITE)):
-            root = Path(folder) / kind
-            own = where if kind == "redis" else ""
 
-            def empty(root: Path = root, kind: str = kind) -> None:
-                if kind == "redis":
-                    redis.Redis.from_url(url).flushdb()
-                for path in root.glob("online.db*"):
-                    path.unlink()
+        def prepared(kind: str) -> Path:
+            """A repository with the demo's log and an empty store."""
+            root = Path(folder) / f"of_{kind}"
+            where = url.removeprefix("redis://").partition("/")[0] if kind == "redis" else ""
+            if not done(lambda: repository(root, where, root.name, OURS if kind == "redis" else SQLITE, 0) and 0):
+                raise RuntimeError(f"the repository {root} could not be made")
+            return root
 
-            done(lambda root=root, own=own, kind=kind, store=store: repository(root, own, kind, store, 0) and 0)  # type: ignore[misc]
-            found[f"copies killed, {kind}"] = killed_copies(root, empty, kills)
-            found[f"reads cancelled, {kind}"] = counted(root, cancelled_reads, reads)
-            found[f"writers, {kind}"] = counted(root, many_writers, events)
-            print(json.dumps(found, indent=1), flush=True)
-        (Path(folder) / "other").mkdir()
-        found["reads from a failing Redis"] = counted(Path(folder) / "other", redis_faults, faults)
-        print(json.dumps(found, indent=1), flush=True)
-    if not QUICK:
-        kept = {
-            "command": "python tests/benchmarks/faults_online.py",
-            "machine": machine(),
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
-            **found,
+        def empty(root: Path) -> None:
+            redis.Redis.from_url(url).flushdb()
+            for path in root.glob("online.db*"):
+                path.unlink()
+
+        parts: dict[str, Callable[[Path], dict[str, int]]] = {
+            "copies": lambda root: killed_copies(root, lambda: empty(root), kills),
+            "reads": lambda root: counted(root, cancelled_reads, reads),
+            "writers": lambda root: counted(root, many_writers, events),
+            "faults": lambda root: counted(root, redis_faults, faults),
         }
-        (FOLDER / "faults_online.json").write_text(json.dumps(kept, indent=1) + "\n")
-    good = all(
-        c.get("copies killed") == c.get("equal to a clean copy after a rerun")
-        and not any(c.get(bad, 0) for bad in BAD)
-        and c.get("events") == c.get("in the log once")
-        for c in found.values()
+        for kind in ("redis", "sqlite"):
+            for part, work in parts.items():
+                if (kind, part) != ("sqlite", "faults") and (not asked or f"{part}-{kind}" in asked):
+                    found[f"{part}-{kind}"] = work(prepared(kind))
+                    print(json.dumps(found, indent=1), flush=True)
+                    if not QUICK:
+                        keep(f"{part}-{kind}", found[f"{part}-{kind}"])
+    sys.exit(0 if all(map(good, found.values())) else 1)
+
+
+def keep(part: str, counts: dict[str, int]) -> None:
+    """Put a part's counts in the file beside those of other parts."""
+    path = FOLDER / "faults_online.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    command, date = f"python tests/benchmarks/faults_online.py {part}", time.strftime("%Y-%m-%d", time.gmtime())
+    path.write_text(
+        json.dumps({**kept, part: {**counts, "command": command, "machine": machine(), "date": date}}, indent=1) + "\n"
     )
-    sys.exit(0 if good else 1)
+
+
+def good(c: dict[str, int]) -> bool:
+    return (
+        c.get("copies killed") == c.get("equal to a clean copy after a rerun")
+        and c.get("events") == c.get("in the log once")
+        and not any(c.get(bad, 0) for bad in BAD)
+    )
 
 
 if __name__ == "__main__":
