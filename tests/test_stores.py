@@ -654,6 +654,22 @@ def test_a_redis_that_restarts_empty_in_the_midst_of_a_copy_is_copied_again(
     assert_parity(features, everyone())
 
 
+def test_one_command_rebuilds_a_redis_that_restarted_empty_and_says_how_long_it_took(
+    repo: Path, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = shop.opened(repo, online=redis_url)
+    features.append(shop.events_table(shop.random_events(np.random.default_rng(0), 60)))
+    (repo / "zoo.toml").write_text('[zoo]\ntimezone = "UTC"\n')
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushdb()
+        for option, said in (([], "The online store was rebuilt from the log in "), (["--json"], '"seconds"')):
+            with pytest.raises(SystemExit) as ended:
+                app(["--repo", str(repo), "materialize", *option], prog_name="zoo")
+            assert (ended.value.code, said in capsys.readouterr().out) == (0, True)
+        assert client.dbsize() > 5
+    assert_parity(features, everyone())
+
+
 # Drift
 
 
