@@ -547,6 +547,7 @@ def test_the_openapi_document_is_whole(served: Served) -> None:
         ("/health/ready", "get"),
         ("/v1/models", "get"),
         ("/v1/predict", "post"),
+        ("/v1/recommend", "post"),
         ("/v1/events", "post"),
     }
     for reference in re.findall(r'"\$ref": ?"#/([^"]+)"', json.dumps(document)):

@@ -196,6 +196,77 @@ def test_a_log_made_anew_does_not_meet_the_events_of_the_old_one(repo: Path, onl
     assert_parity(features, everyone())
 
 
+def test_a_log_that_lost_its_tail_does_not_meet_the_events_that_were_in_it(
+    repo: Path, online: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    features = shop.opened(repo, online=online)
+    features.reader.log.append(shop.events_table(shop.random_events(np.random.default_rng(12), 30)))
+    features.reader.log.flush()
+    features.append(shop.events_table(shop.random_events(np.random.default_rng(13), 40, 30)))
+    for path in (repo / "data" / "log").glob("tail.db*"):
+        path.unlink()
+    again = Features.open(repo)
+    assert_parity(again, everyone())
+    assert "the log has lost some" in caplog.text
+    again.append(shop.events_table(shop.random_events(np.random.default_rng(14), 5, 100)))
+    assert_parity(again, everyone())
+
+
+@pytest.mark.parametrize("times", [1, 99])
+def test_a_store_emptied_within_a_read_is_brought_up_to_date_again_or_named(
+    repo: Path, online: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = shop.opened(repo, online=online)
+    features.reader.log.append(shop.events_table(shop.random_events(np.random.default_rng(9), 40)))
+    store, config = features._online_store, features.store.config
+    follow, left = type(store).follow, iter(range(times))
+
+    def emptied(*given: Any) -> int:
+        brought = follow(*given)
+        if next(left, None) is not None:
+            store.drop(config, store.space(config, features.reader.view()))
+            store._held.clear()
+        return brought
+
+    monkeypatch.setattr(type(store), "follow", emptied)
+    if times == 1:
+        assert_parity(features, everyone())
+        return
+    with pytest.raises(FeatureError, match="holds 0 of the log's 40 events after it was brought up to date 3 times"):
+        features.online("users", {"user_id": [1]})
+
+
+def test_an_entity_past_its_ttl_is_one_without_events_however_it_is_asked_for(repo: Path, online: str) -> None:
+    (repo / "definitions.py").write_text(
+        FEW.replace("view = FeatureView(", "view = FeatureView(ttl=timedelta(days=2), ").replace(
+            "from feast import", "from datetime import timedelta\n\nfrom feast import", 1
+        )
+    )
+    (repo / "data" / "registry.db").unlink(missing_ok=True)
+    (repo / "feature_store.yaml").write_text(shop.settings(online=online))
+    apply(repo)
+    features = Features.open(repo)
+    rows = shop.random_events(np.random.default_rng(3), 60)
+    features.reader.log.append(shop.events_table(rows))
+    users, now = [1, 2, 3, 4, 5, 6, 77], features.reader.now()
+    asked = {"user_id": users, "time": [now] * 7}
+    batch = features.history("few", asked)
+    shop.assert_same(features.online("few", {"user_id": users}), batch)
+    frame = pa.table({"user_id": users, "event_timestamp": pa.array([now] * 7, pa.timestamp("us", "UTC"))}).to_pandas()
+    shown = features.store.get_historical_features(frame, features=["recent:n_7d", "recent:items"]).to_df().set_index("user_id")
+    gone = shown["n_7d"].isna()[users].to_numpy()
+    assert gone.any()
+    assert not gone.all()
+    assert (batch.column("n_7d").values[gone] == 0).all()
+    assert (batch.column("items").lengths[gone] == 0).all()
+    assert (batch.newest[gone] == -1).all()
+    there = ~gone
+    assert batch.column("n_7d").values[there].tolist() == shown["n_7d"][users][there].tolist()
+    told = features.store.get_online_features(["recent:n_7d"], [{"user_id": user} for user in users]).to_dict()["n_7d"]
+    there = batch.newest >= 0
+    assert [value is not None for value in told] == there.tolist()
+
+
 # Beyond the cap
 
 

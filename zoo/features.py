@@ -165,6 +165,20 @@ class _Asked:
     each: bool
 
 
+def _fresh(
+    view: LogView, asked: _Asked, columns: dict[str, Column], newest: Array | None
+) -> tuple[dict[str, Column], Array | None]:
+    """What a view says of its distinct rows, where an entity past the view's ``ttl`` is one without events."""
+    from zoo.stores.columns import blank, expired
+
+    if newest is None or not asked.view.feature_view.ttl:
+        return columns, newest
+    past = expired(asked.view.feature_view, newest, asked.times)
+    if not past.any():
+        return columns, newest
+    return blank(view, asked.view.source, columns, asked.keys, past), np.where(past, -1, newest)
+
+
 @dataclass(frozen=True)
 class Features:
     """The feature services of one repository, opened. Thread-safe for reading."""
@@ -323,7 +337,7 @@ class Features:
         recent: Any,
         context: Mapping[str, str] | None,
     ) -> FeatureBatch:
-        found = [store.features(view, each.view.source, each.keys, each.times, recent) for each in asked]
+        found = [_fresh(view, each, *store.features(view, each.view.source, each.keys, each.times, recent)) for each in asked]
         return self._batch(view, given, times, context or {}, asked, found)
 
     def _asked(self, service: str, view: LogView, given: _Given, times: Array, *, alike: bool = False) -> list[_Asked]:
@@ -388,7 +402,7 @@ class Features:
         if aggregation is not None:
             entity = aggregation.entity[0]
             newest = view.newest_events(entity, asked.keys[entity], aggregation.until(asked.times))
-        return features_of(view, source, asked.keys, asked.times), newest
+        return _fresh(view, asked, features_of(view, source, asked.keys, asked.times), newest)
 
     @property
     def _online_store(self) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from zoo.contract import Array, Column
+from zoo.contract import UNKNOWN, Array, Column, gather
 from zoo.errors import FeatureError, choices
 from zoo.events.view import LogView
 from zoo.stores.source import EventSource, TableSource
@@ -56,6 +58,29 @@ def to_arrow(view: LogView, column: Column) -> pa.Array:
     if column.offsets[-1] < 2**31:
         return pa.ListArray.from_arrays(pa.array(column.offsets.astype(np.int32)), values)
     return pa.LargeListArray.from_arrays(pa.array(column.offsets), values)
+
+
+def expired(feature_view: Any, newest: Array, times: Array) -> Array:
+    """bool (n,): whose newest event (int64 (n,), -1 for none) is older at its time than the view's ``ttl``; none without one."""
+    if not feature_view.ttl:
+        return np.zeros(len(times), bool)
+    found: Array = (newest >= 0) & (times - newest > feature_view.ttl // timedelta(microseconds=1))
+    return found
+
+
+def blank(view: LogView, source: Any, columns: Mapping[str, Column], keys: Iterable[str], rows: Array) -> dict[str, Column]:
+    """The columns with the answers of an entity that the log does not know at these rows (bool (n,))."""
+    nothing = features_of(view, source, {key: np.array([UNKNOWN], np.int32) for key in keys}, np.zeros(1, np.int64))
+    out = {}
+    for name, column in columns.items():
+        if column.offsets is None:
+            out[name] = replace(
+                column, values=np.where(rows, nothing[name].values[:1], column.values).astype(column.values.dtype)
+            )
+        else:
+            values, offsets = gather(column.values, column.offsets[:-1], np.where(rows, 0, column.lengths))
+            out[name] = replace(column, values=values, offsets=offsets)
+    return out
 
 
 def features_of(view: LogView, source: Any, keys: dict[str, Array], times: Array, evaluator: Any = None) -> dict[str, Column]:

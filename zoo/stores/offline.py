@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from zoo.contract import Array
 from zoo.errors import FeatureError, UsageError
 from zoo.events.view import LogView
 from zoo.stores import blocks
-from zoo.stores.columns import chosen, features_of, join_columns, source_of, to_arrow
+from zoo.stores.columns import chosen, expired, features_of, join_columns, source_of, to_arrow
 from zoo.stores.files import as_of_join, newest_rows, read_view, saved_rows
 from zoo.stores.job import EventLogRetrievalJob
 from zoo.stores.pull import pulled
@@ -184,8 +184,8 @@ class _Answer:
         aggregation = source.aggregation
         entity = aggregation.entity[0]  # type: ignore[union-attr]
         newest = self.view.newest_events(entity, by_key[entity], aggregation.until(self.times))  # type: ignore[union-attr]
-        expired = (newest >= 0) & (self.times - newest > feature_view.ttl // timedelta(microseconds=1))
-        return {name: pc.if_else(pa.array(expired), pa.scalar(None, column.type), column) for name, column in shown.items()}
+        past = expired(feature_view, newest, self.times)
+        return {name: pc.if_else(pa.array(past), pa.scalar(None, column.type), column) for name, column in shown.items()}
 
 
 __all__ = ["EventLogOfflineStore", "EventLogOfflineStoreConfig", "EventLogRetrievalJob"]

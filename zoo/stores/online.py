@@ -20,6 +20,7 @@ import numpy as np
 from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 
 from zoo.contract import Array, Column, Progress
+from zoo.errors import FeatureError
 from zoo.events.clock import moved
 from zoo.events.encode import columns_of, encode, encode_few
 from zoo.events.evaluate import Evaluator
@@ -44,6 +45,8 @@ TAIL = 100_000
 """Events behind the log up to which they are appended; beyond it every entity is copied from the index."""
 AT_ONCE = 8_000
 """Events appended in one step of the store."""
+_EMPTIED = 3
+"""Times that a read brings in what a store lost between two looks at it."""
 _FEW = 64
 """Events an entity up to which columns are written as they are: frames of one layout are read together, and most of one is its header."""
 _ALWAYS = ("user_id", "item_id", "event_type", "time", "seq")
@@ -164,10 +167,11 @@ class EventOnlineStore(ABC):
 
     def _place(self, config: Any, log: EventLog, epoch: int) -> Space:
         kept = Retention.of(config)
-        if self._spaces[:3] != (log, epoch, kept):
+        spaces = self._spaces  # looked at once: other threads may place other epochs meanwhile
+        if spaces[:3] != (log, epoch, kept):
             name = f"{config.project}:zoo:{log.id}:{epoch}-{kept.digest}"
-            self._spaces = (log, epoch, kept, Space(config.project, log.id, name))
-        found: Space = self._spaces[3]
+            self._spaces = spaces = (log, epoch, kept, Space(config.project, log.id, name))
+        found: Space = spaces[3]
         return found
 
     # Reading
@@ -175,18 +179,37 @@ class EventOnlineStore(ABC):
     def recent(self, config: Any, view: LogView, codes: Mapping[str, Array]) -> Recent:
         """The kept events of entities (codes each once) by kind, after bringing in what the view has beyond them."""
         values, held = self.load(config, self._place(config, view.log, view.epoch), codes)
-        if held < view.count:  # or the log was rewritten, and its events are elsewhere
-            self.follow(config)
-            values, _ = self.load(config, self.space(config, view), codes)
-        return Recent(view, codes, values)
+        for _ in range(_EMPTIED):
+            if self._holds(view, held):
+                return Recent(view, codes, values)
+            self.follow(config)  # or the log was rewritten, and its events are elsewhere
+            values, held = self.load(config, self.space(config, view), codes)
+        return Recent(view, codes, self._reached(values, held, view))
 
     async def recent_async(self, config: Any, view: LogView, codes: Mapping[str, Array]) -> Recent:
         """As ``recent``."""
         values, held = await self.load_async(config, self._place(config, view.log, view.epoch), codes)
-        if held < view.count:
+        for _ in range(_EMPTIED):
+            if self._holds(view, held):
+                return Recent(view, codes, values)
             await asyncio.to_thread(self.follow, config)
-            values, _ = await self.load_async(config, self.space(config, view), codes)
-        return Recent(view, codes, values)
+            values, held = await self.load_async(config, self.space(config, view), codes)
+        return Recent(view, codes, self._reached(values, held, view))
+
+    @staticmethod
+    def _holds(view: LogView, held: int) -> bool:
+        """Whether a store with the log's first ``held`` events has what the view has, and no more than the log."""
+        return held == view.count or (held > view.count and held <= view.log.state().count)
+
+    @staticmethod
+    def _reached(values: dict[str, list[bytes | None]], held: int, view: LogView) -> dict[str, list[bytes | None]]:
+        """The values, if the store has what the view has; FeatureError where it loses what is brought in."""
+        if held < view.count:
+            raise FeatureError(
+                f"the online store holds {held:,} of the log's {view.count:,} events after it was brought up to date {_EMPTIED} times: "
+                "something empties it. Look for a flush, an eviction or a restart, then try again"
+            )
+        return values
 
     def wanted(self, config: Any, source: Any, keys: Mapping[str, Array]) -> tuple[str, Array] | None:
         """(entity kind, its codes, each once) whose kept events a source's features are made of; None for a table."""
@@ -310,7 +333,7 @@ class EventOnlineStore(ABC):
             if held >= count and held > (known or {}).get(space.name, held):
                 return 0
             if held < 0 or held >= count:  # what this process knows may be out of date either way; a step from it is refused then
-                held = began = self.load(config, space, {})[1]
+                held = began = self._sound(config, log, space, self.load(config, space, {})[1])
             while held < count:
                 if count - held > TAIL:
                     Bulk(self, config).everything(LogReader.of(config).view())
@@ -320,6 +343,19 @@ class EventOnlineStore(ABC):
                 held = self.load(config, space, {})[1] if reached is None else reached
             self._held[space.name] = held
             return max(held - began, 0)
+
+    def _sound(self, config: Any, log: EventLog, space: Space, held: int) -> int:
+        """The watermark; 0, and the space is dropped, where it is beyond the log, whose numbers then mean other events by now.
+
+        So it is where a log lost its tail, or was put back from a copy.
+        """
+        if held <= (count := log.state().count):
+            return held
+        _log.warning(
+            "the online store holds %s events of a log that has %s: the log has lost some. The store is made anew", held, count
+        )
+        self.drop(config, space)
+        return 0
 
     def _append(self, config: Any, log: EventLog, space: Space, held: int, count: int) -> int | None:
         """Append the log's events from ``held`` to ``count``, at least; returns the watermark, None where another writer has moved it."""
@@ -358,9 +394,10 @@ class EventOnlineStore(ABC):
         reader = LogReader.of(config)
         Retention.again(config)
         view = reader.view()
+        here = self.space(config, view)
+        self._sound(config, reader.log, here, self.load(config, here, {})[1])
         copied = Bulk(self, config).everything(view, progress)
         self.follow(config)
-        here = self.space(config, view)
         for other in self.names(config, here.log):
             if other.name != here.name:
                 self.drop(config, other)

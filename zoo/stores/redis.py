@@ -253,6 +253,8 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
             self._answer(config, lambda client: client.unlink(*gone[at : at + _SCAN]))  # noqa: B023 - called at once
 
     def drop(self, config: Any, space: Space) -> None:
+        # the watermark first: who reads meanwhile then brings in what is gone
+        self._answer(config, lambda client: client.unlink(f"{space.name}:held"))
         self._clear(config, f"{space.name}:")
 
     def _clear(self, config: Any, first: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 
 from zoo.contract import Array, Column
 from zoo.events.view import LogView
-from zoo.stores.columns import chosen
+from zoo.stores.columns import chosen, expired
 from zoo.stores.protos import keys_of, write
 from zoo.stores.reader import LogReader
 from zoo.stores.source import EventSource, TableSource
@@ -86,7 +85,7 @@ class Request:
             else:
                 newest, found = at, at >= 0
                 if table.ttl:
-                    found &= self.now - newest <= table.ttl // timedelta(microseconds=1)
+                    found &= ~expired(table, newest, np.full(count, self.now))
             columns = chosen(table, columns, part.names)
         shared, there = GetOnlineFeaturesResponse.FeatureVector(), found.tolist()
         shared.statuses.extend([FieldStatus.PRESENT if here else FieldStatus.NOT_FOUND for here in there])

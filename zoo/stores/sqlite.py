@@ -113,8 +113,7 @@ class SqliteEventOnlineStore(EventOnlineStore, SqliteOnlineStore):
             yield connection, *self._space(connection, space)
 
     def load(self, config: Any, space: Space, codes: Mapping[str, Array]) -> tuple[dict[str, list[bytes | None]], int]:
-        with self._connected(config) as connection:
-            # the watermark first: what is read after it is at least as new
+        with self._connected(config) as connection, _transaction(connection, "DEFERRED"):
             number, held = self._space(connection, space)
             values: dict[str, list[bytes | None]] = {}
             for entity, own in codes.items():
@@ -219,9 +218,9 @@ def _same(kept: bytes | None, read: bytes | None) -> bool:
 
 
 @contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """One that begins by taking the write lock, so that what it reads is still there when it writes."""
-    connection.execute("BEGIN IMMEDIATE")
+def _transaction(connection: sqlite3.Connection, kind: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE") -> Iterator[None]:
+    """IMMEDIATE takes the write lock first, so that what it reads is still there when it writes; DEFERRED reads as of one moment."""
+    connection.execute(f"BEGIN {kind}")
     try:
         yield
         connection.execute("COMMIT")

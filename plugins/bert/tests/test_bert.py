@@ -343,7 +343,7 @@ def test_targets_that_cannot_be_learned_are_refused() -> None:
     data = toy(40)
     for changed, message in (
         (replace(data, target=data.target + 1), "targets range from 1 to 2"),
-        (replace(data, kind=Target("ranking")), "cannot learn a ranking target"),
+        (replace(data, kind=Target("relevance")), "cannot learn a relevance target"),
         (replace(data, kind=Target("value", horizons=("7d", "28d"))), "one horizon"),
         (data.take(np.empty(0, np.int64)), "no training rows"),
     ):
