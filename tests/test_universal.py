@@ -18,7 +18,7 @@ from feast import FeatureService, FeatureStore, FeatureView
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from tiny_shop import _applied, repo
 
-from zoo.errors import UsageError
+from zoo.errors import FeatureError, UsageError
 from zoo.features import Features
 
 __all__ = ["_applied", "repo"]
@@ -208,3 +208,11 @@ def test_pairs_of_a_user_and_an_attribute_of_items_answer_alike_offline_and_onli
     found = features.store.get_historical_features(frame, ["user_category:category_n", "user_category:category_items"]).to_df()
     assert found["category_n"].tolist() == [counts[0, 1]]
     assert set(found["category_items"][0]) <= {"i0", "i1", "i4"}
+
+
+def test_a_row_without_a_time_is_refused(features: Features) -> None:
+    frame = entities()
+    frame.loc[[1, 4], "event_timestamp"] = pd.NaT
+    service = features.store.get_feature_service(features.services()[0])
+    with pytest.raises(FeatureError, match=r"2 nulls \(NaT\) in 13 rows.*leave those rows out"):
+        features.store.get_historical_features(frame, service).to_df()

@@ -58,6 +58,11 @@ def entity_times(values: pa.ChunkedArray) -> Array:
     """int64 microseconds UTC of an event_timestamp column; naive times are taken as UTC, as Feast does."""
     if not pa.types.is_timestamp(values.type):
         raise FeatureError(f"the entity rows' time column is {values.type}; expected a timestamp")
+    if values.null_count:
+        raise FeatureError(
+            f"the entity rows' time column has {values.null_count} nulls (NaT) in {len(values)} rows; expected an instant a row: "
+            "leave those rows out, or give them a time"
+        )
     return np.asarray(values.cast(pa.timestamp("us", values.type.tz)).cast(pa.int64()).combine_chunks())
 
 
