@@ -216,3 +216,14 @@ def test_a_row_without_a_time_is_refused(features: Features) -> None:
     service = features.store.get_feature_service(features.services()[0])
     with pytest.raises(FeatureError, match=r"2 nulls \(NaT\) in 13 rows.*leave those rows out"):
         features.store.get_historical_features(frame, service).to_df()
+
+
+def test_a_column_named_like_a_feature_is_refused_unless_names_are_full(features: Features) -> None:
+    frame = entities()
+    service = features.store.get_feature_service(features.services()[0])
+    name = service.feature_view_projections[0].features[0].name
+    frame[name] = 7
+    with pytest.raises(UsageError, match=f"entity_df has a column '{name}', which is a feature asked for"):
+        features.store.get_historical_features(frame, service)
+    found = features.store.get_historical_features(frame, service, full_feature_names=True).to_df()
+    assert found.columns.is_unique

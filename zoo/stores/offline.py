@@ -99,6 +99,11 @@ class EventLogOfflineStore(OfflineStore):
             )
         stamp = infer_event_timestamp_from_entity_df(dict(zip(entity_df.columns, entity_df.dtypes)))
         groups, _ = _get_requested_feature_views_to_features_dict(feature_refs, feature_views, [])
+        twice = [name for names in groups.values() for name in names if not full_feature_names and name in entity_df.columns]
+        if twice:
+            raise UsageError(
+                f"entity_df has a column {twice[0]!r}, which is a feature asked for, too; rename the column, or ask for full_feature_names"
+            )
 
         @cache  # read once, when the first answers are asked for, so that every batch is of the same version
         def asked() -> tuple[LogView, pa.Table, dict[str, pl.DataFrame]]:
