@@ -58,15 +58,24 @@ def test_search_finds_the_first_event_at_or_after_an_instant(
 
 @pytest.mark.parametrize("right", [False, True])
 @pytest.mark.parametrize("cached", [0, 1 << 22])
-def test_many_searches_at_once_find_what_one_by_one_finds(monkeypatch: pytest.MonkeyPatch, right: bool, cached: int) -> None:
+@pytest.mark.parametrize("cells", [None, 1, 16])
+def test_many_searches_at_once_find_what_one_by_one_finds(
+    monkeypatch: pytest.MonkeyPatch, right: bool, cached: int, cells: int | None
+) -> None:
     monkeypatch.setattr("zoo.events.index._CACHED", cached)  # 0: in the order of memory, as in a log too large for a cache
     rng = np.random.default_rng(0)
+    if cells is not None:
+        monkeypatch.setattr("zoo.events.index._SMALL", 0)
+        monkeypatch.setattr("zoo.events.cells._MANY", 1)
+        monkeypatch.setattr("zoo.events.cells.EVENTS", cells)
+        monkeypatch.setattr("zoo.events.cells._STEP", 100)
     codes, time = rng.integers(0, 40, 3000) ** 2 % 37, rng.integers(-50, 50, 3000)
     index = Index.build(codes, time, np.arange(3000), {}, 40)
     rows, times = rng.integers(-1, 42, 40_000), np.sort(rng.integers(-60, 60, (3, 40_000)), axis=0)
     low, high = index.bounds(rows)
-    found = index.search(low, high, times, right=right)
+    found = index.search(low, high, times, right=right, codes=None if cells is None else rows)
     assert found.dtype == np.int64
+    assert cells is None or index._table[0].number > 1  # type: ignore[index,union-attr]
     for line, wanted in zip(found, times, strict=True):
         np.testing.assert_array_equal(index.search(low, high, wanted, right=right), line)
     side = "right" if right else "left"

@@ -62,6 +62,7 @@ class Evaluator:
         """Bytes of what was derived from the index so far, and of the index where it is no file."""
         index = self.index
         arrays: list[Array | None] = [index.time, index.seq, *index.columns.values(), *list(index._derived.values())]
+        arrays += [cells.begins for cells in index._table or () if cells is not None]
         for events in list(self._events.values()):
             arrays += [events.positions, *list(events._kept.values())]
         return sum(values.nbytes for values in arrays if values is not None and values.base is None)
@@ -112,21 +113,22 @@ class Evaluator:
             return places
         low, high = self.index.bounds(codes)
         if len(codes) > _KEPT:  # windows end where what is seen does, which leaves less to search
-            return self._begun(aggregation, low, self.index.search(low, high, aggregation.until(times)), times)
+            stop = self.index.search(low, high, aggregation.until(times), codes=codes)
+            return self._begun(aggregation, low, stop, times, codes)
         ends = _ends(aggregation.windows, aggregation.lag, aggregation.include_equal)
         places = np.empty((len(ends) + 1, len(codes)), np.int64)
         places[0], places[1:] = low, self.index.search(low, high, times + ends)
         self._seen = (aggregation, codes, times), places
         return places
 
-    def _begun(self, aggregation: Aggregation, low: Array, stop: Array, times: Array) -> Array:
+    def _begun(self, aggregation: Aggregation, low: Array, stop: Array, times: Array, codes: Array | None = None) -> Array:
         """As ``_places``, for rows that see the events at positions ``low`` to ``stop``."""
         windows = aggregation.windows
         places = np.empty((len(windows) + 1, len(low)), np.int64)
         places[0], places[-1] = low, stop
         if len(windows) > 1:
             ends = _ends(windows, aggregation.lag, aggregation.include_equal)
-            places[1:-1] = self.index.search(low, stop, times + ends[:-1])
+            places[1:-1] = self.index.search(low, stop, times + ends[:-1], codes=codes)
         return places
 
     def seen(self, aggregation: Aggregation, codes: Array, times: Array) -> tuple[Array, Array]:

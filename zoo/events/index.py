@@ -14,6 +14,7 @@ import numpy as np
 from zoo.contract import Array
 from zoo.errors import FeatureError
 from zoo.events.attributes import Attribute, looked_up
+from zoo.events.cells import Cells
 
 SCALE = 10_000
 """Money and quantities are kept as int64 multiples of 1/10,000, so that sums are exact and order does not matter."""
@@ -32,6 +33,8 @@ _ROWS = 1 << 15
 """Rows bisected together, so that what is in work stays in the processor's cache."""
 _CACHED = 1 << 22
 """Events whose times a cache may hold; beyond them rows are searched in the order of memory."""
+_SPARED = 16
+"""Events that are put in cells in the time that cells spare a search for one place."""
 _HOUR = 3_600_000_000
 _DAY = 24 * _HOUR
 
@@ -133,6 +136,8 @@ class Index:
     timezone: str = "UTC"
     ordered_only: bool = False
     _derived: dict[Any, Array] = field(default_factory=dict, repr=False)
+    _searched: int = field(default=0, init=False, repr=False)
+    _table: tuple[Cells | None] | None = field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.time)
@@ -156,10 +161,11 @@ class Index:
         low = self.offsets[safe]
         return low, np.where(known, self.offsets[safe + 1], low)
 
-    def search(self, low: Array, high: Array, times: Array, *, right: bool = False) -> Array:
+    def search(self, low: Array, high: Array, times: Array, *, right: bool = False, codes: Array | None = None) -> Array:
         """First position in [low, high) whose time is >= t (``right``: > t), for all rows at once.
 
-        low, high: int64 (n,); times: int64 (n,), or (w, n) for w instants a row, ascending. Returns int64 in the shape of ``times``.
+        low, high: int64 (n,); times: int64 (n,), or (w, n) for w instants a row, ascending. codes: of the rows' entities, where known;
+        many rows are then found sooner. Returns int64 in the shape of ``times``.
         """
         side: Literal["left", "right"] = "right" if right else "left"
         if len(low) == 1:
@@ -180,12 +186,30 @@ class Index:
         order = None
         if len(self) > _CACHED and not (low[1:] >= low[:-1]).all():
             order = self._nearby(low, high, targets[0])
+        cells = None if codes is None else self._cells(targets.size)
         for start in range(0, len(low), _ROWS):
             rows: Any = slice(start, start + _ROWS) if order is None else order[start : start + _ROWS]
             begin, end = low[rows], high[rows]
+            if cells is not None and codes is not None:
+                own = np.minimum(np.maximum(codes[rows], 0), len(self.offsets) - 2)
             for line, wanted in zip(found, targets):
-                line[rows] = begin = _bisect(time, begin, end, wanted[rows], right)
+                at = wanted[rows]
+                if cells is None:
+                    line[rows] = begin = _bisect(time, begin, end, at, right)
+                else:
+                    early, late = cells.around(own, at)
+                    late = np.maximum(np.minimum(late, end), begin)
+                    line[rows] = begin = _bisect(time, np.minimum(np.maximum(early, begin), late), late, at, right)
         return found.reshape(times.shape)
+
+    def _cells(self, places: int) -> Cells | None:
+        """Cells for a search of so many places; None while so few were searched that making them costs more than they spare."""
+        self._searched += places
+        if self._searched * _SPARED < len(self):
+            return None
+        if self._table is None:
+            self._table = (Cells.of(self.offsets, np.asarray(self.time)),)
+        return self._table[0]
 
     def _instants(self) -> Array | None:
         """int64 (m,), ascending: each event's entity and time as one number; None where there is no room for that."""

@@ -103,10 +103,15 @@ class Slices(Picked):
         narrow = (
             len(self) > _MANY and max(self.stop.max(), self.offsets[-1]) < _LAST
         )  # half the memory, and it is memory that costs
-        kind = np.int32 if narrow else np.int64
-        out = np.arange(self.offsets[-1], dtype=kind)
-        out += np.repeat((self.start - self.offsets[:-1]).astype(kind, copy=False), self.lengths)
-        return out
+        out = room(int(self.offsets[-1]), np.int32 if narrow else np.int64)
+        rows = np.flatnonzero(self.lengths)
+        if not len(rows):
+            return out
+        out.fill(1)  # each position is one more than the last, but where a slice begins
+        begin, end = self.start[rows], self.stop[rows]
+        begin[1:] -= end[:-1] - 1
+        out[self.offsets[:-1][rows]] = begin
+        return np.cumsum(out, out=out)
 
     def of(self, values: Array) -> Array:
         if len(self.start) == 1:
@@ -133,12 +138,13 @@ class Slices(Picked):
         if len(self) < _MANY or self.lengths.max() < _LONG:
             return None
         full = self.lengths == self.lengths.max()
-        if 2 * np.count_nonzero(full) < len(self):
+        rows = np.flatnonzero(full)
+        if 2 * len(rows) < len(self):
             return None
-        rest = ~full
-        others, places = Slices(self.start[rest], self.stop[rest]), self.offsets[:-1]
+        rest, places = np.flatnonzero(~full), self.offsets[:-1]
+        others = Slices(self.start[rest], self.stop[rest])
         elsewhere = Slices(places[rest], places[rest] + others.lengths)
-        return self.start[full], places[full], others.positions, elsewhere.positions
+        return self.start[rows], places[rows], others.positions, elsewhere.positions
 
     def newest(self, number: int) -> Slices:
         """The last ``number`` positions of each slice."""
