@@ -15,6 +15,7 @@ MODELS = {
     "covisit": "feature-zoo-neighbours",
     "ease": "feature-zoo-neighbours",
     "gbdt": "feature-zoo-gbdt",
+    "gpt": "feature-zoo-gpt",
     "gru": "feature-zoo-recurrent",
     "itemknn": "feature-zoo-neighbours",
     "lstm": "feature-zoo-recurrent",
