@@ -35,8 +35,7 @@ def slow_read(self: Any, config: Any, table: Any, entity_keys: Any, requested_fe
     reader = LogReader.of(config)
     view, now = reader.view(), reader.now()
     keys = keys_of(view, key_columns(table, entity_keys))
-    wanted = self.wanted(config, table.batch_source, keys)
-    recent = self.recent(config, view, dict([wanted]) if wanted else {})
+    recent = self.recent(config, view, self.wanted(config, [(table.batch_source, keys)]))
     columns, newest = self.features(view, table.batch_source, keys, np.full(len(entity_keys), now), recent)
     if newest is None:
         found, newest = np.all([codes > 1 for codes in keys.values()], axis=0), np.full(len(entity_keys), now)

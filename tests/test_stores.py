@@ -27,8 +27,8 @@ from zoo.events.index import MISSING
 from zoo.events.ingest import ingest
 from zoo.features import Features, apply
 from zoo.stores.frames import ALWAYS, NEVER, index_of
-from zoo.stores.online import Space
 from zoo.stores.packing import Change, newer, pack, pack_slices, without
+from zoo.stores.recent import Space
 
 __all__ = ["_applied", "repo"]
 
@@ -234,6 +234,25 @@ def test_a_store_emptied_within_a_read_is_brought_up_to_date_again_or_named(
         return
     with pytest.raises(FeatureError, match="holds 0 of the log's 40 events after it was brought up to date 3 times"):
         features.online("users", {"user_id": [1]})
+
+
+def test_a_view_of_a_log_that_was_rewritten_since_is_answered_from_the_log_as_it_is(repo: Path, online: str) -> None:
+    features = few(repo, online)
+    features.reader.log.append(shop.events_table(shop.random_events(np.random.default_rng(3), 60)))
+    features.materialize()
+    before = features.reader.view()
+    other = Features.open(repo)
+    other.forget([1])
+    other.materialize()  # which removes what was kept of the log as it was
+    store, config = features._online_store, features.store.config
+    codes = before.codes("user_id", [2, 3])
+    found = store.recent(config, before, {"user_id": codes}).evaluators["user_id"].index
+    now = features.reader.view()
+    assert now.epoch == before.epoch + 1
+    expected = store.recent(config, now, {"user_id": codes}).evaluators["user_id"].index
+    assert len(found) > 0
+    assert np.array_equal(found.time, expected.time)
+    assert np.array_equal(found.offsets, expected.offsets)
 
 
 def test_an_entity_past_its_ttl_is_one_without_events_however_it_is_asked_for(repo: Path, online: str) -> None:

@@ -52,10 +52,7 @@ class Cache:
         """Keep it, in place of what was there; where that fails (a full disk), it is logged and nothing is kept."""
         try:
             digest = self.store.write(artefact)
-            self.keys.mkdir(parents=True, exist_ok=True)
-            with NamedTemporaryFile("w", dir=self.keys, prefix=".", delete=False) as file:
-                file.write(digest)
-            Path(file.name).replace(self.keys / key)
+            _replace(self.keys / key, digest.encode())
         except (ArtefactError, OSError) as e:
             _log.warning("cache entry %s is not kept: %s", self.keys / key, e)
 
@@ -87,15 +84,24 @@ class FileCheckpoint:
             return
         artefact = make()
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with NamedTemporaryFile("wb", dir=self.path.parent, prefix=".", delete=False) as file:
-                file.write(save(dict(artefact.arrays), dict(artefact.texts)))
-                file.flush()
-                os.fsync(file.fileno())
-            Path(file.name).replace(self.path)
+            _replace(self.path, save(dict(artefact.arrays), dict(artefact.texts)))
         except OSError as e:
             _log.warning("checkpoint %s is not kept: %s", self.path, e)
         self.saved = monotonic()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Put the content in the file's place whole; where that fails nothing is left of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile("wb", dir=path.parent, prefix=".", delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
 
 
 def key_of(*parts: object) -> str:

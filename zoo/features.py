@@ -316,16 +316,8 @@ class Features:
 
     def _wanted(self, store: Any, asked: list[_Asked]) -> dict[str, Array]:
         """Codes by entity kind whose kept events a batch is made of."""
-        config = self.store.config
-        out: dict[str, Array] = {}
-        for each in asked:
-            wanted = store.wanted(config, each.view.source, each.keys)
-            if wanted:
-                entity, codes = wanted
-                known = out.get(entity)
-                # views of one service may read one kind under several keys
-                out[entity] = codes if known is None or known is codes else np.union1d(known, codes)
-        return out
+        found: dict[str, Array] = store.wanted(self.store.config, [(each.view.source, each.keys) for each in asked])
+        return found
 
     def _online_batch(
         self,

@@ -18,12 +18,12 @@ from zoo.cache import Cache
 from zoo.candidates import FIRST, HISTORY, Candidates, ItemCounts
 from zoo.errors import ArtefactError, PluginError, UsageError
 from zoo.evaluation.bootstrap import Estimate
-from zoo.evaluation.ranking import CELLS, Ranking, best, comparisons, joined, placed, slices, summary
+from zoo.evaluation.ranking import CELLS, Ranking, best, comparisons, joined, ndcg, placed, slices, summary
 from zoo.fitting import Member, PluginSource, silent
 from zoo.jobs import Executor, Serial
 from zoo.manager import Plugins
 from zoo.plugin import Array, Artefact, Catalogue, FeatureBatch, Progress, ScoresItems, ScoresUnseen, Target, TrainingData
-from zoo.reranking import DEPTH, MEAN, STACK, Choice, Reranker, Survey, choose, ndcg, rank_average
+from zoo.reranking import DEPTH, MEAN, STACK, Choice, Reranker, Survey, choose, rank_average
 from zoo.stacking import INSTALLED, Fitted, fit_members
 from zoo.vocabulary import ITEMS, Vocabulary
 
@@ -111,28 +111,33 @@ class Recommender:
         able = [member.fitted for member in self.members if isinstance(member.fitted, ScoresUnseen)]
         if not able:
             return self.vocabulary
-        if not (self._wide and self._wide[0][0] is catalogue):
-            scorable = np.any([each.scorable(catalogue) for each in able], axis=0)
-            scorable[:FIRST] = False
-            more = np.setdiff1d(np.flatnonzero(scorable), self.vocabulary.kept.get(ITEMS, ()))
-            self._wide[:] = [(catalogue, self.vocabulary.extended(catalogue, more) if len(more) else self.vocabulary)]
-        return self._wide[0][1]
+        for met, held in self._wide[:1]:  # looked at once: other threads may bring another catalogue meanwhile
+            if met is catalogue:
+                return held
+        scorable = np.any([each.scorable(catalogue) for each in able], axis=0)
+        scorable[:FIRST] = False
+        more = np.setdiff1d(np.flatnonzero(scorable), self.vocabulary.kept.get(ITEMS, ()))
+        wide = self.vocabulary.extended(catalogue, more) if len(more) else self.vocabulary
+        self._wide[:] = [(catalogue, wide)]
+        return wide
 
     def counts_of(self, batch: FeatureBatch) -> ItemCounts:
         """``counts`` by the codes of a batch in the members' codes."""
         size = batch.catalogue.size(ITEMS)
-        if size not in self._counts:
-            self._counts.clear()
-            self._counts[size] = self.counts.widened(size)
-        return self._counts[size]
+        for known, held in self._counts[:1]:
+            if known == size:
+                return held
+        wide = self.counts.widened(size)
+        self._counts[:] = [(size, wide)]
+        return wide
 
     @cached_property
     def _wide(self) -> list[tuple[Catalogue, Vocabulary]]:
         return []
 
     @cached_property
-    def _counts(self) -> dict[int, ItemCounts]:
-        return {}
+    def _counts(self) -> list[tuple[int, ItemCounts]]:
+        return []
 
     def scores_of(self, member: Fitted, batch: FeatureBatch) -> Array:
         """float32 (n, codes) of a member; items that it cannot score come last. Raises PluginError where it gives anything else."""

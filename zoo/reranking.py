@@ -15,6 +15,7 @@ import numpy as np
 
 from zoo.candidates import FIRST, Candidates, ItemCounts
 from zoo.errors import UsageError
+from zoo.evaluation.ranking import ndcg
 from zoo.fitting import Member, PluginSource, silent
 from zoo.manager import Plugins
 from zoo.plugin import Array, Artefact, FeatureBatch, Progress, Target, TrainingData
@@ -209,12 +210,6 @@ def choose(
         "seconds": seconds,
     }
     return Choice(Reranker(chosen, depth, fitted), ranks, record)
-
-
-def ndcg(ranks: Array, k: int = 10) -> Array:
-    """float64 (n,): 1 / log2(1 + rank) where it is 1 to k, else 0."""
-    inside = (ranks > 0) & (ranks <= k)
-    return np.where(inside, 1 / np.log2(1 + np.maximum(ranks, 1.0)), 0.0)
 
 
 def _simplest(survey: Survey, ranks: Mapping[str, Array], finals: Sequence[str]) -> str:

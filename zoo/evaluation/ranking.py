@@ -118,6 +118,12 @@ def best(scores: Array, depth: int) -> Array:
     return np.where(values == -np.inf, PADDING, columns).astype(np.int32)
 
 
+def ndcg(place: Array, k: int = 10) -> Array:
+    """float64 (n,): 1 / log2(1 + place) where it is 1 to k, else 0, with one relevant item a row; a place of 0 is none."""
+    hit = (place > 0) & (place <= k)
+    return np.where(hit, 1 / np.log2(1 + np.maximum(place, 1.0)), 0.0)
+
+
 def of_rows(ranking: Ranking, cutoffs: Sequence[int] = CUTOFFS, popularity: Array | None = None) -> dict[str, Array]:
     """Metric -> float64 (n,), a value a row: ``hr@k`` (1 where the target is among the first k), ``ndcg@k`` (1 / log2(1 + rank) there,
     with one relevant item), ``mrr@k`` (1 / rank there) and, given how often training saw each code (float (m,)), ``novelty@k``: the
@@ -128,7 +134,7 @@ def of_rows(ranking: Ranking, cutoffs: Sequence[int] = CUTOFFS, popularity: Arra
     for k in _cutoffs(cutoffs, ranking):
         hit = place <= k
         out[f"hr@{k}"] = hit.astype(np.float64)
-        out[f"ndcg@{k}"] = np.where(hit, 1 / np.log2(1 + place), 0.0)
+        out[f"ndcg@{k}"] = ndcg(ranking.rank, k)
         out[f"mrr@{k}"] = np.where(hit, 1 / place, 0.0)
     if popularity is not None:
         counts = popularity[FIRST:] + 1.0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class NextItemParams(BaseModel):
@@ -42,3 +42,17 @@ class NextItemParams(BaseModel):
     learning_rate: float = Field(2e-3, gt=0, description="Peak of the schedule (linear warm-up, cosine decay).")
     weight_decay: float = Field(0.0, ge=0)
     device: str = Field("auto", description="auto: a GPU where torch sees one, else the processor; or a torch device.")
+
+
+class TransformerParams(NextItemParams):
+    """For networks of transformer blocks."""
+
+    layers: int = Field(2, ge=1, le=24, description="Blocks of attention and feed-forward network.")
+    heads: int = Field(2, ge=1, description="Attention heads; they divide the width.")
+    feed_forward: int = Field(4, ge=1, description="Width of the feed-forward network in widths of the state.")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} does not divide into {self.heads} heads; change one of them")
+        return self

@@ -84,12 +84,12 @@ def rate(done: float) -> float:
 
 @dataclass
 class Trainer:
-    """A network in training. share: float64 by item code, how often each is a target."""
+    """A network in training. counts: float64 by item code, how often training holds each. weight: float32, as ``Sequences.weights``."""
 
     network: Network
     params: NextItemParams
     sequences: Sequences
-    share: Array
+    counts: Array
     weight: Array
     seed: int
 
@@ -103,7 +103,7 @@ class Trainer:
             weight_decay=self.params.weight_decay,
             fused=True,
         )
-        counts = torch.from_numpy(self.share[UNKNOWN + 1 :]).to(self.device, torch.float32) + 1
+        counts = torch.from_numpy(self.counts[UNKNOWN + 1 :]).to(self.device, torch.float32) + 1
         self.log_popularity = (counts / counts.sum()).log()
         self.drawing = counts**0.75
         self.log_drawing = (self.drawing / self.drawing.sum()).log()

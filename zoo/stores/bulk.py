@@ -19,7 +19,8 @@ from zoo.stores.reader import LogReader
 from zoo.stores.retention import Retention
 
 if TYPE_CHECKING:
-    from zoo.stores.online import EventOnlineStore, Key
+    from zoo.stores.online import EventOnlineStore
+    from zoo.stores.recent import Key
 
 ENTITIES_AT_ONCE = 2_000
 EVENTS_AT_ONCE = 200_000

@@ -16,7 +16,8 @@ from zoo.stores.reader import LogReader
 from zoo.stores.retention import Retention
 
 if TYPE_CHECKING:
-    from zoo.stores.online import EventOnlineStore, Key, Space
+    from zoo.stores.online import EventOnlineStore
+    from zoo.stores.recent import Key, Space
 
 _CROWDED = 8192
 """An entity's frames are worth making one each time that its bytes pass a multiple of this by a smaller frame."""

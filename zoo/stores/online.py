@@ -11,7 +11,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -23,15 +23,14 @@ from zoo.contract import Array, Column, Progress
 from zoo.errors import FeatureError
 from zoo.events.clock import moved
 from zoo.events.encode import columns_of, encode, encode_few
-from zoo.events.evaluate import Evaluator
 from zoo.events.view import ENTITIES, LogView
 from zoo.stores.bulk import Bulk
 from zoo.stores.columns import features_of
 from zoo.stores.compaction import Compaction
-from zoo.stores.frames import index_of
 from zoo.stores.packing import Change, pack_slices, without
 from zoo.stores.protos import key_columns, keys_of, raw_events
 from zoo.stores.reader import LogReader
+from zoo.stores.recent import Key, Recent, Space, holds
 from zoo.stores.request import Request, is_own, requests
 from zoo.stores.retention import Retention
 from zoo.stores.source import EventSource
@@ -51,40 +50,6 @@ _FEW = 64
 """Events an entity up to which columns are written as they are: frames of one layout are read together, and most of one is its header."""
 _ALWAYS = ("user_id", "item_id", "event_type", "time", "seq")
 """Columns of the log that are read whatever is kept."""
-
-Key = tuple[str, int]
-"""Entity kind and code."""
-
-
-@dataclass(frozen=True)
-class Space:
-    """Where one store keeps the events of one epoch of a log, for one retention. ``name`` begins every key."""
-
-    project: str
-    log: str
-    name: str
-
-
-class Recent:
-    """The kept events of one call's entities: of each kind an evaluator over them, the i-th of ``codes`` being its entity i + 2."""
-
-    def __init__(self, view: LogView, codes: Mapping[str, Array], values: Mapping[str, Sequence[bytes | None]]) -> None:
-        self.codes = codes
-        self.evaluators: dict[str, Evaluator] = {}
-        self._since: dict[str, Array] = {}
-        for entity, found in values.items():
-            index, self._since[entity] = index_of(found, view.kinds(entity), view.facts())
-            self.evaluators[entity] = view.evaluator_of(index)
-
-    def own(self, entity: str, codes: Array, times: Array) -> Array | None:
-        """int32 (n,): codes as the entity's evaluator has them; None where it is not exact at all of the times."""
-        known, since = self.codes[entity], self._since[entity]
-        if codes is known or (len(codes) == len(known) and (codes == known).all()):
-            exact = since.item(0) <= times.item(0) if len(codes) == 1 else (since <= times).all()
-            return np.arange(2, len(codes) + 2, dtype=np.int32) if exact else None
-        order = known.argsort()
-        rows = order[known.searchsorted(codes, sorter=order)]
-        return (rows + 2).astype(np.int32) if (since[rows] <= times).all() else None
 
 
 class EventOnlineStore(ABC):
@@ -180,7 +145,7 @@ class EventOnlineStore(ABC):
         """The kept events of entities (codes each once) by kind, after bringing in what the view has beyond them."""
         values, held = self.load(config, self._place(config, view.log, view.epoch), codes)
         for _ in range(_EMPTIED):
-            if self._holds(view, held):
+            if holds(view, held):
                 return Recent(view, codes, values)
             self.follow(config)  # or the log was rewritten, and its events are elsewhere
             values, held = self.load(config, self.space(config, view), codes)
@@ -190,36 +155,38 @@ class EventOnlineStore(ABC):
         """As ``recent``."""
         values, held = await self.load_async(config, self._place(config, view.log, view.epoch), codes)
         for _ in range(_EMPTIED):
-            if self._holds(view, held):
+            if holds(view, held):
                 return Recent(view, codes, values)
             await asyncio.to_thread(self.follow, config)
             values, held = await self.load_async(config, self.space(config, view), codes)
         return Recent(view, codes, self._reached(values, held, view))
 
     @staticmethod
-    def _holds(view: LogView, held: int) -> bool:
-        """Whether a store with the log's first ``held`` events has what the view has, and no more than the log."""
-        return held == view.count or (held > view.count and held <= view.log.state().count)
-
-    @staticmethod
     def _reached(values: dict[str, list[bytes | None]], held: int, view: LogView) -> dict[str, list[bytes | None]]:
         """The values, if the store has what the view has; FeatureError where it loses what is brought in."""
-        if held < view.count:
+        if not holds(view, held):
             raise FeatureError(
                 f"the online store holds {held:,} of the log's {view.count:,} events after it was brought up to date {_EMPTIED} times: "
                 "something empties it. Look for a flush, an eviction or a restart, then try again"
             )
         return values
 
-    def wanted(self, config: Any, source: Any, keys: Mapping[str, Array]) -> tuple[str, Array] | None:
-        """(entity kind, its codes, each once) whose kept events a source's features are made of; None for a table."""
-        if not isinstance(source, EventSource):
-            return None
-        if source.body not in Retention.of(config).sources and source.body not in Retention.again(config).sources:
-            return None  # declared, and applied nowhere: the log answers
-        entity = source.aggregation.entity[0]  # type: ignore[union-attr]
-        codes = keys[entity]
-        return entity, codes if len(codes) == 1 or len({*codes.tolist()}) == len(codes) else np.unique(codes)
+    def wanted(self, config: Any, asked: Iterable[tuple[Any, Mapping[str, Array]]]) -> dict[str, Array]:
+        """Codes, each once, by entity kind whose kept events the answers are made of. asked: sources, and codes by join key."""
+        out: dict[str, Array] = {}
+        for source, keys in asked:
+            if not isinstance(source, EventSource):
+                continue
+            if source.body not in Retention.of(config).sources and source.body not in Retention.again(config).sources:
+                continue  # declared, and applied nowhere: the log answers
+            entity = source.aggregation.entity[0]  # type: ignore[union-attr]
+            codes, known = keys[entity], out.get(entity)
+            if codes is known:
+                continue
+            if len(codes) > 1 and len({*codes.tolist()}) < len(codes):
+                codes = np.unique(codes)
+            out[entity] = codes if known is None or np.array_equal(known, codes) else np.union1d(known, codes)
+        return out
 
     def features(
         self, view: LogView, source: Any, keys: Mapping[str, Array], times: Array, recent: Recent

@@ -19,8 +19,9 @@ from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreCo
 from zoo.contract import Array
 from zoo.errors import FeatureError
 from zoo.stores.frames import IDENTITY
-from zoo.stores.online import EventOnlineStore, Key, Space
+from zoo.stores.online import EventOnlineStore
 from zoo.stores.packing import Change
+from zoo.stores.recent import Key, Space
 
 _TIMEOUT = 5
 """Seconds to wait for an answer where the connection string does not say (``socket_timeout=``)."""

@@ -21,7 +21,8 @@ from zoo.stores.reader import LogReader
 from zoo.stores.source import EventSource, TableSource
 
 if TYPE_CHECKING:
-    from zoo.stores.online import EventOnlineStore, Recent
+    from zoo.stores.online import EventOnlineStore
+    from zoo.stores.recent import Recent
 
 
 def is_own(table: Any) -> bool:
@@ -65,12 +66,7 @@ class Request:
 
     def wanted(self, store: EventOnlineStore, config: Any) -> dict[str, Array]:
         """Codes by entity kind whose kept events the answer is made of."""
-        own = (store.wanted(config, part.table.batch_source, part.keys) for part in self.parts if part.keys)
-        out: dict[str, Array] = {}
-        for entity, codes in filter(None, own):
-            known = out.get(entity)
-            out[entity] = codes if known is None or known is codes or np.array_equal(known, codes) else np.union1d(known, codes)
-        return out
+        return store.wanted(config, [(part.table.batch_source, part.keys) for part in self.parts if part.keys])
 
     def answer(self, store: EventOnlineStore, recent: Recent, part: Part, results: Any) -> tuple[Array, Array]:
         """Add a view's feature vectors to a response's; returns (bool (rows,) which were found, int64 (rows,) newest event's time)."""

@@ -16,8 +16,9 @@ from zoo.contract import Array
 from zoo.errors import FeatureError
 from zoo.events.view import ENTITIES
 from zoo.stores.frames import IDENTITY
-from zoo.stores.online import EventOnlineStore, Key, Space
+from zoo.stores.online import EventOnlineStore
 from zoo.stores.packing import Change
+from zoo.stores.recent import Key, Space
 
 # A row's key is one number, so that finding and appending rows is as cheap as SQLite can: space, entity kind, code.
 _TABLES = """

@@ -11,37 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zoo.nextitem.blocks import Block
 from zoo.nextitem.network import Network, Tokens
 from zoo.plugin import PADDING, UNKNOWN
 
 if TYPE_CHECKING:
     from zoo_bert.params import ItemRanking
-
-
-class Block(nn.Module):
-    """Attention to all events of a row, then feed-forward; each on normalised states, and added."""
-
-    def __init__(self, params: ItemRanking) -> None:
-        super().__init__()
-        width, inner = params.width, params.feed_forward * params.width
-        self.heads, self.dropout = params.heads, params.dropout
-        self.before_attention, self.before_inner = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attend, self.mix = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.widen, self.narrow = nn.Linear(width, inner), nn.Linear(inner, width)
-        for linear in (self.attend, self.mix, self.widen, self.narrow):
-            nn.init.normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
-
-    def forward(self, state: Tensor, seen: Tensor | None) -> Tensor:
-        rows, steps, width = state.shape
-        q, k, v = self.attend(self.before_attention(state)).view(rows, steps, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-        state = state + self.drop(self.mix(mixed.transpose(1, 2).reshape(rows, steps, width)))
-        inner = functional.gelu(self.widen(self.before_inner(state)), approximate="tanh")
-        return state + self.drop(self.narrow(inner))
-
-    def drop(self, values: Tensor) -> Tensor:
-        return functional.dropout(values, self.dropout, self.training)
 
 
 class MaskedNetwork(Network):

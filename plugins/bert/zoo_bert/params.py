@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from zoo.nextitem.params import NextItemParams
+from zoo.nextitem.params import NextItemParams, TransformerParams
 
 
 class Gap(BaseModel):
@@ -63,13 +63,10 @@ class Words(BaseModel):
         return self
 
 
-class ItemRanking(NextItemParams):
+class ItemRanking(TransformerParams):
     """Items ranked by a transformer that tells hidden items of histories (BERT4Rec). It reads no text and needs many passes."""
 
     mode: Literal["items"] = "items"
-    layers: int = Field(2, ge=1, le=24, description="Blocks of attention and feed-forward network.")
-    heads: int = Field(2, ge=1, description="Attention heads; they divide the width.")
-    feed_forward: int = Field(4, ge=1, description="Width of the feed-forward network in widths of the state.")
     masked: float = Field(0.2, gt=0, lt=1, description="Share of the events that are hidden and told in a pass.")
     newest: float = Field(
         0.1, ge=0, le=1, description="Share of the windows of which the newest event alone is hidden, as in scoring."

@@ -1,0 +1,58 @@
+"""What an online store keeps of entities, as it is read: where a log's events are, and evaluators over those of one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from zoo.contract import Array
+from zoo.events.evaluate import Evaluator
+from zoo.events.view import LogView
+from zoo.stores.frames import index_of
+
+Key = tuple[str, int]
+"""Entity kind and code."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where one store keeps the events of one epoch of a log, for one retention. ``name`` begins every key."""
+
+    project: str
+    log: str
+    name: str
+
+
+class Recent:
+    """The kept events of one call's entities: of each kind an evaluator over them, the i-th of ``codes`` being its entity i + 2."""
+
+    def __init__(self, view: LogView, codes: Mapping[str, Array], values: Mapping[str, Sequence[bytes | None]]) -> None:
+        self.codes = codes
+        self.evaluators: dict[str, Evaluator] = {}
+        self._since: dict[str, Array] = {}
+        for entity, found in values.items():
+            index, self._since[entity] = index_of(found, view.kinds(entity), view.facts())
+            self.evaluators[entity] = view.evaluator_of(index)
+
+    def own(self, entity: str, codes: Array, times: Array) -> Array | None:
+        """int32 (n,): codes as the entity's evaluator has them; None where it is not exact at all of the times."""
+        known, since = self.codes[entity], self._since[entity]
+        if codes is known or (len(codes) == len(known) and (codes == known).all()):
+            exact = since.item(0) <= times.item(0) if len(codes) == 1 else (since <= times).all()
+            return np.arange(2, len(codes) + 2, dtype=np.int32) if exact else None
+        order = known.argsort()
+        rows = order[known.searchsorted(codes, sorter=order)]
+        return (rows + 2).astype(np.int32) if (since[rows] <= times).all() else None
+
+
+def holds(view: LogView, held: int) -> bool:
+    """Whether a store with the log's first ``held`` events has what the view has, and no more than the log.
+
+    A view of a log that was rewritten since has other events: what the log has is enough then.
+    """
+    if held == view.count:
+        return True
+    state = view.log.state()
+    return (view.count if state.epoch == view.epoch else state.count) <= held <= state.count
