@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from zoo.errors import FeatureError, UnknownIdError
 from zoo.events.delta import data_files, open_table
-from zoo.events.dictionary import FEW, DictionaryStore
+from zoo.events.dictionaries import DictionaryStore
+from zoo.events.dictionary import FEW
 from zoo.events.ingest import append
 from zoo.events.log import EventLog
 from zoo.events.schema import LogSchema

@@ -23,8 +23,8 @@ from zoo.events.ingest import append
 from zoo.events.log import EventLog
 from zoo.events.rows import plan
 from zoo.events.schema import LogSchema
+from zoo.events.segments import Rows
 from zoo.events.sources import ListSource, ObjectSource, TableSource
-from zoo.events.tail import Rows
 
 NOW = 2_000_000_000_000_000
 

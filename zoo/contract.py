@@ -1,6 +1,7 @@
 """What a model plugin and zoo agree on: columns, batches, targets, models and artefacts.
 
-The ground floor: numpy and the standard library only. A plugin imports these names from ``zoo.plugin``.
+The ground floor: numpy and the standard library only. A plugin imports these names from ``zoo.plugin``. It is one long page on purpose:
+who writes a plugin reads it from top to bottom, and finds nothing else to read.
 """
 
 from __future__ import annotations

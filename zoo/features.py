@@ -15,6 +15,7 @@ import numpy as np
 
 from zoo.contract import Array, Block, Column, FeatureBatch, Progress
 from zoo.errors import FeatureError, UsageError, choices
+from zoo.events.given import Given, context_block, distinct, given_columns, moment, table_of, timed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,104 +25,6 @@ if TYPE_CHECKING:
     from zoo.events.ingest import IngestReport
     from zoo.events.view import LogView
     from zoo.stores.reader import LogReader
-
-TIME = "time"
-_FEW = 256
-"""Rows up to which looking for repeated ones in Python costs less than sorting."""
-_PLAIN = ({int}, {str})
-"""Types of a list's values that need no look by Arrow."""
-
-
-def table_of(rows: Any) -> pa.Table:
-    """Rows as an Arrow table: a table, a pandas or polars frame, a mapping of columns or a list of mappings.
-
-    Raises UsageError for anything else, and naming the column whose values are not of one type.
-    """
-    import pyarrow as pa
-
-    if isinstance(rows, pa.Table):
-        return rows
-    if isinstance(rows, Mapping):
-        lengths = {name: len(values) for name, values in rows.items()}
-        if len(set(lengths.values())) > 1:
-            raise UsageError(f"columns differ in length: {lengths}; expected one value a row in each")
-        return pa.table({name: _column(name, values) for name, values in rows.items()})
-    if isinstance(rows, list):
-        for row in rows:
-            if not isinstance(row, Mapping):
-                raise UsageError(f"a row is a {type(row).__name__}; expected mappings of column names to values")
-        if rows and not any(rows):  # Arrow would forget how many
-            raise UsageError(f"{len(rows)} rows hold nothing; expected mappings of column names to values")
-        # every row's names, not the first one's only as in Table.from_pylist
-        return pa.table({n: _column(n, [row.get(n) for row in rows]) for n in dict.fromkeys(n for row in rows for n in row)})
-    if hasattr(rows, "to_arrow"):
-        return rows.to_arrow()
-    if hasattr(rows, "columns"):
-        return pa.Table.from_pandas(rows, preserve_index=False)
-    raise UsageError(f"rows are a {type(rows).__name__}; expected a table, a frame, a mapping of columns or a list of mappings")
-
-
-def _column(name: str, values: Any) -> pa.Array:
-    import pyarrow as pa
-
-    if isinstance(values, (pa.Array, pa.ChunkedArray)):
-        return values
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
-        raise UsageError(f"column {name!r} cannot be read: {error}; expected values of one type") from error
-
-
-_Given = Mapping[str, Any]
-"""Rows by column: Arrow, or lists as they were given."""
-
-
-def _given(rows: Any) -> _Given:
-    """The columns of ``table_of``, without making a table of lists of plain whole numbers and texts."""
-    if type(rows) is dict and all(type(v) is list and {*map(type, v)} in _PLAIN for v in rows.values()):
-        lengths = {*map(len, rows.values())}
-        if len(lengths) == 1:
-            return rows
-    table = table_of(rows)
-    return dict(zip(table.column_names, table.columns))
-
-
-def instants(values: pa.ChunkedArray) -> Array:
-    """int64 microseconds UTC of a time column: integers as they are, timestamps with a timezone. Naive timestamps are refused."""
-    import pyarrow as pa
-
-    if not len(values):
-        return np.zeros(0, np.int64)
-    if values.null_count:
-        raise UsageError(f"the time column has {values.null_count} nulls; expected an instant a row")
-    if pa.types.is_timestamp(values.type) and values.type.tz is None:
-        raise UsageError("the time column has no timezone; expected UTC timestamps or int64 microseconds")
-    if not (pa.types.is_timestamp(values.type) or pa.types.is_integer(values.type)):
-        raise UsageError(f"the time column is {values.type}; expected timestamps with a timezone or int64 microseconds")
-    if pa.types.is_timestamp(values.type):
-        values = values.cast(pa.timestamp("us", values.type.tz), safe=False)  # to whole microseconds, as the log does
-    return np.asarray(values.cast(pa.int64()).combine_chunks())
-
-
-def _timed(rows: Any) -> tuple[pa.Table, Array]:
-    """Rows that say when: (the table, its times int64 (n,) microseconds UTC)."""
-    table = table_of(rows)
-    if TIME not in table.column_names:
-        raise UsageError(f"rows have no column 'time'; they have: {', '.join(table.column_names)}")
-    return table, instants(table[TIME])
-
-
-def moment(at: Any) -> int:
-    """Microseconds UTC of an ``at``: an aware datetime, or a whole number, which is microseconds already. UsageError for anything else."""
-    if isinstance(at, datetime):
-        from zoo.stores.reader import microseconds
-
-        if at.tzinfo is None:
-            raise UsageError(f"at is {at.isoformat()}, which has no timezone; expected an instant such as 2017-12-01T00:00:00Z")
-        return microseconds(at)
-    if not isinstance(at, (bool, np.bool_)) and isinstance(at, (int, np.integer)):
-        return int(at)
-    raise UsageError(f"at is {at!r}; expected a datetime with a timezone or int64 microseconds UTC")
 
 
 @dataclass(frozen=True)
@@ -250,7 +153,7 @@ class Features:
         labelled: the rows have labels, so an event at or after a row's own time, of any view's entity, is a UsageError: views that are
         declared with ``include_equal`` see such events.
         """
-        table, times = _timed(rows)
+        table, times = timed(rows)
         return self._history(service, table, times, context, labelled)
 
     def _history(
@@ -270,7 +173,7 @@ class Features:
         """
         if size < 1:
             raise UsageError(f"batches of {size} rows; expected at least 1")
-        table, times = _timed(rows)
+        table, times = timed(rows)
         reading = self.pinned()
         return (
             reading._history(service, table.slice(at, size), times[at : at + size], context) for at in range(0, len(table), size)
@@ -307,8 +210,8 @@ class Features:
         """Close the connections that ``online_async`` opened in this event loop; the next read opens its own."""
         await self._online_store.close()
 
-    def _asked_online(self, service: str, rows: Any, at: int | datetime | None) -> tuple[LogView, _Given, Array, list[_Asked]]:
-        given, view = _given(rows), self.reader.view()
+    def _asked_online(self, service: str, rows: Any, at: int | datetime | None) -> tuple[LogView, Given, Array, list[_Asked]]:
+        given, view = given_columns(rows), self.reader.view()
         now = self.reader.now(view) if at is None else moment(at)
         number = len(next(iter(given.values()), ()))
         times = np.array([now]) if number == 1 else np.full(number, now, np.int64)
@@ -323,7 +226,7 @@ class Features:
         self,
         store: Any,
         view: LogView,
-        given: _Given,
+        given: Given,
         times: Array,
         asked: list[_Asked],
         recent: Any,
@@ -332,10 +235,10 @@ class Features:
         found = [_fresh(view, each, *store.features(view, each.view.source, each.keys, each.times, recent)) for each in asked]
         return self._batch(view, given, times, context or {}, asked, found)
 
-    def _asked(self, service: str, view: LogView, given: _Given, times: Array, *, alike: bool = False) -> list[_Asked]:
+    def _asked(self, service: str, view: LogView, given: Given, times: Array, *, alike: bool = False) -> list[_Asked]:
         """alike: whether all times are the same."""
         codes: dict[str, Array] = {}
-        distinct: dict[tuple[str, ...], tuple[dict[str, Array], Array, Array, bool]] = {}
+        shared: dict[tuple[str, ...], tuple[dict[str, Array], Array, Array, bool]] = {}
         out = []
         for each in self._read_views(service):
             for key, column in each.joins.items():
@@ -344,13 +247,13 @@ class Features:
                 if column not in codes:
                     codes[column] = view.codes(key, given[column])
             columns = tuple(each.joins.values())
-            found = distinct.get(columns)
+            found = shared.get(columns)
             if found is None:  # views of the same keys share them, and so what is made of them
                 own = {column: codes[column] for column in columns}
-                first, row_of = _distinct([*own.values()] if alike else [*own.values(), times])
+                first, row_of = distinct([*own.values()] if alike else [*own.values(), times])
                 if first is not None:
                     own = {column: values[first] for column, values in own.items()}
-                found = distinct[columns] = own, times if first is None else times[first], row_of, first is None
+                found = shared[columns] = own, times if first is None else times[first], row_of, first is None
             own, seen, row_of, every = found
             out.append(_Asked(each, {key: own[column] for key, column in each.joins.items()}, seen, row_of, every))
         return out
@@ -358,7 +261,7 @@ class Features:
     def _batch(
         self,
         view: LogView,
-        given: _Given,
+        given: Given,
         times: Array,
         context: Mapping[str, str],
         asked: list[_Asked],
@@ -380,7 +283,7 @@ class Features:
                 own = seen if each.each else seen[each.row_of]
                 newest = own if newest is None else np.maximum(newest, own)
         if context:
-            blocks["context"], row_of["context"] = _context(given, context), np.arange(len(times), dtype=np.int32)
+            blocks["context"], row_of["context"] = context_block(given, context), np.arange(len(times), dtype=np.int32)
         dictionaries = {c.dictionary for b in blocks.values() for c in b.values() if c.dictionary}
         newest = np.full(len(times), -1, np.int64) if newest is None else newest
         return FeatureBatch(blocks, row_of, times, newest, view.catalogue(frozenset(dictionaries)))
@@ -428,7 +331,7 @@ class Features:
 
         See ``zoo.events.forget``. Models trained before stay as they are, and so do files that were ingested.
         """
-        from zoo.stores.reader import microseconds
+        from zoo.events.given import microseconds
 
         config, log, store = self.store.config, self.reader.log, self._online_store
         instant = microseconds(before) if isinstance(before, datetime) else before
@@ -455,35 +358,6 @@ def _no_future(view: str, newest: Array, times: Array) -> None:
             f"view {view!r} sees events at or after a row's own time ({late} of its {len(times)} keys): labels would leak. "
             "Declare the views that a task trains on without include_equal"
         )
-
-
-def _distinct(columns: list[Array]) -> tuple[Array | None, Array]:
-    """(first row of each distinct tuple, None where every row is; int32 (n,) which of them each row is)."""
-    number = len(columns[0])
-    if number <= _FEW:
-        rows = columns[0].tolist() if len(columns) == 1 else zip(*[column.tolist() for column in columns])
-        if len({*rows}) == number:
-            return None, np.arange(number, dtype=np.int32)
-    order = np.lexsort(columns[::-1])
-    change = np.zeros(len(order), bool)
-    change[:1] = True
-    for column in columns:
-        change[1:] |= np.diff(column[order]) != 0
-    inverse = np.empty(len(order), np.int32)
-    inverse[order] = np.cumsum(change) - 1
-    return order[change], inverse
-
-
-def _context(given: _Given, context: Mapping[str, str]) -> Block:
-    import pyarrow as pa
-
-    out = {}
-    for name, dtype in context.items():
-        if name not in given:
-            raise UsageError(f"rows have no context column {name!r}; they have: {', '.join(given)}")
-        values = _column(name, given[name])
-        out[name] = Column(np.asarray(values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values).astype(dtype))
-    return out
 
 
 def apply(repo: Path | str = ".") -> tuple[str, ...]:

@@ -11,7 +11,8 @@ import numpy as np
 
 from zoo.contract import Array, FeatureBatch
 from zoo.errors import FeatureError, RegistryError, UsageError, choices
-from zoo.features import Features, moment, table_of
+from zoo.events.given import moment, table_of
+from zoo.features import Features
 from zoo.manager import Plugins, plugins
 from zoo.project import Project
 from zoo.recommender import FILE, Lists, Recommender

@@ -246,7 +246,8 @@ def f3(kept: Kept) -> list[Figure]:
 
 def index_bytes(root: Path) -> dict[str, int]:
     """Bytes of the index by entity kind."""
-    from zoo.events.view import ENTITIES, LogView
+    from zoo.events.tables import ENTITIES
+    from zoo.events.view import LogView
 
     view = LogView.open(root)
     for entity in ENTITIES:

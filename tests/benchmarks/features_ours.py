@@ -43,7 +43,8 @@ def ingested(case: Path) -> dict[str, Any]:
     from zoo.events.ingest import ingest
     from zoo.events.log import EventLog
     from zoo.events.schema import LogSchema
-    from zoo.events.view import ENTITIES, LogView
+    from zoo.events.tables import ENTITIES
+    from zoo.events.view import LogView
 
     root = case / "repo" / "log"
     shutil.rmtree(root, ignore_errors=True)

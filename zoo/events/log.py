@@ -1,7 +1,7 @@
 """The event log: one folder with a Delta table of events, its dictionaries, its quarantine and the tables beside it.
 
 Writing goes through ``zoo.events.ingest``: files into Delta at once, pushes into the write-ahead tail first. Every reader sees both, and
-whole commits only.
+whole commits only. The class is long, being the one door to all of that; each method is a few lines over the room that does the work.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 from zoo.contract import Array, Progress
 from zoo.errors import FeatureError, UsageError, ZooError, choices
 from zoo.events import delta
-from zoo.events.dictionary import Dictionary, DictionaryStore
+from zoo.events.dictionaries import DictionaryStore
+from zoo.events.dictionary import Dictionary
 from zoo.events.few import Few
 from zoo.events.flush import Flusher, move
 from zoo.events.forget import NEXT, Forgotten, forget

@@ -14,7 +14,7 @@ from zoo.errors import ZooError
 from zoo.events.few import Few
 from zoo.events.rows import Rejected
 from zoo.events.schema import IdType
-from zoo.events.tail import Segment, completed, newest
+from zoo.events.segments import Segment, completed, newest
 
 if TYPE_CHECKING:
     from zoo.events.identity import EventIds

@@ -22,6 +22,7 @@ from zoo.events.schema import NAME, LogSchema
 from zoo.events.times import naive_to_utc
 
 ENTITIES = ("user_id", "item_id")
+"""Entity kinds that have an index."""
 _UNSETTLED = 0
 """Mark of a folder in which a table is being changed: a time that no change leaves."""
 _COARSEST = 2_000_000_000

@@ -13,7 +13,8 @@ from zoo.contract import Array, Progress
 from zoo.errors import ArtefactError, FeatureError
 from zoo.events.dictionary import FIRST
 from zoo.events.index import Index
-from zoo.events.view import ENTITIES, LogView
+from zoo.events.tables import ENTITIES
+from zoo.events.view import LogView
 from zoo.stores.packing import Change, newer, pack_slices
 from zoo.stores.reader import LogReader
 from zoo.stores.retention import Retention

@@ -23,7 +23,8 @@ from zoo.contract import Array, Column, Progress
 from zoo.errors import FeatureError
 from zoo.events.clock import moved
 from zoo.events.encode import columns_of, encode, encode_few
-from zoo.events.view import ENTITIES, LogView
+from zoo.events.tables import ENTITIES
+from zoo.events.view import LogView
 from zoo.stores.bulk import Bulk
 from zoo.stores.columns import features_of
 from zoo.stores.compaction import Compaction

@@ -10,18 +10,11 @@ from threading import Lock
 from typing import Any
 
 from zoo.errors import FeatureError
+from zoo.events.given import microseconds
 from zoo.events.log import EventLog
 from zoo.events.view import LogView
 
 CLOCKS = "wall, log_end or a UTC instant such as 2017-12-01T00:00:00Z"
-
-
-def microseconds(instant: datetime) -> int:
-    """Microseconds UTC of an aware datetime, without the rounding of float seconds."""
-    if instant.tzinfo is None:
-        raise FeatureError(f"the instant {instant.isoformat()} has no timezone; expected UTC, such as 2017-12-01T00:00:00Z")
-    whole = int(instant.replace(microsecond=0).timestamp())
-    return whole * 1_000_000 + instant.microsecond
 
 
 def instant(moment: datetime | None) -> int | None:

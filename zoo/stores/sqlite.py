@@ -14,7 +14,7 @@ from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStor
 
 from zoo.contract import Array
 from zoo.errors import FeatureError
-from zoo.events.view import ENTITIES
+from zoo.events.tables import ENTITIES
 from zoo.stores.frames import IDENTITY
 from zoo.stores.online import EventOnlineStore
 from zoo.stores.packing import Change

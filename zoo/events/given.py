@@ -1,0 +1,148 @@
+"""Rows as users give them: frames, mappings or lists as columns, their times as instants, and which of them are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zoo.contract import Array, Block, Column
+from zoo.errors import FeatureError, UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TIME = "time"
+_FEW = 256
+"""Rows up to which looking for repeated ones in Python costs less than sorting."""
+_PLAIN = ({int}, {str})
+"""Types of a list's values that need no look by Arrow."""
+
+
+def table_of(rows: Any) -> pa.Table:
+    """Rows as an Arrow table: a table, a pandas or polars frame, a mapping of columns or a list of mappings.
+
+    Raises UsageError for anything else, and naming the column whose values are not of one type.
+    """
+    import pyarrow as pa
+
+    if isinstance(rows, pa.Table):
+        return rows
+    if isinstance(rows, Mapping):
+        lengths = {name: len(values) for name, values in rows.items()}
+        if len(set(lengths.values())) > 1:
+            raise UsageError(f"columns differ in length: {lengths}; expected one value a row in each")
+        return pa.table({name: _column(name, values) for name, values in rows.items()})
+    if isinstance(rows, list):
+        for row in rows:
+            if not isinstance(row, Mapping):
+                raise UsageError(f"a row is a {type(row).__name__}; expected mappings of column names to values")
+        if rows and not any(rows):  # Arrow would forget how many
+            raise UsageError(f"{len(rows)} rows hold nothing; expected mappings of column names to values")
+        # every row's names, not the first one's only as in Table.from_pylist
+        return pa.table({n: _column(n, [row.get(n) for row in rows]) for n in dict.fromkeys(n for row in rows for n in row)})
+    if hasattr(rows, "to_arrow"):
+        return rows.to_arrow()
+    if hasattr(rows, "columns"):
+        return pa.Table.from_pandas(rows, preserve_index=False)
+    raise UsageError(f"rows are a {type(rows).__name__}; expected a table, a frame, a mapping of columns or a list of mappings")
+
+
+def _column(name: str, values: Any) -> pa.Array:
+    import pyarrow as pa
+
+    if isinstance(values, (pa.Array, pa.ChunkedArray)):
+        return values
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+        raise UsageError(f"column {name!r} cannot be read: {error}; expected values of one type") from error
+
+
+Given = Mapping[str, Any]
+"""Rows by column: Arrow, or lists as they were given."""
+
+
+def given_columns(rows: Any) -> Given:
+    """The columns of ``table_of``, without making a table of lists of plain whole numbers and texts."""
+    if type(rows) is dict and all(type(v) is list and {*map(type, v)} in _PLAIN for v in rows.values()):
+        lengths = {*map(len, rows.values())}
+        if len(lengths) == 1:
+            return rows
+    table = table_of(rows)
+    return dict(zip(table.column_names, table.columns))
+
+
+def instants(values: pa.ChunkedArray) -> Array:
+    """int64 microseconds UTC of a time column: integers as they are, timestamps with a timezone. Naive timestamps are refused."""
+    import pyarrow as pa
+
+    if not len(values):
+        return np.zeros(0, np.int64)
+    if values.null_count:
+        raise UsageError(f"the time column has {values.null_count} nulls; expected an instant a row")
+    if pa.types.is_timestamp(values.type) and values.type.tz is None:
+        raise UsageError("the time column has no timezone; expected UTC timestamps or int64 microseconds")
+    if not (pa.types.is_timestamp(values.type) or pa.types.is_integer(values.type)):
+        raise UsageError(f"the time column is {values.type}; expected timestamps with a timezone or int64 microseconds")
+    if pa.types.is_timestamp(values.type):
+        values = values.cast(pa.timestamp("us", values.type.tz), safe=False)  # to whole microseconds, as the log does
+    return np.asarray(values.cast(pa.int64()).combine_chunks())
+
+
+def timed(rows: Any) -> tuple[pa.Table, Array]:
+    """Rows that say when: (the table, its times int64 (n,) microseconds UTC)."""
+    table = table_of(rows)
+    if TIME not in table.column_names:
+        raise UsageError(f"rows have no column 'time'; they have: {', '.join(table.column_names)}")
+    return table, instants(table[TIME])
+
+
+def microseconds(instant: datetime) -> int:
+    """Microseconds UTC of an aware datetime, without the rounding of float seconds."""
+    if instant.tzinfo is None:
+        raise FeatureError(f"the instant {instant.isoformat()} has no timezone; expected UTC, such as 2017-12-01T00:00:00Z")
+    whole = int(instant.replace(microsecond=0).timestamp())
+    return whole * 1_000_000 + instant.microsecond
+
+
+def moment(at: Any) -> int:
+    """Microseconds UTC of an ``at``: an aware datetime, or a whole number, which is microseconds already. UsageError for anything else."""
+    if isinstance(at, datetime):
+        if at.tzinfo is None:
+            raise UsageError(f"at is {at.isoformat()}, which has no timezone; expected an instant such as 2017-12-01T00:00:00Z")
+        return microseconds(at)
+    if not isinstance(at, (bool, np.bool_)) and isinstance(at, (int, np.integer)):
+        return int(at)
+    raise UsageError(f"at is {at!r}; expected a datetime with a timezone or int64 microseconds UTC")
+
+
+def distinct(columns: list[Array]) -> tuple[Array | None, Array]:
+    """(first row of each distinct tuple, None where every row is; int32 (n,) which of them each row is)."""
+    number = len(columns[0])
+    if number <= _FEW:
+        rows = columns[0].tolist() if len(columns) == 1 else zip(*[column.tolist() for column in columns])
+        if len({*rows}) == number:
+            return None, np.arange(number, dtype=np.int32)
+    order = np.lexsort(columns[::-1])
+    change = np.zeros(len(order), bool)
+    change[:1] = True
+    for column in columns:
+        change[1:] |= np.diff(column[order]) != 0
+    inverse = np.empty(len(order), np.int32)
+    inverse[order] = np.cumsum(change) - 1
+    return order[change], inverse
+
+
+def context_block(given: Given, context: Mapping[str, str]) -> Block:
+    import pyarrow as pa
+
+    out = {}
+    for name, dtype in context.items():
+        if name not in given:
+            raise UsageError(f"rows have no context column {name!r}; they have: {', '.join(given)}")
+        values = _column(name, given[name])
+        out[name] = Column(np.asarray(values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values).astype(dtype))
+    return out
