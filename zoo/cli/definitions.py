@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 FEAST = {"int": "Int64", "string": "String", "int64": "Int64", "float64": "Float64", "bool": "Bool"}
 """A log's types by their names in Feast."""
-HISTORY = "1_000"
 STEPS = 60
 """Newest events, and visits, of a user that sequences hold."""
 
@@ -121,7 +120,7 @@ def _sequences(shape: Shape) -> str:
         names = {"items": "item_id", "event_types": "event_type"} | ({"gaps": "gap", "ages": "age"} if shape.timed else {})
         lines += [
             "",
-            f"HISTORY = {HISTORY}  # newest events of a user that recommendations are learnt and made from",
+            "HISTORY = 1_000  # newest events of a user that recommendations are learnt and made from",
             *_aggregation("history", "user_id", [f'last_n("{name}", "{column}", HISTORY),' for name, column in names.items()]),
             *_view(shape, "user_history", "user", "history", "A user's events, as long as histories are, aligned, oldest first"),
         ]

@@ -1,4 +1,7 @@
-"""Declarations of features over an event log: what to compute, over which events, for which entity. Values with a JSON form."""
+"""Declarations of features over an event log: what to compute, over which events, for which entity. Values with a JSON form.
+
+Long because every aggregation is declared here once, with its options checked; the page docs/reference/features.md follows its order.
+"""
 
 from __future__ import annotations
 
