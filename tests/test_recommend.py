@@ -241,6 +241,20 @@ def test_a_model_answers_what_it_was_made_for(predictor: Predictor) -> None:
     predictor.warm()
 
 
+@pytest.mark.parametrize("final", ["blend", "gbdt"])
+def test_a_fitted_second_stage_that_reads_the_item_table_warms_up_and_answers(root: Path, features: Features, final: str) -> None:
+    project = Project.open(root)
+    tasks = {name: replace(task, final=final) for name, task in project.tasks.items()}
+    done = train(replace(project, tasks=tasks), "recommendation", plugins=plugins(), features=features)
+    assert done.version is not None
+    found = Predictor.load(done.version.reference, root, features=features)
+    assert isinstance(found.ensemble, Recommender)
+    texts = found.ensemble.save().texts
+    assert any("same:" in text for name, text in texts.items() if name.startswith("final/"))
+    found.warm()
+    assert len(found.recommend([1, STRANGER], 3)) == 6
+
+
 def test_over_http_the_lists_are_the_predictors(predictor: Predictor, features: Features) -> None:
     stubborn = replace(predictor, ensemble=Ensemble((), predictor.ensemble.members[0], Vocabulary({}), Target()))
     with running(api({"recommendation": predictor, "scores": stubborn}, features)) as client:

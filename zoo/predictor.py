@@ -104,11 +104,16 @@ class Predictor:
         import pyarrow as pa
 
         nobody = {name: pa.nulls(1) for name in self.entities} | {n: pa.array([0]) for n in self.context}
-        batch = self.features.online(self.service, nobody, context=self.context)
+        batch = self._read(nobody, None)
         if isinstance(self.ensemble, Recommender):
             self.ensemble.lists(batch, 1)
         else:
             self.ensemble.combine(batch, self.ensemble.member_scores(batch))
+
+    def _read(self, rows: Any, at: int | None) -> FeatureBatch:
+        """The features of rows as of ``at``, with what the model is told of items beside them."""
+        batch = self.features.online(self.service, rows, at, self.context)
+        return self.features.described(batch) if isinstance(self.ensemble, Recommender) else batch
 
     def predict(self, rows: Any = None, *, users: Sequence[Any] | None = None, at: int | datetime | None = None) -> pa.Table:
         """Scores of n rows as of ``at`` (microseconds UTC or an aware datetime; default: the repository's clock).
@@ -121,7 +126,10 @@ class Predictor:
         where the features cannot be read.
         """
         if isinstance(self.ensemble, Recommender):
-            raise UsageError(f"{self.version.reference} ranks items and has no score a row; ask it for lists: recommend(users)")
+            raise UsageError(
+                f"{self.version.reference} ranks items and has no score a row; ask it for lists: recommend(users), "
+                "`zoo recommend --user ID` or /v1/recommend"
+            )
         if (rows is None) == (users is None):
             raise UsageError("predict takes either rows or users, one of them")
         if isinstance(users, str):
@@ -131,7 +139,7 @@ class Predictor:
         if not len(table):
             none = np.zeros((0, len(self.members), self.ensemble.target.width), np.float32)
             return self._answer(table, None, none, none[:, 0])
-        batch = self.features.online(self.service, table, at, self.context)
+        batch = self._read(table, at)
         scores = self.ensemble.member_scores(batch)
         final = self.ensemble.combine(batch, scores)
         self.found.scored(self.version.model, self.version.number, {"rows": len(table), "score": final})
@@ -170,7 +178,7 @@ class Predictor:
         among = None if where is None else items_where(view, where)
         table = self._keyed(table_of({"user_id": list(users)}))
         if len(table):
-            batch = self.features.described(self.features.online(self.service, table, at, self.context))
+            batch = self._read(table, at)
             lists = self.ensemble.lists(batch, k, exclude_seen=exclude_seen, among=among)
             ages = pa.array((batch.as_of - batch.newest) / 1e6, mask=batch.newest < 0)
         else:

@@ -335,9 +335,13 @@ def ranked(
     best_member = next(iter(seconds)) if len(seconds) == 1 else None
     if choice is not None and choice.ranks:
         best_member = max(seconds, key=lambda member: float(ndcg(choice.ranks[member]).mean()))
+    history = batch.column(HISTORY)
+    row = np.repeat(np.arange(len(history)), history.lengths)
+    held = np.bincount(row, history.values == np.asarray(target)[row], minlength=len(history)) > 0
     record = {
         "items": answer.items,
         "exclude_seen": exclude_seen,
+        "seen_before": float(held.mean()) if len(held) else 0.0,
         "members": {name: {**lines[name], "seconds": None if math.isnan(s) else s} for name, s in seconds.items()},
         "mean": lines.get(MEAN),
         "stack": lines.get(STACK),

@@ -332,7 +332,9 @@ def _toml(shape: Shape, ingest: IngestSettings) -> str:
             f"members = [{', '.join(map(_text, shape.ranking))}]",
             f"event_type = {_text(shape.next_item)}",
             'protocol = "leave_one_out"  # tested on every user\'s last one; time_cut with a test_start is stricter',
-            "exclude_seen = true  # false where people take the same item again",
+            "exclude_seen = true  # false where people take the same item again"
+            if len(shape.types) == 1
+            else "exclude_seen = false  # an item that was viewed is often what is taken next; true leaves out all that a history holds",
         ]
     return _joined(lines)
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from zoo.registry import Version
 
+OFTEN = 0.1
+"""Share of test rows from which it is said that what is asked for may not be listed."""
 LISTED = 5
 """Users without events that an answer names, at most."""
 METRICS = ("auc", "average_precision", "log_loss")
@@ -79,6 +81,11 @@ def train(
             console.print(
                 f"on {second['validation_rows']:,} validation rows {second['chosen']} was chosen, by NDCG@10: "
                 + ", ".join(f"{name} {value:.4f}" for name, value in second["ndcg@10"].items())
+            )
+        if trained.record.get("exclude_seen") and trained.record["seen_before"] > OFTEN:
+            console.print(
+                f"In {trained.record['seen_before']:.0%} of the test rows the item is in the user's history, which exclude_seen = true "
+                "leaves out of every list: no model can name it. Set it to false in zoo.toml if these should be listed."
             )
         if trained.record.get("refit"):
             console.print("members were then fitted again on all rows before the test")
