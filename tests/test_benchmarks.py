@@ -53,6 +53,19 @@ def test_figures_are_shown_and_kept(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {"id", "what", "peer", "peer_name", "unit", "interval", "seeds", "machine", "date"} <= row.keys()
 
 
+def test_a_part_takes_the_place_of_its_like_and_leaves_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = [
+        Figure(what="a", ours=1.0, unit="s", id="F1"),
+        Figure(what="a size", ours=2.0, unit="s"),
+        Figure(what="b (3 GB)", ours=3.0, unit="s"),
+    ]
+    report("toy", first, tmp_path, quick=False)
+    again = [Figure(what="a anew", ours=4.0, unit="s", id="F1"), Figure(what="b (4 GB)", ours=5.0, unit="s")]
+    report("toy", again, tmp_path, quick=False, part=True)
+    kept = json.loads((tmp_path / "toy.json").read_text())
+    assert [(row["what"], row["ours"]) for row in kept] == [("a anew", 4.0), ("a size", 2.0), ("b (4 GB)", 5.0)]
+
+
 def test_quick_figures_say_so_and_are_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report("toy", [FIGURE], tmp_path, quick=True)
     assert "quick" in capsys.readouterr().out

@@ -16,13 +16,14 @@ import subprocess
 import sys
 import venv
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import features_cases as cases
 from features_queries import WAYS
 from features_snapshots import snapshot_bytes, write_snapshots
-from figures import QUICK, Figure, report
+from figures import QUICK, Figure, chosen
 from measured import child
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
@@ -383,7 +384,7 @@ def f6(kept: Kept) -> list[Figure]:
 
 def main() -> int:
     kept = Kept()
-    report("features", [figure for part in (f1, f2, f3, f4, f5, f6) for figure in part(kept)])
+    chosen("features", {part.__name__.upper(): partial(part, kept) for part in (f1, f2, f3, f4, f5, f6)}, __doc__)
     return 0
 
 

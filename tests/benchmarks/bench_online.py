@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' servers
 
-from figures import QUICK, Figure, report
+from figures import QUICK, Figure, chosen
 from services import redis_program, redis_server
 
 LOG = Path(__file__).parents[2] / "feature_repo" / "data" / "log"
@@ -261,7 +262,8 @@ def main() -> None:
         sys.exit(f"no log at {LOG}; make one with: zoo demo")
     with tempfile.TemporaryDirectory() as folder, redis_server(redis_program()) as url:
         root = Path(folder)
-        report("online", [*reads(url, root), *over_the_cap(url, root), *pushes(url, root)])
+        parts = {"reads": reads, "cap": over_the_cap, "pushes": pushes}
+        chosen("online", {name: partial(part, url, root) for name, part in parts.items()}, __doc__)
 
 
 if __name__ == "__main__":

@@ -395,7 +395,7 @@ def main() -> None:
                 f"{name}: {each.a} - {each.b}: NDCG@10 {each.value:+.4f} [{each.low:+.4f}, {each.high:+.4f}], "
                 f"p = {each.p_holm:.2g} after Holm's correction"
             )
-    report("recommend", shown, quick=QUICK or bool(asked.model or asked.dataset or asked.cold))
+    report("recommend", shown, part=bool(asked.model or asked.dataset or asked.cold))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -75,8 +76,16 @@ def rows(name: str, figures: Sequence[Figure]) -> list[dict[str, Any]]:
     return [{**asdict(figure), "ratio": figure.ratio, **where} for figure in figures]
 
 
-def report(name: str, figures: Sequence[Figure], folder: Path = FOLDER, quick: bool = QUICK) -> None:
-    """Show the figures and keep them, unless they are quick ones."""
+def chosen(name: str, parts: Mapping[str, Callable[[], Sequence[Figure]]], description: str | None) -> None:
+    """The command line of a benchmark: measure every part, or those named by ``--row``, and report; other rows stay as they were kept."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--row", choices=parts, action="append", help="measure only these; the others stay as they are")
+    asked = parser.parse_args().row
+    report(name, [figure for row in asked or parts for figure in parts[row]()], part=asked is not None)
+
+
+def report(name: str, figures: Sequence[Figure], folder: Path = FOLDER, quick: bool = QUICK, *, part: bool = False) -> None:
+    """Show the figures and keep them, unless they are quick ones. part: rows that were not measured stay as they were kept."""
     from rich.console import Console
     from rich.table import Table
 
@@ -93,4 +102,17 @@ def report(name: str, figures: Sequence[Figure], folder: Path = FOLDER, quick: b
         print("Quick figures are not kept; without QUICK=1 they are.")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(rows(name, figures), indent=1) + "\n")
+    path, measured = folder / f"{name}.json", rows(name, figures)
+    if part and path.exists():
+        measured = merged(json.loads(path.read_text()), measured)
+    path.write_text(json.dumps(measured, indent=1) + "\n")
+
+
+def merged(kept: Sequence[dict[str, Any]], measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows kept, with those measured in the place of their like: of one id, or where there is none of one text before a bracket."""
+
+    def like(row: dict[str, Any]) -> str:
+        return str(row["id"] or row["what"].partition(" (")[0])
+
+    stay = [row for row in kept if like(row) not in {like(each) for each in measured}]
+    return sorted([*stay, *measured], key=lambda row: row["id"] or "~")
