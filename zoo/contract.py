@@ -451,6 +451,7 @@ class Task:
         zoo.toml.
     split: ``(log, settings, test_start, test_end) -> Split`` where a task's rows are not parted by one instant (leave-one-out), or
         want rows of another kind on either side; instants in microseconds UTC or None.
+    targets: ``(log, settings) -> Target`` where the classes are the log's (``target`` then says the kind only).
     """
 
     name: str
@@ -458,6 +459,7 @@ class Task:
     target: Target
     examples: Callable[..., Examples]
     split: Callable[..., Split] | None = None
+    targets: Callable[..., Target] | None = None
     context: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     feature_service: str = ""
     summary: str = ""
@@ -466,3 +468,7 @@ class Task:
     def service(self) -> str:
         """The feature service that it reads (default: its own name)."""
         return self.feature_service or self.name
+
+    def resolved(self, view: Any, settings: Mapping[str, Any]) -> Task:
+        """The task with its target as this log and these settings have it."""
+        return self if self.targets is None else replace(self, target=self.targets(view, settings), targets=None)

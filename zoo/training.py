@@ -18,7 +18,7 @@ import numpy as np
 from zoo.cache import Cache, array_digest
 from zoo.contract import Array, Examples, FeatureBatch, Progress, Split, Task, TrainingData
 from zoo.errors import UsageError
-from zoo.evaluation import leaderboard
+from zoo.evaluation import class_leaderboard, leaderboard
 from zoo.features import Features
 from zoo.fitting import Member, PluginSource, silent
 from zoo.jobs import Executor, Serial
@@ -148,6 +148,7 @@ def train(
     # text encoders keep the states of their frozen layers there, for all folds and processes
     os.environ.setdefault("ZOO_CACHE", str(project.cache / "states"))
     view = features.reader.view()
+    task = task.resolved(view, settings.own)
     say(0.0, "examples")
     begin, end = (None if t is None else instant(t) for t in (test_start, test_end))
     rows = split(task, settings, view, begin, end, open_labels)
@@ -187,16 +188,14 @@ def _stacked(
     ensemble = Ensemble(tuple(fitted), final, Vocabulary.of(data), task.target)
     scores = _scores(ensemble, test.batch)
     done = Trained(None, ensemble, {}, data, test, rows.test, scores)
-    lines = leaderboard(
-        test.target,
-        scores,
-        groups=done.groups,
-        seconds={f.name: f.seconds for f in fitted},
-        against="stack",
-    )
+    asked: dict[str, Any] = {"groups": done.groups, "seconds": {f.name: f.seconds for f in fitted}, "against": "stack"}
+    if task.target.kind == "multiclass":
+        lines = class_leaderboard(test.target, scores, task.target.classes, **asked)
+    else:
+        lines = leaderboard(test.target, scores, **asked)
     board = {line.name: line.as_dict() for line in lines}
     record = {
-        "base_rate": float(np.mean(test.target)),
+        **_shares(test),
         "members": {name: {**row, "fold_seconds": oof.seconds[name]} for name, row in board.items() if name in oof.members},
         "mean": board["mean"],
         "stack": board["stack"],
@@ -247,6 +246,14 @@ def _ranked(
 def _groups(rows: Examples) -> Array:
     """int64 (n,): which user each row is of."""
     return np.unique(next(iter(rows.keys.values())), return_inverse=True)[1]
+
+
+def _shares(test: TrainingData) -> dict[str, Any]:
+    """What guessing would know: the share of positive rows, or of each class."""
+    if test.kind.kind != "multiclass":
+        return {"base_rate": float(np.mean(test.target))}
+    shares = np.bincount(test.target.astype(np.int64), minlength=test.kind.width) / len(test)
+    return {"classes": dict(zip(test.kind.classes, shares.tolist(), strict=True))}
 
 
 def _scores(ensemble: Ensemble, batch: FeatureBatch) -> dict[str, Array]:

@@ -277,6 +277,8 @@ def _services(shape: Shape) -> str:
         "",
         f'{shape.service} = FeatureService(name="{shape.service}", features=[{", ".join(users)}])',
     ]
+    if shape.behaviour:
+        lines.append(f'behaviour = FeatureService(name="behaviour", features=[{", ".join(users)}])')
     if history:
         lines.append('recommendation = FeatureService(name="recommendation", features=[user_history])')
     if items:
@@ -324,6 +326,24 @@ def _toml(shape: Shape, ingest: IngestSettings) -> str:
             f'horizon = "{shape.churn.horizon}"',
             f'every = "{shape.churn.horizon}"  # how far apart the training cuts are',
         ]
+    if shape.behaviour:
+        members = f"members = [{', '.join(map(_text, shape.behaviour))}]"
+        lines += [
+            "",
+            "# What does a user do next, within a day of each event: one of the log's event types, or nothing?",
+            "[tasks.behaviour]",
+            members,
+            'horizon = "1d"',
+        ]
+        if shape.bought:
+            lines += [
+                "",
+                f"# Does a {_text(shape.bought)} follow within a week of each event?",
+                "[tasks.propensity]",
+                members,
+                f"event_type = {_text(shape.bought)}",
+                'horizon = "7d"  # "session": before the running session ends',
+            ]
     if shape.next_item:
         lines += [
             "",

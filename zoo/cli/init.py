@@ -153,6 +153,10 @@ def _document(
         "churn": vars(decided.churn) if decided.churn else None,
         "no_churn": decided.no_churn or None,
         "members": decided.members,
+        "behaviour": {"members": decided.behaviour} if decided.behaviour else None,
+        "propensity": {"event_type": decided.bought, "members": decided.behaviour}
+        if decided.behaviour and decided.bought
+        else None,
         "recommendation": {"event_type": decided.next_item, "members": decided.ranking} if decided.next_item else None,
         "left_out": {**left_out, **decided.left_out},
     }
@@ -166,6 +170,8 @@ def _next(directory: Path, events: Path, decided: Shape) -> list[str]:
     steps = [f"{zoo} apply", f"{zoo} ingest {quote(str(events))}", f"{zoo} materialize"]
     if decided.churn:
         steps += [f"{zoo} train churn", f"{zoo} promote churn@1", f"{zoo} predict churn --user ID"]
+    if decided.behaviour:
+        steps += [f"{zoo} train behaviour"]
     if decided.next_item:
         steps += [f"{zoo} train recommendation", f"{zoo} promote recommendation@1", f"{zoo} recommend --user ID"]
     return steps
@@ -205,6 +211,13 @@ def _report(console: Console, document: Mapping[str, Any], found: Survey, steps:
         )
     else:
         console.print(f"No churn task: {document['no_churn']}")
+    if document["behaviour"]:
+        console.print(
+            "Task behaviour: what a user does within a day of each event, or nothing; members "
+            + ", ".join(document["behaviour"]["members"])
+        )
+    if document["propensity"]:
+        console.print(f"Task propensity: does a {document['propensity']['event_type']} follow within a week of each event")
     listed = document["recommendation"]
     if listed:
         console.print(

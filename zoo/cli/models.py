@@ -10,7 +10,7 @@ import typer
 
 from zoo.cli.given import instant, project_log, registry_of, user_ids, versions_of
 from zoo.cli.state import Json, State, state
-from zoo.errors import UsageError
+from zoo.errors import UsageError, choices
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -106,6 +106,8 @@ def leaderboard(title: str, record: Mapping[str, Any]) -> Any:
     from zoo.cli.render import cell, table
 
     lines = {**record.get("members", {}), **{name: record[name] for name in ("mean", "stack") if record.get(name)}}
+    if "classes" in record:
+        return _of_classes(title, lines, list(record["classes"]))
     rows = []
     for name, line in lines.items():
         interval = line.get("auc_interval")
@@ -115,6 +117,20 @@ def leaderboard(title: str, record: Mapping[str, Any]) -> Any:
             (name, line.get("auc"), shown, *(line.get(m) for m in METRICS[1:]), None if seconds is None else f"{seconds:.1f}")
         )
     return table(title, ["model", "AUC", "95 % interval", "average precision", "log-loss", "seconds"], rows)
+
+
+def _of_classes(title: str, lines: Mapping[str, Mapping[str, Any]], classes: list[str]) -> Any:
+    from zoo.cli.render import cell, table
+
+    rows = []
+    for name, line in lines.items():
+        low, high = line["log_loss_interval"]
+        seconds = line.get("seconds")
+        took = None if seconds is None else f"{seconds:.1f}"
+        of_classes = [line.get(f"average_precision:{each}") for each in classes]
+        rows.append((name, line["log_loss"], f"{cell(low)} to {cell(high)}", line["accuracy"], *of_classes, took))
+    heads = [f"AP {each}" for each in classes]
+    return table(title, ["model", "log-loss", "95 % interval", "accuracy", *heads, "seconds"], rows)
 
 
 def rankings(title: str, record: Mapping[str, Any]) -> Any:
@@ -193,6 +209,7 @@ def predict(
     ] = None,
     at: Annotated[str | None, typer.Option(help="Answer as of this time. Default: the project's clock.", metavar="TIME")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the N highest scores.", min=1, metavar="N")] = None,
+    of: Annotated[str | None, typer.Option(help="The class whose scores --limit looks at.", metavar="CLASS")] = None,
     as_json: Json = False,
 ) -> None:
     """Predict for users or the rows of a file.
@@ -217,7 +234,14 @@ def predict(
         predictor = Predictor.load(task, repo=project.root, without=own.without)
         answer = predictor.predict(table, users=users or None, at=moment)
     if limit is not None:
-        answer = answer.sort_by([("score", "descending")]).slice(0, limit)
+        by = "score" if of is None else f"score:{of}"
+        if by not in answer.column_names:
+            raise UsageError(
+                choices("class for --of", of or "(none)", predictor.outputs)
+                if predictor.outputs
+                else f"{task} has one score; leave out --of {of}"
+            )
+        answer = answer.sort_by([(by, "descending")]).slice(0, limit)
 
     def human(console: Console) -> None:
         from zoo.cli.render import duration, table

@@ -37,6 +37,12 @@ RANKING = ("popularity", "covisit", "itemknn")
 """Members of a recommendation, where they are installed: those that are fitted in seconds."""
 
 
+BEHAVIOUR = ("gbdt", "gru")
+"""Members of a model of what a user does next, where they are installed: its rows are as many as events, so those that are fast."""
+BEHAVIOUR_SPAN = 12 * DAY
+"""Seconds that a log must hold before it is asked what users do within a day."""
+
+
 @dataclass(frozen=True)
 class Churn:
     """The settings of ``[tasks.churn]``."""
@@ -51,8 +57,9 @@ class Shape:
     """What the project's files say.
 
     types: a name for features -> the event type. bought: the event type of a purchase, if there is one. money: amounts that events
-    have. item_columns, user_columns: column -> its Feast type. members, ranking: models of churn and of a recommendation. next_item: the
-    event type that is recommended for, if any may be. left_out: what is not used -> why.
+    have. item_columns, user_columns: column -> its Feast type. members, ranking: models of churn and of a recommendation.
+    next_item: the event type that is recommended for, if any may be. behaviour: models of what a user does next, none where that is
+    not asked. left_out: what is not used -> why.
     """
 
     schema: LogSchema
@@ -70,6 +77,7 @@ class Shape:
     ranking: tuple[str, ...]
     next_item: str | None
     left_out: Mapping[str, str]
+    behaviour: tuple[str, ...] = ()
 
     @property
     def timed(self) -> bool:
@@ -117,13 +125,18 @@ def shape(found: Survey, items: pa.Table | None, users: pa.Table | None, plugins
         ranking=ranking,
         next_item=(bought or kinds[0]) if ranking and found.items > 1 else None,
         left_out=left_out,
+        behaviour=tuple(
+            name for name in BEHAVIOUR if name in plugins.models and _is_member(plugins.models[name].plugin.spec, "multiclass")
+        )
+        if schema.clock == "time" and len(kinds) > 1 and length > BEHAVIOUR_SPAN
+        else (),
     )
 
 
-def _is_member(spec: object) -> bool:
-    """A binary model that reads features; a final model reads members' scores only."""
+def _is_member(spec: object, kind: str = "binary") -> bool:
+    """A model of this kind of target that reads features; a final model reads members' scores only."""
     inputs: Sequence[str] = getattr(spec, "inputs", ())
-    return "binary" in getattr(spec, "targets", ()) and not all(pattern.startswith("score:") for pattern in inputs)
+    return kind in getattr(spec, "targets", ()) and not all(pattern.startswith("score:") for pattern in inputs)
 
 
 def _churn(schema: LogSchema, length: float, event_type: str, members: tuple[str, ...]) -> tuple[Churn | None, str]:

@@ -90,13 +90,40 @@ def compare(
     """How much a's metric exceeds b's, on the same resamples; arguments as in ``evaluate``."""
     of_a = _samples(target, a, groups, cuts, [metric], resamples, seed)[metric]
     of_b = _samples(target, b, groups, cuts, [metric], resamples, seed)[metric]
-    difference = of_a - of_b
-    estimate = _estimate(difference)
-    drawn = difference[1:][~np.isnan(difference[1:])]
+    return _difference(metric, of_a - of_b)
+
+
+def difference_of_means(
+    name: str, a: Array, b: Array, *, groups: Array | None = None, resamples: int = 1000, seed: int = 0
+) -> Difference:
+    """mean(a) - mean(b) of what each row adds to a metric (n,), such as its loss; groups as in ``evaluate``."""
+    entities = np.arange(len(a)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    size, sums = np.bincount(entities).astype(np.float64), np.bincount(entities, np.asarray(a, np.float64) - b)
+    return _difference(name, np.concatenate([c @ sums / (c @ size) for c in _counts(len(size), resamples, seed, len(a))]))
+
+
+def _difference(metric: str, samples: Array) -> Difference:
+    estimate = _estimate(samples)
+    drawn = samples[1:][~np.isnan(samples[1:])]
     one_sided = min((drawn <= 0).sum(), (drawn >= 0).sum())
     return Difference(
         metric, estimate.value, estimate.low, estimate.high, min(1.0, 2 * (1 + float(one_sided)) / (1 + len(drawn)))
     )
+
+
+def samples_of_classes(
+    target: Array, scores: Array, metric: str, groups: Array | None, resamples: int, seed: int
+) -> dict[int, Array]:
+    """By number of each class that occurs: the metric of its scores (of (n, k)) against the other classes, float64 (1 + resamples,)."""
+    return {
+        k: _samples((target == k).astype(np.float64), scores[:, k], groups, None, [metric], resamples, seed)[metric]
+        for k in np.unique(target).tolist()
+    }
+
+
+def estimate_of(samples: Array) -> Estimate:
+    """The value on the rows themselves, first in samples (1 + resamples,), and the interval of the rest."""
+    return _estimate(samples)
 
 
 def _samples(

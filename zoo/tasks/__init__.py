@@ -12,6 +12,6 @@ if TYPE_CHECKING:
 
 @hookimpl
 def zoo_tasks() -> list[Task]:
-    from zoo.tasks import campaign, churn, recommendation  # numpy, which listing plugins need not import
+    from zoo.tasks import behaviour, campaign, churn, propensity, recommendation  # numpy, which listing plugins need not import
 
-    return [campaign.TASK, churn.TASK, recommendation.TASK]
+    return [behaviour.TASK, campaign.TASK, churn.TASK, propensity.TASK, recommendation.TASK]
