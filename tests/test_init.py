@@ -146,8 +146,9 @@ def test_the_report_says_what_was_found_and_what_is_left_out(files: Path, tmp_pa
     assert "users.values" in report["left_out"]
     assert report["next"][1] == f"zoo --repo {tmp_path / 'shop'} ingest {files / 'events.parquet'}"
     assert [step.split()[3] for step in report["next"]] == [
-        *("apply", "ingest", "materialize", "train", "promote", "predict", "train", "promote", "recommend")
+        *("apply", "ingest", "materialize", "train", "promote", "predict", "train", "train", "promote", "recommend")
     ]
+    assert (report["behaviour"], report["propensity"]["event_type"]) == ({"members": ["gbdt", "gru"]}, "purchase")
 
 
 def test_a_log_that_is_gone_is_made_again_by_ingest(files: Path, tmp_path: Path, zoo: Zoo) -> None:
@@ -246,11 +247,13 @@ def test_the_commands_that_follow_work_to_a_prediction(files: Path, tmp_path: Pa
     tables = ("--items", files / "items.csv", "--users", files / "users.ndjson")
     assert init(zoo, root, files / "events.parquet", *tables).code == 0
     settings = root / "zoo.toml"
-    small = "\n[tasks.churn.params.gbdt]\nnum_trees = 10\nnum_threads = 1\n"
+    small = "".join(
+        f"\n[tasks.{task}.params.gbdt]\nnum_trees = 10\nnum_threads = 1\n" for task in ("churn", "behaviour", "propensity")
+    )
     settings.write_text(settings.read_text(encoding="utf-8") + small, encoding="utf-8")
 
     services = zoo("--repo", root, "apply", "--json").json["services"]
-    assert set(services) == {"churn", "items", "recommendation"}
+    assert set(services) == {"behaviour", "churn", "items", "recommendation"}
     assert {
         "items",
         "categories",
@@ -275,6 +278,21 @@ def test_the_commands_that_follow_work_to_a_prediction(files: Path, tmp_path: Pa
     assert rows[0]["score"] < rows[1]["score"]  # the odd ones left halfway
     again = zoo("--repo", root, "train", "churn", "--member", "gbdt", "--workers", "1", "--no-register", "--json").json
     assert (again["reused"], again["model"]) == (["gbdt"], None)
+    trained = zoo("--repo", root, "train", "behaviour", "--member", "gbdt", "--workers", "1")
+    assert trained.code == 0, trained.err
+    assert all(f"AP {name}" in trained.out for name in ("view", "purchase", "nothing"))
+    assert zoo("--repo", root, "promote", "behaviour@1").code == 0
+    answer = zoo(
+        "--repo", root, "predict", "behaviour", "--user", "2", "--user", "4", "--limit", "1", "--of", "purchase", "--json"
+    )
+    (row,) = answer.json["rows"]
+    scores = [row[f"score:{name}"] for name in ("view", "purchase", "nothing")]
+    assert sum(scores) == pytest.approx(1, abs=1e-5)
+    asked = zoo("--repo", root, "predict", "behaviour", "--user", "2", "--limit", "1")
+    assert (asked.code, "unknown class for --of" in asked.err) == (2, True), asked.err
+    trained = zoo("--repo", root, "train", "propensity", "--member", "gbdt", "--workers", "1", "--json")
+    assert trained.code == 0, trained.err
+    assert trained.json["stack"]["auc"] > 0
     trained = zoo("--repo", root, "train", "recommendation", "--workers", "1")
     assert trained.code == 0, trained.err
     assert zoo("--repo", root, "promote", "recommendation@1").code == 0
@@ -401,7 +419,7 @@ def test_event_types_of_any_text_become_features(tmp_path: Path, zoo: Zoo) -> No
     assert sum(name.startswith("event type ") for name in report["left_out"]) == 2
     subprocess.run([sys.executable, "-m", "ruff", "check", "--line-length", "130", tmp_path / "shop"], check=True)
     features = ready(zoo, tmp_path / "shop", tmp_path / "e.parquet")
-    (service,) = [name for name in features.services() if name not in ("items", "recommendation")]
+    (service,) = [name for name in features.services() if name not in ("behaviour", "items", "recommendation")]
     batch = features.history(service, {"user_id": [2], "time": [(START + 100 * DAY) * 1_000_000]})
     kinds = [name for name in batch.names if name.startswith("user_") and name.endswith("_recency")]
     assert len(kinds) == 9  # eight types and the user's own
