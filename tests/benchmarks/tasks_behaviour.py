@@ -1,0 +1,244 @@
+"""Rows T7 and T8: what visitors do next and whether they buy, on real logs, against LightGBM on windows tuned with equal effort.
+
+The peer is LightGBM through the plugin ``gbdt``, given the windows (numbers a user) and no sequences. Both sides have as many trials, drawn
+alike and judged by log-loss on rows before the cut; the stack then weighs the chosen models. Test rows are looked at once, at the end.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from figures import QUICK, Figure
+
+from zoo.cache import Cache
+from zoo.contract import Array, FeatureBatch, Task, TrainingData
+from zoo.evaluation import compare, evaluate
+from zoo.evaluation.bootstrap import difference_of_means, estimates_of_means
+from zoo.evaluation.classes import class_losses
+from zoo.features import Features
+from zoo.fitting import Member
+from zoo.folds import forward_chaining
+from zoo.jobs import Processes
+from zoo.manager import plugins
+from zoo.stacking import Ensemble, fit_members, out_of_fold, stack
+from zoo.tasks.settings import duration, instant
+from zoo.training import training_data
+from zoo.vocabulary import Vocabulary
+
+SHARED = Path("/work/shared/data")
+CUT = "2015-08-15"
+VALIDATION = "28d"
+"""Choices are made on the rows of so long before the cut."""
+TRIALS = 2 if QUICK else 6
+"""A side. The stack's are shared by its members."""
+RESAMPLES = 200 if QUICK else 10_000
+DEPTH = 50 if QUICK else 1
+"""Rows of which one is kept in the quick form."""
+WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores of the test rows by line, (n, k) each, what was chosen, and how much a validation trial cost in log-loss."""
+
+    scores: dict[str, Array]
+    test: TrainingData
+    groups: Array
+    chosen: dict[str, Member]
+
+
+def opened(folder: Path, events: Path) -> Features:
+    """A project made by ``zoo init`` over these events, applied and ingested."""
+    zoo = [sys.executable, "-m", "zoo"]
+    subprocess.run([*zoo, "init", str(folder), "--events", str(events)], check=True, stdout=subprocess.DEVNULL)
+    for command in (["apply"], ["ingest", str(events)]):
+        subprocess.run([*zoo, "--repo", str(folder), *command], check=True, stdout=subprocess.DEVNULL)
+    return Features.open(folder)
+
+
+def drawn(count: int, seed: int, **fixed: Any) -> list[dict[str, Any]]:
+    """Parameters of LightGBM: the plugin's own first, then drawn."""
+    rng = np.random.default_rng(seed)
+    out: list[dict[str, Any]] = [dict(fixed)]
+    while len(out) < count:
+        trees, rate = [(150, 0.06), (300, 0.03), (300, 0.06), (400, 0.03)][rng.integers(4)]
+        out.append(
+            {
+                **fixed,
+                "num_trees": trees,
+                "learning_rate": rate,
+                "num_leaves": int(rng.choice([7, 15, 31])),
+                "min_data_in_leaf": int(rng.choice([20, 100, 300])),
+                "feature_fraction": float(rng.choice([0.2, 0.4, 0.7])),
+                "lambda_l2": float(rng.choice([1.0, 5.0, 20.0])),
+            }
+        )
+    return out
+
+
+def trials(batch: FeatureBatch) -> dict[str, list[Member]]:
+    """What each line may be: the peer's trials, and as many of the stack's members together."""
+    sequences = tuple(name for name in batch.names if batch.stored(name)[1].is_sequence)
+    nets = [{"epochs": 3}, {"epochs": 3, "hidden": 64, "pooling": "mean_last"}][: max(1, TRIALS // 3)]
+    return {
+        "windows": [Member(f"windows-{i}", "gbdt", p) for i, p in enumerate(drawn(TRIALS, 0, drop=sequences, num_threads=1))],
+        "gbdt": [Member(f"gbdt-{i}", "gbdt", p) for i, p in enumerate(drawn(TRIALS - len(nets), 1, num_threads=1))],
+        "gru": [Member(f"gru-{i}", "gru", p) for i, p in enumerate(nets)],
+    }
+
+
+def probabilities(scores: Array) -> Array:
+    """(n, k) of classes, of (n, 1) too."""
+    return np.concatenate([1 - scores, scores], axis=1) if scores.shape[1] == 1 else scores
+
+
+def losses(target: Array, scores: Array) -> Array:
+    return class_losses(target, probabilities(scores))
+
+
+def chosen(data: TrainingData, fold: tuple[Array, Array], work: dict[str, Any]) -> dict[str, Member]:
+    """The trial of each line with the least log-loss on held-out rows."""
+    lines = trials(data.batch)
+    every = [member for members in lines.values() for member in members]
+    held = out_of_fold(every, data, [fold], **work)
+    loss = {name: float(losses(data.target[fold[1]], held.scores[fold[1], at]).mean()) for at, name in enumerate(held.members)}
+    print({name: round(value, 5) for name, value in loss.items()}, flush=True)
+    return {name: replace(min(members, key=lambda member: loss[member.name]), name=name) for name, members in lines.items()}
+
+
+def stacked(
+    picked: dict[str, Member], data: TrainingData, folds: Sequence[tuple[Array, Array]], test: FeatureBatch, work: dict[str, Any]
+) -> dict[str, Array]:
+    """Test scores of the members and of their stack."""
+    members = list(picked.values())
+    oof = out_of_fold(members, data, folds, **work)
+    final = stack(oof, data)
+    ensemble = Ensemble(tuple(fit_members(members, data, **work)), final, Vocabulary.of(data), data.kind)
+    scores = ensemble.member_scores(test)
+    return {name: scores[:, at] for at, name in enumerate(picked)} | {"stack": ensemble.combine(test, scores)}
+
+
+def cut_result(features: Features, task: Task, settings: dict[str, Any], cache: Path) -> Result:
+    """A task tested from the cut on."""
+    view = features.reader.view()
+    task = task.resolved(view, settings)
+    assert task.split is not None
+    rows = task.split(view, settings, instant(CUT), None)
+    train, test = (part.take(np.arange(0, len(part), DEPTH)) for part in (rows.train, rows.test))
+    data, later = training_data(features, task, train), training_data(features, task, test)
+    work = {"executor": Processes(WORKERS), "cache": Cache(cache)}
+    begin = instant(CUT) - duration(VALIDATION)
+    fold = np.flatnonzero(train.known_at <= begin), np.flatnonzero(train.time >= begin)
+    picked = chosen(data, fold, work)
+    folds = forward_chaining(train.time, train.known_at, 3)
+    groups = np.unique(test.keys["user_id"], return_inverse=True)[1]
+    return Result(stacked(picked, data, folds, later.batch, work), later, groups, picked)
+
+
+def relative(result: Result, what: str) -> Figure:
+    """The stack's log-loss over the peer's, with the paired test over users."""
+    target = result.test.target
+    loss = {name: losses(target, scores) for name, scores in result.scores.items()}
+    ours, peer = loss["stack"], loss["windows"]
+    difference = difference_of_means("log_loss", ours, peer, groups=result.groups, resamples=RESAMPLES)
+    means = estimates_of_means(loss, result.groups, resamples=200)
+    print({name: str(each) for name, each in means.items()}, difference, result.chosen, flush=True)
+    reached = difference.value < 0 and difference.p_value < 0.01
+    low, high = difference.low, difference.high
+    return Figure(
+        id="T7" if what.startswith("purchase") else "T7 next action",
+        what=f"retailrocket_mb from {CUT}, {what}: log-loss of {len(target):,} rows of {result.groups.max() + 1:,} users "
+        f"(stack less peer: {difference.value:.4f}, 95 % {low:.4f} to {high:.4f}, p {difference.p_value:.4f}; "
+        + ", ".join(f"{name} {each.mean():.4f}" for name, each in loss.items())
+        + ")",
+        ours=float(ours.mean()),
+        peer=float(peer.mean()),
+        peer_name=f"LightGBM on windows, {TRIALS} trials a side",
+        unit="nats",
+        interval=(float(peer.mean() + low), float(peer.mean() + high)),
+        seeds=(0,),
+        must="lower, p < 0.01",
+        reached=reached,
+        why="" if reached else f"the interval of the paired difference is {low:.4f} to {high:.4f}",
+    )
+
+
+def t7(which: Sequence[str] = ("propensity", "behaviour")) -> list[Figure]:
+    """Purchase within 7 days of a cart or view, and the next action within a day."""
+    asked: dict[str, tuple[str, dict[str, Any]]] = {
+        "propensity": ("purchase within 7 days of a cart or view", {"after": ["view", "cart"], "horizon": "7d"}),
+        "behaviour": ("next action within a day", {"horizon": "1d"}),
+    }
+    out = []
+    with tempfile.TemporaryDirectory() as folder:
+        features = opened(Path(folder) / "shop", SHARED / "retailrocket_mb/events.parquet")
+        found = plugins()
+        for name in which:
+            what, settings = asked[name]
+            out.append(relative(cut_result(features, found.task(name), settings, Path(folder) / "cache"), what))
+    return out
+
+
+def t8() -> list[Figure]:
+    """Purchase later in the session, at each event; users are dealt to five parts, each scored by models of the others."""
+    with tempfile.TemporaryDirectory() as folder:
+        features = opened(Path(folder) / "shop", SHARED / "rees46_sample/events.parquet")
+        task, view = plugins().task("propensity"), features.reader.view()
+        rows = task.examples(view, {"horizon": "session", "after": ["view", "cart"]}, view.start(), (view.end or 0) + 2)
+        data = training_data(features, replace(task, feature_service="behaviour"), rows)
+        users = np.unique(rows.keys["user_id"], return_inverse=True)[1]
+        part = np.random.default_rng(0).permutation(users.max() + 1)[users] % 5
+        work = {"executor": Processes(WORKERS), "cache": Cache(Path(folder) / "cache")}
+        scores = {name: np.zeros(len(data)) for name in ("windows", "gbdt", "gru", "stack")}
+        for number in range(1 if QUICK else 5):
+            inside, outside = np.flatnonzero(part != number), np.flatnonzero(part == number)
+            own, inner = data.take(inside), part[inside]
+            folds = [(np.flatnonzero(inner != k), np.flatnonzero(inner == k)) for k in np.unique(inner)]
+            picked = chosen(own, folds[0], work)
+            for name, each in stacked(picked, own, folds, data.batch.take(outside), work).items():
+                scores[name][outside] = each[:, 0]
+    target = data.target
+    difference = compare(
+        target, scores["stack"], scores["windows"], metric="average_precision", groups=users, resamples=min(RESAMPLES, 2000)
+    )
+    value = {
+        name: evaluate(target, each, groups=users, metrics=["average_precision", "log_loss"], resamples=500)
+        for name, each in scores.items()
+    }
+    print({name: {m: str(e) for m, e in each.items()} for name, each in value.items()}, difference, flush=True)
+    ours, peer = (value[name]["average_precision"] for name in ("stack", "windows"))
+    buyers, reached = len(np.unique(users[target > 0])), difference.value > 0
+    return [
+        Figure(
+            id="T8",
+            what=f"rees46_sample, purchase later in the session at each view or cart: average precision of {len(target):,} rows, "
+            f"{int(target.sum())} of them before a purchase, by {buyers} buyers; users in 5 parts "
+            f"(stack less peer: {difference.value:.4f}, 95 % {difference.low:.4f} to {difference.high:.4f}, p {difference.p_value:.3f}; "
+            + ", ".join(f"{name} {each['average_precision'].value:.4f}" for name, each in value.items())
+            + ")",
+            ours=ours.value,
+            peer=peer.value,
+            peer_name=f"LightGBM on windows, {TRIALS} trials a side",
+            lower_is_better=False,
+            unit="average precision",
+            interval=(ours.low, ours.high),
+            seeds=(0,),
+            must="better",
+            reached=reached,
+            why=""
+            if reached
+            else f"with {buyers} buyers the paired difference has the interval {difference.low:.3f} to {difference.high:.3f}",
+        )
+    ]
+
+
+if __name__ == "__main__":
+    for figure in {"t8": t8, "p": lambda: t7(["propensity"]), "b": lambda: t7(["behaviour"])}[sys.argv[1]]():
+        print(figure, flush=True)
