@@ -144,6 +144,7 @@ def test_every_feature_is_as_if_all_events_had_been_indexed_at_once(
             sizes, start = view.sizes("item_id"), view.start()
             events = view.events(["item_id", "value", "items.category"], ["purchase", "cart"])
         finally:
+            log.close()  # its folder is copied and removed
             for one in patches:
                 one.stop()
         whole = fresh(features)

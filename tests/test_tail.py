@@ -469,3 +469,12 @@ def assert_same(source, how):
     assert sorted(taken.column_names) == sorted(slow.column_names)
     assert taken.select(slow.column_names).equals(slow)
     assert (rejected.row.tolist(), list(rejected.reason)) == (slow_rejected.row.tolist(), list(slow_rejected.reason))
+
+
+def test_a_closed_log_has_nobody_at_work_in_its_folder_and_takes_pushes_on(log, monkeypatch):
+    monkeypatch.setattr("zoo.events.flush.AGE", 0.0)
+    for number in range(3):
+        log.append([{"user_id": 1, "item_id": 1, "event_type": "view", "timestamp": "2024-01-01T00:00:00Z"}], f"k{number}")
+        log.close()
+        assert not [t for t in threading.enumerate() if t.name == "zoo-flusher"]
+    assert log.count() == 3

@@ -71,31 +71,35 @@ class Flusher:
         self._over = threading.Event()
         self._guard = threading.Lock()
         self._thread: threading.Thread | None = None
-        weakref.finalize(log, self._end)
+        weakref.finalize(log, self.stop)
 
     def poke(self, pending: int) -> None:
         """Tell how many events are in the tail."""
         if pending >= ROWS:
             self._wake.set()
         with self._guard:
-            if self._thread is None and pending and not self._over.is_set():
-                self._thread = threading.Thread(target=self._run, name="zoo-flusher", daemon=True)
+            if self._thread is None and pending:
+                self._over = over = threading.Event()
+                self._thread = threading.Thread(target=self._run, args=(over,), name="zoo-flusher", daemon=True)
                 self._thread.start()
 
-    def _end(self) -> None:
-        self._over.set()
-        self._wake.set()
-        thread = self._thread
+    def stop(self) -> None:
+        """End the thread, and wait for what it is moving; what it has not moved stays durable in the tail. A later push starts another."""
+        with self._guard:
+            thread, self._thread = self._thread, None
+            self._over.set()
+            self._wake.set()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+        self._wake.clear()
 
-    def _run(self) -> None:
+    def _run(self, over: threading.Event) -> None:
         due = time.monotonic() + AGE
-        while not self._over.is_set():
+        while not over.is_set():
             self._wake.wait(max(due - time.monotonic(), 0))
             self._wake.clear()
             log = self._of()
-            if log is None or self._over.is_set():
+            if log is None or over.is_set():
                 return
             due = time.monotonic() + AGE
             try:

@@ -413,6 +413,13 @@ class EventLog:
                 move(self)
                 yield
 
+    def close(self) -> None:
+        """Stop moving the tail in the background, and wait for what is under way: the folder may be copied or removed then.
+
+        Nothing is lost, and a later push begins it again. A log that is let go of, or whose process ends, is closed.
+        """
+        self.flusher.stop()
+
     def flush(self, wait: bool = True) -> int:
         """Move what pushes left in the tail into Delta; returns how many events that were. Pushes go on meanwhile.
 

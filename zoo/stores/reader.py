@@ -68,6 +68,11 @@ class LogReader:
         """A reader that stays at the version that is the newest now, whatever is committed later."""
         return LogReader(self.root, self.clock, self.view(), _pinned=True)
 
+    def close(self) -> None:
+        """Close the log, where it was opened."""
+        if self._view is not None:
+            self._view.log.close()
+
     @property
     def log(self) -> EventLog:
         """The log itself, which every version shares."""
