@@ -156,6 +156,22 @@ def test_an_old_view_builds_what_it_needs_and_keeps_it(log: EventLog) -> None:
     assert counts(old, [1]) == [1]
 
 
+@pytest.mark.parametrize("tear", ["cut", "empty", "missing"])
+def test_a_torn_index_is_said_and_built_again(log: EventLog, tear: str, caplog: pytest.LogCaptureFixture) -> None:
+    push(log, [1, 2], ["i0", "i1"])
+    assert counts(LogView.open(log.root), [1, 2]) == [1, 1]
+    (torn,) = (log.root / "index" / "user_id").glob("*/0")
+    if tear == "missing":
+        torn.unlink()
+    else:
+        torn.write_bytes(torn.read_bytes()[:-64] if tear == "cut" else b"")
+    assert counts(LogView.open(log.root), [1, 2]) == [1, 1]
+    assert "is torn and is built again from the log" in caplog.text
+    caplog.clear()
+    assert counts(LogView.open(log.root), [1, 2]) == [1, 1]
+    assert not caplog.text
+
+
 def test_an_index_that_goes_away_while_it_is_read_is_made_good(log: EventLog) -> None:
     push(log, [1, 2], ["i0", "i1"])
     view = LogView.open(log.root)

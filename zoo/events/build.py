@@ -7,6 +7,7 @@ partitions, under the code divided by that number. A folder is complete or not t
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
@@ -23,7 +24,7 @@ from zoo.events.delta import failing_as, sync
 from zoo.events.encode import Encoded
 from zoo.events.index import Index, nothing
 from zoo.events.merging import merged, sort
-from zoo.events.storage import read_columns, write_columns
+from zoo.events.storage import TornError, read_columns, write_columns
 
 PARTITION = 4_000_000
 """Events that one partition holds about."""
@@ -31,6 +32,8 @@ KEPT_INDEXES = 2
 """Indexes of an entity kind that stay on disk: the newest, and one that a reader may still be opening."""
 SPILL = 256 << 20
 """Bytes of columns that wait in memory before they are written out."""
+
+_log = logging.getLogger(__name__)
 
 
 def partitions_for(count: int) -> int:
@@ -54,6 +57,17 @@ class Stored:
     def partitions(self) -> int:
         return int(read_columns(self.folder / "0")[1]["partitions"])
 
+    def torn(self) -> str:
+        """What a crash of the disk left of it that cannot be read; empty where it is whole, or not there any more."""
+        try:
+            for number in range(self.partitions()):
+                read_columns(self.folder / str(number))
+        except TornError as error:
+            return str(error)
+        except FileNotFoundError as error:
+            return f"{error.filename} is missing" if self.folder.is_dir() else ""
+        return ""
+
 
 def _opened(path: Path, facts: Mapping[str, Any]) -> tuple[Index, dict[str, Any]]:
     columns, said = read_columns(path)
@@ -76,6 +90,13 @@ class IndexStore:
         for folder in (self.root / entity).glob("[0-9]*-[0-9]*"):
             epoch, _, count = folder.name.partition("-")
             yield Stored(folder, int(epoch), int(count))
+
+    def sound(self, entity: str, epoch: int, count: int) -> Stored | None:
+        """As ``newest``, of those that can be read; torn ones are removed and logged. The caller is ``building``."""
+        while (found := self.newest(entity, epoch, count)) is not None and (why := found.torn()):
+            _log.warning("the index %s is torn and is built again from the log: %s", found.folder, why)
+            shutil.rmtree(found.folder)
+        return found
 
     @contextmanager
     def building(self) -> Iterator[None]:

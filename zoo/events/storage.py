@@ -40,7 +40,7 @@ def write_columns(path: Path, columns: Mapping[str, Array], facts: Mapping[str, 
 
 
 def read_columns(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
-    """(columns, facts) of a file, read-only and mapped. Raises FileNotFoundError, and ZooError where it is torn or foreign."""
+    """(columns, facts) of a file, read-only and mapped. Raises FileNotFoundError, and TornError where it is torn or foreign."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size < _PREFIX.size:
@@ -56,7 +56,11 @@ def read_columns(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
         raise _damaged(path) from error
 
 
-def _damaged(path: Path) -> ZooError:
-    return ZooError(
+class TornError(ZooError):
+    """A file of an index is not what was written."""
+
+
+def _damaged(path: Path) -> TornError:
+    return TornError(
         f"{path} is no part of an index, or torn; remove the folder {path.parent}, and it is built again from the log"
     )

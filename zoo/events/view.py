@@ -24,6 +24,7 @@ from zoo.events.merging import merged
 from zoo.events.pairs import evaluate_pairs
 from zoo.events.partitions import Partitions, scattered
 from zoo.events.specs import SEQUENCES, Aggregation
+from zoo.events.storage import TornError
 from zoo.events.tables import ENTITIES
 
 T = TypeVar("T")
@@ -180,7 +181,9 @@ class LogView(Meanings):
                 continue
             try:
                 opened = _Stored(found.count, Partitions(found.open(self.facts()), None, entity, self._evaluators()))
-            except FileNotFoundError:  # another process has just replaced it
+            except (FileNotFoundError, TornError):  # another process has just replaced it, or the disk crashed
+                with store.building():
+                    store.sound(entity, self.epoch, self.count)
                 continue
             self._kept["stored", entity] = opened
             return opened
@@ -191,14 +194,14 @@ class LogView(Meanings):
 
     def _build(self, store: IndexStore, entity: str) -> None:
         with store.building():
-            found = store.newest(entity, self.epoch, self.count)
+            found = store.sound(entity, self.epoch, self.count)
             if found is not None and self._near(found.count):
                 return  # another process built it meanwhile
             if self.log.epoch != self.epoch:
                 raise FeatureError("the log was rewritten after this view of it was opened; open it again")
             wanted: dict[int | None, list[str]] = {}
             for kind in ENTITIES:  # both, as reading the log is most of the work
-                base = store.newest(kind, self.epoch, self.count)
+                base = store.sound(kind, self.epoch, self.count)
                 if base is not None and base.count == self.count:
                     continue
                 many = base is None or partitions_for(self.count) > 2 * base.partitions()
