@@ -192,6 +192,11 @@ def test_history_refuses_what_it_cannot_mean(store: Any) -> None:
         store.get_historical_features(rows((1, "2017-04-20")), ["events:item_id"]).to_df()
 
 
+def test_raw_events_are_no_features_online_either(store: Any) -> None:
+    with pytest.raises(FeatureError, match="feature view 'events' is made of raw events"):
+        store.get_online_features(["events:item_id"], [{"user_id": 1}])
+
+
 def test_a_result_can_be_persisted_once_and_again_where_that_is_said(store: Any, tmp_path: Path) -> None:
     from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 

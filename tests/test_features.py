@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -278,3 +279,35 @@ def test_the_schema_hash_is_that_of_the_features_and_changes_with_them(repo: Pat
     changed = {name: Features.open(repo).schema_hash(name) for name in ("users", "items")}
     assert changed["users"] != first["users"]
     assert changed["items"] == first["items"]
+
+
+@pytest.mark.parametrize("time", [-(2**63), 2**63 - 1])
+def test_a_time_of_no_year_is_refused_with_the_range(features: Features, time: int) -> None:
+    push(features, user_id=[1], time=[T])
+    with pytest.raises(UsageError, match="no instant of the years 1 to 9999; expected microseconds UTC from -621"):
+        features.history("users", {"user_id": [1], "time": [time]})
+    with pytest.raises(UsageError, match="no instant of the years 1 to 9999"):
+        features.history("users", {"user_id": [1], "time": pa.array([2**64 - 1], pa.uint64())})
+    for at in (time, 2**70):
+        with pytest.raises(UsageError, match=f"at is {at}, which is no instant of the years 1 to 9999"):
+            features.online("users", {"user_id": [1]}, at=at)
+
+
+def test_a_table_of_items_that_is_gone_is_said(features: Features) -> None:
+    push(features, user_id=[1], item_id=["i0"], time=[T])
+    shutil.rmtree(features.reader.log.root / "tables" / "items")
+    with pytest.raises(FeatureError, match=r"'items\.category' is a column of the table of items, and the log has none"):
+        features.history("users", {"user_id": [1], "time": [T + 1]})
+
+
+def test_apply_refuses_identifiers_of_another_type_than_the_logs(repo: Path) -> None:
+    path = repo / "definitions.py"
+    text = path.read_text()
+    path.write_text(text.replace("item_id=String, text", "item_id=Int64, text"))
+    with pytest.raises(FeatureError, match=r"declares '\w+' as Array\(Int64\), but the log's item_id is of type string"):
+        zoo.features.apply(repo)
+    path.write_text(text.replace("value_type=ValueType.INT64", "value_type=ValueType.STRING", 1))
+    with pytest.raises(FeatureError, match="declares 'user_id' as String, but the log's user_id is of type int; declare Int64"):
+        zoo.features.apply(repo)
+    path.write_text(text)
+    assert "users" in zoo.features.apply(repo)

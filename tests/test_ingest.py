@@ -143,6 +143,7 @@ def test_a_key_that_cannot_be_meant_is_refused(log, key):
 def test_an_empty_push_and_an_empty_file_are_fine(log, write):
     assert append(log, events(0), idempotency_key="k").rows == 0
     assert ingest(log, write(events(0))).rows == 0
+    assert append(log, []).warnings == ("no rows were given, so nothing was appended",)
     assert log.count() == 0
 
 

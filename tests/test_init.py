@@ -561,3 +561,29 @@ def test_text_tables_keep_what_numbers_would_lose(tmp_path: Path, zoo: Zoo) -> N
     ]
     assert report["left_out"]["items.empty"] == "empty"
     assert "items.2nd" in report["left_out"]
+
+
+def test_what_pandas_calls_its_index_is_no_column_of_the_log(tmp_path: Path, zoo: Zoo) -> None:
+    events = tmp_path / "events.parquet"
+    timed(frame()).with_columns(pl.int_range(pl.len()).alias("__index_level_0__")).write_parquet(events)
+    answer = init(zoo, tmp_path / "shop", events)
+    assert answer.json["left_out"]["event column __index_level_0__"] == "the index of a pandas frame"
+    assert "__index_level_0__" not in answer.json["columns"]
+
+
+def test_a_file_of_which_nothing_can_be_taken_fails_with_the_reason(files: Path, tmp_path: Path, zoo: Zoo) -> None:
+    root, foreign = tmp_path / "shop", tmp_path / "foreign.parquet"
+    assert init(zoo, root, files / "events.parquet").code == 0
+    pl.read_parquet(files / "events.parquet").head(5).with_columns(user_id=pl.lit(None, pl.Int64)).write_parquet(foreign)
+    for _ in range(2):
+        answer = zoo("--repo", root, "ingest", foreign)
+        assert (answer.code, "no row can be taken" in " ".join(answer.err.split())) == (1, True), answer.err
+
+
+def test_forgetting_somebody_twice_says_that_nothing_was_found(files: Path, tmp_path: Path, zoo: Zoo) -> None:
+    root = tmp_path / "shop"
+    assert init(zoo, root, files / "events.parquet").code == 0
+    ready(zoo, root, files / "events.parquet")
+    assert zoo("--repo", root, "forget", 7, "--json").json["found"]
+    answer = zoo("--repo", root, "forget", 7)
+    assert (answer.code, "Nothing was found of these people" in " ".join(answer.out.split())) == (0, True), answer.out

@@ -206,6 +206,10 @@ class Features:
         recent = await store.recent_async(self.store.config, view, self._wanted(store, asked))
         return self._online_batch(store, view, given, times, asked, recent, context)
 
+    def close(self) -> None:
+        """Wait for what pushes of this process left to do in the log's folder; see ``EventLog.close``."""
+        self.reader.close()
+
     async def aclose(self) -> None:
         """Close the connections that ``online_async`` opened in this event loop; the next read opens its own."""
         await self._online_store.close()
@@ -361,12 +365,19 @@ def _no_future(view: str, newest: Array, times: Array) -> None:
 
 
 def apply(repo: Path | str = ".") -> tuple[str, ...]:
-    """Register what the repository declares, as ``feast apply`` does. Returns the names of its feature services."""
+    """Register what the repository declares, as ``feast apply`` does. Returns the names of its feature services.
+
+    FeatureError where an entity or a field declares identifiers of another type than the log's.
+    """
     features = Features.open(repo)
+    from zoo.stores.columns import check_identifiers
     from zoo.stores.repository import register
 
     register(features.store.config, Path(repo).resolve())
-    return Features.open(repo).services()
+    applied = Features.open(repo)
+    if (applied.reader.root / "log" / "_delta_log").is_dir():  # else its identifiers' types are not known yet
+        check_identifiers(applied.store.list_feature_views(), applied.reader.log.schema)
+    return applied.services()
 
 
 def history(service: str, rows: Any, repo: Path | str = ".") -> FeatureBatch:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zoo.cli.state import Json, state
-from zoo.errors import FeatureError, UsageError
+from zoo.errors import FeatureError, SchemaError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -122,6 +122,12 @@ def ingest(
             console.print("The next online answer brings these events in first; to have that done before it: zoo materialize")
 
     own.answer(as_json, document, human)
+    if report.unusable:
+        reasons = ", ".join(f"{reason}: {rows}" for reason, rows in report.quarantined.items())
+        raise SchemaError(
+            f"{', '.join(report.unusable)}: no row can be taken, all are kept apart as bad ({reasons}); is it a file of this log's "
+            "events? Look at the columns and types that [ingest] and [log] in zoo.toml name"
+        )
 
 
 def materialize(ctx: typer.Context, as_json: Json = False) -> None:

@@ -48,6 +48,7 @@ def forget(
         instant = None if before is None else _instant(before, features.reader.now())
         log, versions = features.reader.log, versions_of(own)
         done = features.forget(user_ids(log.schema, users or []), instant)
+        found = bool(done.users or done.events or done.quarantined or done.profiles)
         stale = [version for version in versions if not log.reproducible(_log_of(version))]
 
     def human(console: Console) -> None:
@@ -62,6 +63,9 @@ def forget(
             "times the log was rewritten": done.epoch,
         }
         console.print(pairs("", {name: value for name, value in facts.items() if value is not None}))
+        if not found:
+            sought = "these people" if users else f"events before {before}"
+            console.print(f"Nothing was found of {sought}, so nothing was removed: forgotten before, or another identifier?")
         if stale:
             names = ", ".join(version.reference + "".join(f" ({alias})" for alias in version.aliases) for version in stale)
             tasks = " and ".join(f"`zoo train {model}`" for model in sorted({version.model for version in stale}))
@@ -70,7 +74,7 @@ def forget(
                 f"what is forgotten; {tasks}, then `zoo promote`, replaces them."
             )
 
-    own.answer(as_json, {**asdict(done), "not_reproducible": [version.reference for version in stale]}, human)
+    own.answer(as_json, {**asdict(done), "found": found, "not_reproducible": [version.reference for version in stale]}, human)
 
 
 def _log_of(version: Version) -> Mapping[str, Any]:

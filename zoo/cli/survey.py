@@ -237,9 +237,12 @@ def _unfit(ours: str, values: Any, taken: Mapping[str, Any], schema: LogSchema) 
     """Why a column is not kept, empty where it is."""
     import pyarrow as pa
 
+    from zoo.events.inspection import INDEX
     from zoo.events.schema import NAME
 
     types = pa.types
+    if INDEX.fullmatch(ours):
+        return "the index of a pandas frame"
     if not NAME.match(ours) or ours in taken:
         return "its name is no plain word, or another column has it"
     if values.null_count == len(values):

@@ -76,8 +76,14 @@ def given_columns(rows: Any) -> Given:
 
 
 def instants(values: pa.ChunkedArray) -> Array:
-    """int64 microseconds UTC of a time column: integers as they are, timestamps with a timezone. Naive timestamps are refused."""
+    """int64 microseconds UTC of a time column: integers as they are, timestamps with a timezone, to whole microseconds.
+
+    UsageError for naive timestamps, and for times before year 1 or after year 9999.
+    """
     import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from zoo.events.times import to_microseconds
 
     if not len(values):
         return np.zeros(0, np.int64)
@@ -87,9 +93,13 @@ def instants(values: pa.ChunkedArray) -> Array:
         raise UsageError("the time column has no timezone; expected UTC timestamps or int64 microseconds")
     if not (pa.types.is_timestamp(values.type) or pa.types.is_integer(values.type)):
         raise UsageError(f"the time column is {values.type}; expected timestamps with a timezone or int64 microseconds")
-    if pa.types.is_timestamp(values.type):
-        values = values.cast(pa.timestamp("us", values.type.tz), safe=False)  # to whole microseconds, as the log does
-    return np.asarray(values.cast(pa.int64()).combine_chunks())
+    unit = values.type.unit if pa.types.is_timestamp(values.type) else "us"
+    if pa.types.is_uint64(values.type):  # what is beyond int64 is beyond the range, too
+        values = pa.chunked_array([pc.min_element_wise(values, pa.scalar(2**63 - 1, pa.uint64()))])
+    found, beyond = to_microseconds(np.asarray(values.cast(pa.int64()).combine_chunks()), unit)
+    if beyond.any():
+        raise _out_of_range(f"the time column holds {values.cast(pa.int64())[int(beyond.argmax())].as_py()} {unit}")
+    return found
 
 
 def timed(rows: Any) -> tuple[pa.Table, Array]:
@@ -115,8 +125,20 @@ def moment(at: Any) -> int:
             raise UsageError(f"at is {at.isoformat()}, which has no timezone; expected an instant such as 2017-12-01T00:00:00Z")
         return microseconds(at)
     if not isinstance(at, (bool, np.bool_)) and isinstance(at, (int, np.integer)):
+        from zoo.events.times import EARLIEST, LATEST
+
+        if not EARLIEST <= at <= LATEST:
+            raise _out_of_range(f"at is {at}")
         return int(at)
     raise UsageError(f"at is {at!r}; expected a datetime with a timezone or int64 microseconds UTC")
+
+
+def _out_of_range(seen: str) -> UsageError:
+    from zoo.events.times import EARLIEST, LATEST
+
+    return UsageError(
+        f"{seen}, which is no instant of the years 1 to 9999; expected microseconds UTC from {EARLIEST} to {LATEST}: is it in another unit?"
+    )
 
 
 def distinct(columns: list[Array]) -> tuple[Array | None, Array]:

@@ -287,6 +287,11 @@ class Index:
             return self.keep(name, lambda: self._attribute(self.attributes[name]))
         if name in ("day", "weekday", "hour"):
             return self.keep(name, lambda: self.calendar(name))
+        if name.startswith("items.") and not self.attributes:
+            raise FeatureError(
+                f"{name!r} is a column of the table of items, and the log has none: its folder tables/items is missing or was never "
+                "made; put the table in: zoo ingest FILE --items FILE"
+            )
         known = sorted({*self.columns, *FIXED, *self.attributes, "time", "day", "weekday", "hour", "gap", "age"})
         raise FeatureError(f"the log has no event column {name!r}; it has: {', '.join(known)}")
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 LARGE = 50_000
 """Rows of a push from which it goes into Delta at once, as a file does."""
 
+NOTHING = "no rows were given, so nothing was appended"
+
 
 @dataclass(frozen=True)
 class IngestReport:
@@ -41,6 +43,7 @@ class IngestReport:
 
     repeated: rows whose event id, file or idempotency key the log knows already. quarantined: reason -> rows.
     ignored: columns that the log has no place for. version: the log's after it. warnings: what whoever pushed should know.
+    unusable: files that have rows, all of them quarantined.
     """
 
     rows: int = 0
@@ -51,6 +54,7 @@ class IngestReport:
     version: int = 0
     ignored: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    unusable: tuple[str, ...] = ()
 
     def plus(self, other: IngestReport) -> IngestReport:
         """Both together; the version is the later one's."""
@@ -63,6 +67,7 @@ class IngestReport:
             max(self.version, other.version),
             tuple(dict.fromkeys([*self.ignored, *other.ignored])),
             (*self.warnings, *other.warnings),
+            (*self.unusable, *other.unusable),
         )
 
 
@@ -99,7 +104,8 @@ def ingest(
     report = IngestReport(version=log.version())
     for path, source, how in plans:
         try:
-            report = report.plus(_file(log, path, source, how, now, progress))
+            one = _file(log, path, source, how, now, progress)
+            report = report.plus(one if one.added or one.repeated or not one.rows else replace(one, unusable=(str(path),)))
         except SchemaError as error:
             raise SchemaError(f"{path}: {error}") from error
     return report
@@ -128,6 +134,8 @@ def append(log: EventLog, frame: Any, idempotency_key: str | None = None, now: i
     """
     started = time.perf_counter()
     now = wall_clock() if now is None else now
+    if isinstance(frame, Sequence) and not frame:
+        return IngestReport(version=log.version(), warnings=(NOTHING,))
     source: ObjectSource | ListSource | TableSource
     if isinstance(frame, ListSource):
         source = frame

@@ -24,6 +24,9 @@ ROWS = 2_000_000
 LABELS = 1_000
 """Distinct values beyond which a further text column is taken for free text and left out."""
 
+INDEX = re.compile(r"__index_level_\d+__")
+"""Columns in which pandas writes a frame's index: they number rows and say nothing of events."""
+
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "user_id": ("user", "visitor_id", "customer_id", "household_id", "client_id", "member_id", "account_id"),
     "item_id": ("item", "product_id", "stock_code", "sku", "article_id", "movie_id", "asin"),
@@ -90,6 +93,9 @@ def inspect(path: Path | str, mapping: Mapping[str, str] | None = None, timezone
     extra, left_out = {}, {}
     for theirs, array in columns.items():
         if theirs in found.values():
+            continue
+        if INDEX.fullmatch(theirs) and theirs not in mapping:
+            left_out[theirs] = "the index of a pandas frame"
             continue
         ours = mapping.get(theirs) or re.sub(r"\W", "_", theirs)
         kind = _extra_kind(array, text)

@@ -9,9 +9,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+from feast.types import Array as ListType
+from feast.types import String
 
 from zoo.contract import UNKNOWN, Array, Column, gather
 from zoo.errors import FeatureError, choices
+from zoo.events.schema import LogSchema
+from zoo.events.specs import SEQUENCES, Feature
+from zoo.events.tables import ENTITIES
 from zoo.events.view import LogView
 from zoo.stores.source import EventSource, TableSource
 
@@ -28,6 +33,32 @@ def source_of(feature_view: Any) -> EventSource | TableSource:
         f"feature view {feature_view.name!r} is made of {what}; expected an EventSource with an aggregation or a TableSource "
         "(file-backed views answer through store.get_historical_features and get_online_features)"
     )
+
+
+def check_identifiers(feature_views: Iterable[Any], schema: LogSchema) -> None:
+    """FeatureError where a view of the log declares a type of ``user_id`` or ``item_id`` that the log does not hold."""
+    for feature_view in feature_views:
+        source = feature_view.batch_source
+        if not isinstance(source, EventSource | TableSource):
+            continue
+        aggregation = source.aggregation if isinstance(source, EventSource) else None
+        held = {f.name: f.column for f in aggregation.features if _shows_identifiers(f)} if aggregation else {}
+        for field in [*feature_view.entity_columns, *feature_view.features]:
+            column = held.get(field.name, "" if aggregation and field in feature_view.features else field.name)
+            if column not in ENTITIES:
+                continue
+            declared = field.dtype.base_type if isinstance(field.dtype, ListType) else field.dtype
+            if (declared == String) != (schema.id_type(column) == "string"):
+                kept = {"string": "String", "int": "Int64"}[schema.id_type(column)]
+                raise FeatureError(
+                    f"feature view {feature_view.name!r} declares {field.name!r} as {field.dtype}, but the log's {column} is of type "
+                    f"{schema.id_type(column)}; declare {kept} (of an entity: value_type=ValueType.{kept.upper()}) and apply again"
+                )
+
+
+def _shows_identifiers(feature: Feature) -> bool:
+    """Whether a feature's values, or its lists' elements, are what its column holds."""
+    return feature.kind == "last" or (feature.kind in SEQUENCES and feature.of in ("first", "last"))
 
 
 def join_columns(feature_view: Any) -> dict[str, str]:

@@ -285,7 +285,7 @@ class EventOnlineStore(ABC):
         warnings = moved(reader.log, before) if reader.clock == "log_end" else ()
         for warning in warnings:
             _log.warning("%s", warning)
-        return replace(report, warnings=warnings)
+        return replace(report, warnings=(*report.warnings, *warnings))
 
     def follow(self, config: Any, known: Mapping[str, int] | None = None) -> int:
         """Bring in what the log holds and the store does not; returns how many events that were. Any number may do so at once.

@@ -11,11 +11,10 @@ import numpy as np
 from feast import utils
 from feast.metrics import track_feature_statuses
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
-from feast.protos.feast.types.Value_pb2 import Value
 
-from zoo.contract import Array, Column
+from zoo.contract import Array
 from zoo.events.view import LogView
-from zoo.stores.columns import chosen, expired
+from zoo.stores.columns import chosen, expired, source_of
 from zoo.stores.protos import keys_of, write
 from zoo.stores.reader import LogReader
 from zoo.stores.source import EventSource, TableSource
@@ -30,14 +29,9 @@ def is_own(table: Any) -> bool:
     return isinstance(table.batch_source, EventSource | TableSource)
 
 
-def _is_raw(table: Any) -> bool:
-    source = table.batch_source
-    return isinstance(source, EventSource) and source.aggregation is None
-
-
 @dataclass(frozen=True)
 class Part:
-    """One feature view of a request. keys: codes int32 (rows,) by join key, none of a view of raw events, which has no features."""
+    """One feature view of a request. keys: codes int32 (rows,) by join key."""
 
     table: Any
     names: Sequence[str]
@@ -55,34 +49,32 @@ class Request:
 
     @classmethod
     def of(cls, config: Any, asked: Iterable[tuple[Any, Sequence[str], Mapping[str, Sequence[Any]]]]) -> Request:
-        """asked: feature view, names of features, and Feast values by join key."""
+        """asked: feature view, names of features, and Feast values by join key. FeatureError for a view of raw events."""
         reader = LogReader.of(config)
         view = reader.view()
         parts = []
         for table, names, values in asked:
             rows = len(next(iter(values.values()), ()))
-            parts.append(Part(table, names, {} if _is_raw(table) else keys_of(view, values), rows))
+            source_of(table)  # a view of raw events takes pushes, and has no features
+            parts.append(Part(table, names, keys_of(view, values), rows))
         return cls(view, reader.now(view), parts)
 
     def wanted(self, store: EventOnlineStore, config: Any) -> dict[str, Array]:
         """Codes by entity kind whose kept events the answer is made of."""
-        return store.wanted(config, [(part.table.batch_source, part.keys) for part in self.parts if part.keys])
+        return store.wanted(config, [(part.table.batch_source, part.keys) for part in self.parts])
 
     def answer(self, store: EventOnlineStore, recent: Recent, part: Part, results: Any) -> tuple[Array, Array]:
         """Add a view's feature vectors to a response's; returns (bool (rows,) which were found, int64 (rows,) newest event's time)."""
         source, table, count = part.table.batch_source, part.table, part.rows
-        columns: dict[str, Column] = {}
-        newest, found = np.zeros(count, np.int64), np.zeros(count, bool)
         kinds = {f.name: _kind_of(f.dtype) for f in table.features}
-        if part.keys:
-            columns, at = store.features(self.view, source, part.keys, np.full(count, self.now, np.int64), recent)
-            if at is None:
-                newest, found = np.full(count, self.now), np.all([codes > 1 for codes in part.keys.values()], axis=0)
-            else:
-                newest, found = at, at >= 0
-                if table.ttl:
-                    found &= ~expired(table, newest, np.full(count, self.now))
-            columns = chosen(table, columns, part.names)
+        columns, at = store.features(self.view, source, part.keys, np.full(count, self.now, np.int64), recent)
+        if at is None:
+            newest, found = np.full(count, self.now), np.all([codes > 1 for codes in part.keys.values()], axis=0)
+        else:
+            newest, found = at, at >= 0
+            if table.ttl:
+                found &= ~expired(table, newest, np.full(count, self.now))
+        columns = chosen(table, columns, part.names)
         shared, there = GetOnlineFeaturesResponse.FeatureVector(), found.tolist()
         shared.statuses.extend([FieldStatus.PRESENT if here else FieldStatus.NOT_FOUND for here in there])
         for moment, here in zip(newest.tolist(), there):
@@ -92,10 +84,7 @@ class Request:
         for name in part.names:
             vector = results.add()
             vector.CopyFrom(shared)
-            if columns:
-                write(self.view, kinds[name], columns[name], there, vector.values)
-            else:
-                vector.values.extend([Value()] * count)
+            write(self.view, kinds[name], columns[name], there, vector.values)
         return found, newest
 
     def respond(self, store: EventOnlineStore, recent: Recent, response: Any, full_names: bool, versions: bool) -> None:
