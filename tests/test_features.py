@@ -304,7 +304,7 @@ def test_apply_refuses_identifiers_of_another_type_than_the_logs(repo: Path) -> 
     path = repo / "definitions.py"
     text = path.read_text()
     path.write_text(text.replace("item_id=String, text", "item_id=Int64, text"))
-    with pytest.raises(FeatureError, match=r"declares '\w+' as Array\(Int64\), but the log's item_id is of type string"):
+    with pytest.raises(FeatureError, match=r"declares '\w+' as .*Int64.*, but the log's item_id is of type string"):
         zoo.features.apply(repo)
     path.write_text(text.replace("value_type=ValueType.INT64", "value_type=ValueType.STRING", 1))
     with pytest.raises(FeatureError, match="declares 'user_id' as String, but the log's user_id is of type int; declare Int64"):
