@@ -148,7 +148,10 @@ def test_the_report_says_what_was_found_and_what_is_left_out(files: Path, tmp_pa
     assert [step.split()[3] for step in report["next"]] == [
         *("apply", "ingest", "materialize", "train", "promote", "predict", "train", "train", "promote", "recommend")
     ]
-    assert (report["behaviour"], report["propensity"]["event_type"]) == ({"members": ["gbdt", "gru"]}, "purchase")
+    assert (report["behaviour"], report["propensity"]["event_type"]) == (
+        {"members": ["gbdt", "gru"], "horizon": "1d"},
+        "purchase",
+    )
 
 
 def test_a_log_that_is_gone_is_made_again_by_ingest(files: Path, tmp_path: Path, zoo: Zoo) -> None:
@@ -587,3 +590,15 @@ def test_forgetting_somebody_twice_says_that_nothing_was_found(files: Path, tmp_
     assert zoo("--repo", root, "forget", 7, "--json").json["found"]
     answer = zoo("--repo", root, "forget", 7)
     assert (answer.code, "Nothing was found of these people" in " ".join(answer.out.split())) == (0, True), answer.out
+
+
+@pytest.mark.parametrize("sessions", [True, False])
+def test_a_short_log_is_asked_about_its_sessions(sessions: bool, tmp_path: Path, zoo: Zoo) -> None:
+    rows = timed(frame(days=6))
+    if sessions:
+        rows = rows.with_columns(user_session=pl.col("user_id").cast(pl.String) + pl.col("timestamp").dt.date().cast(pl.String))
+    rows.write_parquet(tmp_path / "e.parquet")
+    report = init(zoo, tmp_path / "shop", tmp_path / "e.parquet").json
+    settings = Project.open(tmp_path / "shop").tasks
+    assert (report["behaviour"] and report["behaviour"]["horizon"]) == ("session" if sessions else None)
+    assert {"behaviour", "propensity"} <= settings.keys() if sessions else not {"behaviour", "propensity"} & settings.keys()

@@ -126,7 +126,7 @@ def stacked(
 
 
 def cut_result(features: Features, task: Task, settings: dict[str, Any], cache: Path) -> Result:
-    """A task tested from the cut on."""
+    """A task tested from the cut on, with what was chosen before it."""
     view = features.reader.view()
     task = task.resolved(view, settings)
     assert task.split is not None
@@ -192,7 +192,7 @@ def t8() -> list[Figure]:
         features = opened(Path(folder) / "shop", SHARED / "rees46_sample/events.parquet")
         task, view = plugins().task("propensity"), features.reader.view()
         rows = task.examples(view, {"horizon": "session", "after": ["view", "cart"]}, view.start(), (view.end or 0) + 2)
-        data = training_data(features, replace(task, feature_service="behaviour"), rows)
+        data = training_data(features, task, rows)
         users = np.unique(rows.keys["user_id"], return_inverse=True)[1]
         part = np.random.default_rng(0).permutation(users.max() + 1)[users] % 5
         work = {"executor": Processes(WORKERS), "cache": Cache(Path(folder) / "cache")}
@@ -239,6 +239,58 @@ def t8() -> list[Figure]:
     ]
 
 
+KEPT = 0.1
+"""Of the negatives, where they are sampled down."""
+
+
+def imbalance() -> list[Figure]:
+    """What class weights and negative sampling do to a rare label: purchase within ten minutes of a view, all rows before the cut."""
+    settings = {"after": ["view"], "horizon": "10m"}
+    with tempfile.TemporaryDirectory() as folder:
+        features = opened(Path(folder) / "shop", SHARED / "retailrocket_mb/events.parquet")
+        task, view = plugins().task("propensity"), features.reader.view()
+        begin = instant(CUT) - duration(VALIDATION)
+        assert task.split is not None
+        rows = task.split(view, settings, begin, instant(CUT) - duration("10m"))
+        train, test = (part.take(np.arange(0, len(part), DEPTH)) for part in (rows.train, rows.test))
+        data, later = training_data(features, task, train), training_data(features, task, test)
+    few = np.flatnonzero((data.target > 0) | (np.random.default_rng(0).random(len(data)) < KEPT))
+    asked: dict[str, tuple[dict[str, Any], Array]] = {
+        "plain": ({}, np.arange(len(data))),
+        "classes weighed alike": ({"class_weight": "balanced"}, np.arange(len(data))),
+        "a tenth of the negatives": ({}, few),
+    }
+    score = {}
+    for name, (params, kept) in asked.items():
+        part = data.take(kept)
+        (fitted,) = fit_members([Member("gbdt", "gbdt", {"num_threads": 1, **params})], part)
+        known = Vocabulary.of(part).apply(later.batch.compact())
+        score[name] = fitted.fitted.predict(known)[:, 0].astype(np.float64)
+    p = score["a tenth of the negatives"]
+    score["a tenth of the negatives, prior corrected"] = p * KEPT / (p * KEPT + 1 - p)
+    share = float(data.target.mean())
+    q = score["classes weighed alike"]  # odds as if both classes were as frequent
+    score["classes weighed alike, prior corrected"] = q * share / (q * share + (1 - q) * (1 - share))
+    groups = np.unique(test.keys["user_id"], return_inverse=True)[1]
+    out = []
+    for name, each in score.items():
+        found = evaluate(
+            later.target, each, groups=groups, metrics=["average_precision", "log_loss"], resamples=min(RESAMPLES, 1000)
+        )
+        for metric in ("log_loss", "average_precision"):
+            out.append(
+                Figure(
+                    what=f"imbalance, {metric}, {name} ({100 * later.target.mean():.1f} % positives of {len(test):,} rows before {CUT})",
+                    ours=found[metric].value,
+                    unit="nats" if metric == "log_loss" else "average precision",
+                    lower_is_better=metric == "log_loss",
+                    interval=(found[metric].low, found[metric].high),
+                    seeds=(0,),
+                )
+            )
+    return out
+
+
 if __name__ == "__main__":
-    for figure in {"t8": t8, "p": lambda: t7(["propensity"]), "b": lambda: t7(["behaviour"])}[sys.argv[1]]():
+    for figure in {"t8": t8, "p": lambda: t7(["propensity"]), "b": lambda: t7(["behaviour"]), "i": imbalance}[sys.argv[1]]():
         print(figure, flush=True)

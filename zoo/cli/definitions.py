@@ -330,19 +330,19 @@ def _toml(shape: Shape, ingest: IngestSettings) -> str:
         members = f"members = [{', '.join(map(_text, shape.behaviour))}]"
         lines += [
             "",
-            "# What does a user do next, within a day of each event: one of the log's event types, or nothing?",
+            "# What does a user do next after each event, within the horizon: one of the log's event types, or nothing?",
             "[tasks.behaviour]",
             members,
-            'horizon = "1d"',
+            f'horizon = "{shape.horizons[0]}"',
         ]
         if shape.bought:
             lines += [
                 "",
-                f"# Does a {_text(shape.bought)} follow within a week of each event?",
+                f"# Does a {_text(shape.bought)} follow after each event, within the horizon?",
                 "[tasks.propensity]",
                 members,
                 f"event_type = {_text(shape.bought)}",
-                'horizon = "7d"  # "session": before the running session ends',
+                f'horizon = "{shape.horizons[1]}"  # a duration, or "session": before the running session ends',
             ]
     if shape.next_item:
         lines += [

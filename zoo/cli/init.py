@@ -153,8 +153,8 @@ def _document(
         "churn": vars(decided.churn) if decided.churn else None,
         "no_churn": decided.no_churn or None,
         "members": decided.members,
-        "behaviour": {"members": decided.behaviour} if decided.behaviour else None,
-        "propensity": {"event_type": decided.bought, "members": decided.behaviour}
+        "behaviour": {"members": decided.behaviour, "horizon": decided.horizons[0]} if decided.behaviour else None,
+        "propensity": {"event_type": decided.bought, "members": decided.behaviour, "horizon": decided.horizons[1]}
         if decided.behaviour and decided.bought
         else None,
         "recommendation": {"event_type": decided.next_item, "members": decided.ranking} if decided.next_item else None,
@@ -213,11 +213,13 @@ def _report(console: Console, document: Mapping[str, Any], found: Survey, steps:
         console.print(f"No churn task: {document['no_churn']}")
     if document["behaviour"]:
         console.print(
-            "Task behaviour: what a user does within a day of each event, or nothing; members "
+            f"Task behaviour: what a user does next after each event, or nothing ({document['behaviour']['horizon']}); members "
             + ", ".join(document["behaviour"]["members"])
         )
     if document["propensity"]:
-        console.print(f"Task propensity: does a {document['propensity']['event_type']} follow within a week of each event")
+        console.print(
+            f"Task propensity: does a {document['propensity']['event_type']} follow each event ({document['propensity']['horizon']})"
+        )
     listed = document["recommendation"]
     if listed:
         console.print(

@@ -59,7 +59,7 @@ class Shape:
     types: a name for features -> the event type. bought: the event type of a purchase, if there is one. money: amounts that events
     have. item_columns, user_columns: column -> its Feast type. members, ranking: models of churn and of a recommendation.
     next_item: the event type that is recommended for, if any may be. behaviour: models of what a user does next, none where that is
-    not asked. left_out: what is not used -> why.
+    not asked. horizons: how far behaviour and propensity look ahead. left_out: what is not used -> why.
     """
 
     schema: LogSchema
@@ -78,6 +78,7 @@ class Shape:
     next_item: str | None
     left_out: Mapping[str, str]
     behaviour: tuple[str, ...] = ()
+    horizons: tuple[str, ...] = ()
 
     @property
     def timed(self) -> bool:
@@ -109,6 +110,7 @@ def shape(found: Survey, items: pa.Table | None, users: pa.Table | None, plugins
     windows = tuple(w for w, seconds in LADDER.items() if seconds <= length / 2)[-5:] or ("1d",)
     taken = _feature_names(types, windows)
     churn, no_churn = _churn(schema, length, bought or kinds[0], members)
+    horizons = _horizons(schema, length) if len(kinds) > 1 else ()
     return Shape(
         schema=schema,
         filled=found.filled,
@@ -125,11 +127,8 @@ def shape(found: Survey, items: pa.Table | None, users: pa.Table | None, plugins
         ranking=ranking,
         next_item=(bought or kinds[0]) if ranking and found.items > 1 else None,
         left_out=left_out,
-        behaviour=tuple(
-            name for name in BEHAVIOUR if name in plugins.models and _is_member(plugins.models[name].plugin.spec, "multiclass")
-        )
-        if schema.clock == "time" and len(kinds) > 1 and length > BEHAVIOUR_SPAN
-        else (),
+        behaviour=_able(plugins, BEHAVIOUR, "multiclass") if horizons else (),
+        horizons=horizons,
     )
 
 
@@ -137,6 +136,18 @@ def _is_member(spec: object, kind: str = "binary") -> bool:
     """A model of this kind of target that reads features; a final model reads members' scores only."""
     inputs: Sequence[str] = getattr(spec, "inputs", ())
     return kind in getattr(spec, "targets", ()) and not all(pattern.startswith("score:") for pattern in inputs)
+
+
+def _able(plugins: Plugins, names: Sequence[str], kind: str) -> tuple[str, ...]:
+    """Those of the names that are installed and may be members for this kind of target."""
+    return tuple(name for name in names if name in plugins.models and _is_member(plugins.models[name].plugin.spec, kind))
+
+
+def _horizons(schema: LogSchema, length: float) -> tuple[str, ...]:
+    """Of behaviour and of propensity; none where the log says neither times nor, in a short one, sessions."""
+    if schema.clock == "order":
+        return ()
+    return ("1d", "7d") if length > BEHAVIOUR_SPAN else ("session", "session") if schema.session else ()
 
 
 def _churn(schema: LogSchema, length: float, event_type: str, members: tuple[str, ...]) -> tuple[Churn | None, str]:

@@ -1,0 +1,17 @@
+"""``make bench-tasks``: behaviour, churn and campaign against the references of their rows; figures in docs/benchmarks/tasks.json."""
+
+from __future__ import annotations
+
+import figures
+import tasks_behaviour
+
+if __name__ == "__main__":
+    figures.chosen(
+        "tasks",
+        {
+            "T7": tasks_behaviour.t7,
+            "T8": tasks_behaviour.t8,
+            "imbalance": tasks_behaviour.imbalance,
+        },
+        __doc__,
+    )
