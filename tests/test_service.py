@@ -543,6 +543,7 @@ def test_the_openapi_document_is_whole(served: Served) -> None:
     assert document["openapi"].startswith("3.1")
     routes = {(path, method) for path, operations in document["paths"].items() for method in operations}
     assert routes == {
+        ("/health", "get"),
         ("/health/live", "get"),
         ("/health/ready", "get"),
         ("/v1/models", "get"),

@@ -49,6 +49,7 @@ class Project:
 
     root: the repository's folder. timezone: for calendar features and naive input. registry: SQLAlchemy URL.
     log: ``[log]``, the schema of an event log that has to be made (fields of ``LogSchema``); empty where the file does not say.
+    service: ``[service]`` as it stands; ``zoo.service`` checks it.
     """
 
     root: Path
@@ -57,6 +58,7 @@ class Project:
     tasks: Mapping[str, TaskSettings]
     ingest: IngestSettings = field(default_factory=IngestSettings)
     log: Mapping[str, Any] = field(default_factory=dict)
+    service: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, root: Path | str = ".") -> Project:
@@ -73,8 +75,8 @@ class Project:
             raise UsageError(f"{path} is not TOML: {error}") from error
         top = raw.get("zoo", {})
         for key in raw:
-            if key not in ("zoo", "tasks", "ingest", "log"):
-                raise UsageError(f"{path}: {choices('table', key, ('zoo', 'log', 'ingest', 'tasks.NAME'))}")
+            if key not in ("zoo", "tasks", "ingest", "log", "service"):
+                raise UsageError(f"{path}: {choices('table', key, ('zoo', 'log', 'ingest', 'service', 'tasks.NAME'))}")
         for key in top:
             if key not in _ZOO:
                 raise UsageError(f"{path}: {choices('key in [zoo]', key, _ZOO)}")
@@ -87,6 +89,7 @@ class Project:
             tasks,
             _ingest(path, raw.get("ingest", {})),
             _log(path, raw.get("log", {})),
+            _service(path, raw.get("service", {})),
         )
 
     def task(self, name: str) -> TaskSettings:
@@ -125,6 +128,12 @@ def _log(path: Path, table: Any) -> Mapping[str, Any]:
             raise UsageError(f"{path}: {choices('key in [log]', key, _LOG)}")
         if not isinstance(table[key], _LOG[key]):
             raise UsageError(f"{path}: [log] {key} is {table[key]!r}; expected {_LOG[key].__name__}")
+    return table
+
+
+def _service(path: Path, table: Any) -> Mapping[str, Any]:
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: service is {type(table).__name__}; expected a table [service]")
     return table
 
 

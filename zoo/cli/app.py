@@ -52,6 +52,7 @@ _COMMANDS = (
     ("train", models.train, "zoo train churn --workers 2"),
     ("models", models.models, "zoo models --json"),
     ("promote", models.promote, "zoo promote churn@3"),
+    ("rollback", models.rollback, "zoo rollback churn"),
     ("predict", models.predict, "zoo predict churn --user 1 --user 42"),
     ("recommend", recommend.recommend, "zoo recommend --user 1 -k 5 --where category=toys"),
     ("serve", models.serve, "zoo serve churn --port 8000"),

@@ -180,7 +180,7 @@ def promote(
 ) -> None:
     """Point an alias at a version of a model.
 
-    The champion is the version that `zoo predict` uses, and `zoo serve` from its next start on.
+    The champion is the version that `zoo predict` uses, and that a running `zoo serve` changes to within seconds.
     """
     from zoo.registry import parse
 
@@ -196,6 +196,34 @@ def promote(
     def human(console: Console) -> None:
         was = "" if before is None or before.number == version.number else f"; before, it was {before.reference}"
         console.print(f"{version.model}@{alias} is {version.reference}{was}")
+
+    own.answer(as_json, document, human)
+
+
+def rollback(
+    ctx: typer.Context,
+    task: Annotated[str, typer.Argument(help="A model, or one of its aliases: churn or churn@champion.", metavar="TASK")],
+    as_json: Json = False,
+) -> None:
+    """Point an alias back at the version that it named before.
+
+    A running `zoo serve` changes within seconds. The same command again goes forward.
+    """
+    from zoo.registry import CHAMPION, parse
+
+    own = state(ctx)
+    asked = parse(task)
+    if asked.number is not None:
+        raise UsageError(
+            f"{task!r} names a version; expected a model or an alias, as in {asked.model} or {asked.model}@{CHAMPION}"
+        )
+    alias = asked.alias or CHAMPION
+    with registry_of(own) as registry:
+        version, before = registry.rollback(asked.model, alias)
+    document = {"model": version.model, "version": version.number, "alias": alias, "before": before.number}
+
+    def human(console: Console) -> None:
+        console.print(f"{version.model}@{alias} is {version.reference} again; before, it was {before.reference}")
 
     own.answer(as_json, document, human)
 

@@ -9,7 +9,7 @@ from sqlalchemy import JSON, CheckConstraint, DateTime, ForeignKey, ForeignKeyCo
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-REVISION = "0001"
+REVISION = "0002"
 """The migration that these tables belong to, known without importing Alembic."""
 
 
@@ -58,7 +58,10 @@ class VersionRow(Base):
 
 
 class AliasRow(Base):
-    """The foreign key holds both columns, so an alias can only name a version of its own model."""
+    """The foreign key holds both columns, so an alias can only name a version of its own model.
+
+    former: the version that it named before, which a rollback goes back to.
+    """
 
     __tablename__ = "alias"
     __table_args__ = (ForeignKeyConstraint(["model", "number"], ["version.model", "version.number"], name="alias_of_version"),)
@@ -66,3 +69,4 @@ class AliasRow(Base):
     model: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
     number: Mapped[int]
+    former: Mapped[int | None]

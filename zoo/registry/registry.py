@@ -152,9 +152,25 @@ class Registry:
                 raise RegistryError(f"{found.reference} is {row.status} and cannot be promoted; promote another version")
             current = session.get(AliasRow, (model, alias))
             before = None if current is None else current.number
-            session.merge(AliasRow(model=model, name=alias, number=version))
+            former = before if before != version or current is None else current.former  # naming it again keeps the way back
+            session.merge(AliasRow(model=model, name=alias, number=version, former=former))
             session.flush()
             return None if before is None else _version(_row(session, model, before))
+
+    def rollback(self, model: str, alias: str = CHAMPION) -> tuple[Version, Version]:
+        """Point the alias back at the version it named before. Returns (the version it names since, the one it named until then).
+
+        Once more goes forward again. Raises UnknownReferenceError for a missing alias, RegistryError where it never named another
+        version or that one is retired, ArtefactError when its artefact is not whole.
+        """
+        now = self.get(f"{model}@{checked(alias, 'an alias')}")
+        with self._database.transaction() as session:
+            row = session.get(AliasRow, (model, alias))
+            former = None if row is None else row.former
+        if former is None:
+            raise RegistryError(f"{model}@{alias} has only ever been {now.reference}; there is no version to go back to")
+        self.promote(model, former, alias)
+        return self.get(f"{model}@{former}"), now
 
     def retire(self, model: str, version: int) -> None:
         """Keep a version, but never take it as the newest nor promote it. Raises RegistryError while an alias points at it."""

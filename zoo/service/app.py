@@ -14,6 +14,7 @@ from zoo.service.guard import Guard
 from zoo.service.messages import (
     ErrorBody,
     EventsRequest,
+    Health,
     ModelCard,
     Models,
     Predictions,
@@ -24,6 +25,7 @@ from zoo.service.messages import (
     Status,
 )
 from zoo.service.problems import MAX_BODY, Json, UnknownModelError, handle
+from zoo.service.versions import Versions
 
 LINEAGE = ("log", "service_hash", "plugins", "seed", "git")
 MISTAKES: dict[int | str, dict[str, Any]] = {
@@ -43,6 +45,7 @@ def app(predictors: Mapping[str, Predictor], features: Features, *, hosts: Colle
     """
     # no pages that load scripts from elsewhere: they would run in the origin that pushes events
     api = FastAPI(title="feature-zoo", version="1", docs_url=None, redoc_url=None)
+    versions = predictors if isinstance(predictors, Versions) else Versions(predictors)
     handle(api)
     api.add_middleware(Guard, limit=MAX_BODY, hosts=hosts)
 
@@ -51,22 +54,27 @@ def app(predictors: Mapping[str, Predictor], features: Features, *, hosts: Colle
         """Whether the process answers."""
         return Json({"status": "live"})
 
+    @api.get("/health", response_model=Health, tags=["health"])
+    def health() -> Json:
+        """Which version of each model answers, and whether what the registry names could not be loaded."""
+        return Json(_health(versions))
+
     @api.get("/health/ready", response_model=Status, responses={503: {"model": ErrorBody}}, tags=["health"])
     def ready() -> Json:
         """Whether every model can answer at this moment: its features are read, its members score."""
-        for predictor in predictors.values():
+        for predictor in versions.values():
             predictor.warm()
         return Json({"status": "ready"})
 
     @api.get("/v1/models", response_model=Models, tags=["models"])
     def models() -> Json:
         """The models that this server answers for, and what they were made from."""
-        return Json({"models": [_card(name, predictor) for name, predictor in predictors.items()]})
+        return Json({"models": [_card(name, predictor) for name, predictor in versions.items()]})
 
     def known(model: str) -> Predictor:
-        if model not in predictors:
-            raise UnknownModelError(choices("model", model, predictors))
-        return predictors[model]
+        if model not in versions:
+            raise UnknownModelError(choices("model", model, versions))
+        return versions[model]  # taken once: the whole answer is this version's
 
     @api.post("/v1/predict", response_model=Predictions, responses={404: {"model": ErrorBody}, **MISTAKES}, tags=["models"])
     def predict(request: PredictRequest) -> Json:
@@ -97,6 +105,20 @@ def app(predictors: Mapping[str, Predictor], features: Features, *, hosts: Colle
         )
 
     return api
+
+
+def _health(versions: Versions) -> dict[str, Any]:
+    troubles = versions.troubles
+    serving = {
+        name: {
+            "version": predictor.version.reference,
+            "candidate": troubles[name].version if name in troubles else None,
+            "trouble": troubles[name].kind if name in troubles else None,
+        }
+        for name, predictor in versions.items()
+    }
+    well = not troubles and versions.unreachable is None
+    return {"status": "ok" if well else "degraded", "registry": versions.unreachable is None, "models": serving}
 
 
 def _only_known(predictor: Predictor, rows: list[dict[str, Any]]) -> None:

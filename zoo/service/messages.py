@@ -296,6 +296,26 @@ class Status(BaseModel):
     status: str
 
 
+class Serving(BaseModel):
+    """The version of a model that answers, and what its alias names if that cannot."""
+
+    version: str
+    candidate: str | None = Field(
+        description="The version that the alias names and that could not be loaded; null where all is well."
+    )
+    trouble: str | None = Field(description="What kind of error that was; the server's log says all of it.")
+
+
+class Health(BaseModel):
+    model_config = example(
+        {"status": "ok", "registry": True, "models": {"churn": {"version": "churn@3", "candidate": None, "trouble": None}}}
+    )
+
+    status: str = Field(description='"ok", or "degraded" where a candidate failed or the registry does not answer.')
+    registry: bool = Field(description="Whether the registry answered when it was last asked for versions.")
+    models: dict[str, Serving]
+
+
 class Problem(BaseModel):
     type: str = Field(description="For programs; docs/reference/http.md lists them.")
     message: str = Field(description="For people: what was seen, what was expected and what to do.")

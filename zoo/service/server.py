@@ -14,10 +14,11 @@ import uvicorn
 
 from zoo.errors import UsageError
 from zoo.features import Features
-from zoo.predictor import Predictor
 from zoo.project import Project
 from zoo.registry import parse
 from zoo.service.app import app
+from zoo.service.settings import Settings
+from zoo.service.versions import Source, Versions, Watch
 
 GRACE = 10
 """Seconds that running requests are given when the server is told to stop."""
@@ -43,22 +44,23 @@ def serve(
     """
     address = _loopback(host)
     project = Project.open(repo)
+    settings = Settings.of(project)
     named = _by_model(references)
     with _bound(address, port) as listener:
         features = Features.open(project.root)
-        predictors = {m: Predictor.load(r, project.root, without, features=features) for m, r in named.items()}
-        for predictor in predictors.values():
-            predictor.warm()
+        source = Source(project, features, tuple(without))
+        versions = Versions({model: source.load(reference) for model, reference in named.items()}, named, source)
         own = f"[{address}]" if ":" in address else address
-        api = app(predictors, features, hosts=(own, *({"localhost", "127.0.0.1", "[::1]"} - {own})))
+        api = app(versions, features, hosts=(own, *({"localhost", "127.0.0.1", "[::1]"} - {own})))
         config = uvicorn.Config(api, server_header=False, timeout_graceful_shutdown=GRACE, lifespan="off", log_config=LOGGING)
         listener.listen()
-        served = [p.version.reference for p in predictors.values()]
+        served = [p.version.reference for p in versions.values()]
         url = f"http://{own}:{listener.getsockname()[1]}"
         _log.info("%s at %s, Ctrl-C stops it", ", ".join(served), url)
         if ready is not None:
             ready(url, served)
-        with contextlib.suppress(KeyboardInterrupt):
+        watch = Watch(versions.look, settings.reload) if settings.reload else contextlib.nullcontext()
+        with watch, contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -1,0 +1,168 @@
+"""A running service follows the registry: versions swap whole, and one that cannot answer leaves the former one serving."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from shop import Shop
+from test_service import running
+from typer.testing import CliRunner
+
+from zoo.cli.app import app as command
+from zoo.errors import RegistryError, UsageError
+from zoo.features import Features
+from zoo.project import Project
+from zoo.registry import Registry
+from zoo.service import app
+from zoo.service.settings import Settings
+from zoo.service.versions import Source, Versions, Watch
+
+
+def registry(shop: Shop) -> Registry:
+    project = Project.open(shop.root)
+    return Registry.open(project.registry_url, project.artefacts)
+
+
+def register_again(shop: Shop) -> int:
+    """The champion's artefact under the next number, so that two versions answer alike."""
+    with registry(shop) as found:
+        version, artefact = found.load("churn")
+        again = found.register("churn", artefact, version.metrics, version.lineage)
+    return again.number
+
+
+def served(shop: Shop, reference: str = "churn") -> tuple[Versions, Features]:
+    features = Features.open(shop.root)
+    source = Source(Project.open(shop.root), features)
+    return Versions({"churn": source.load(reference)}, {"churn": reference}, source), features
+
+
+@pytest.fixture
+def shop(trained_shop: Shop, tmp_path: Path) -> Iterator[Shop]:
+    copy = trained_shop.copy(tmp_path / "shop")
+    register_again(copy)
+    yield copy
+    shutil.rmtree(copy.root)
+
+
+def promote(shop: Shop, number: int) -> None:
+    with registry(shop) as found:
+        found.promote("churn", number)
+
+
+def test_every_answer_of_a_steady_load_is_whole_while_versions_swap(shop: Shop) -> None:
+    versions, features = served(shop)
+    stop = threading.Event()
+    with running(app(versions, features)) as client, ThreadPoolExecutor(3) as pool:
+
+        def ask(_: int) -> list[set[str]]:
+            seen = []
+            with httpx.Client(base_url=client.base_url, timeout=60) as own:
+                while not stop.is_set():
+                    response = own.post("/v1/predict", json={"model": "churn", "users": [1, 2, 3]})
+                    assert response.status_code == 200, response.text
+                    seen.append({answer["version"] for answer in response.json()["answers"]})
+            return seen
+
+        asking = [pool.submit(ask, number) for number in range(3)]
+        swapped = []
+        for number in range(8):
+            promote(shop, 2 - number % 2)
+            swapped.append(versions.look())
+        stop.set()
+        seen = [each for one in asking for each in one.result()]
+    assert swapped == [{"churn": f"churn@{2 - n % 2}"} for n in range(8)]
+    assert {len(each) for each in seen} == {1}
+    assert set().union(*seen) == {"churn@1", "churn@2"}
+
+
+def test_a_corrupt_candidate_leaves_the_former_version_serving_and_is_told(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    versions, features = served(shop)
+    promote(shop, 2)
+    source = versions._source
+    assert source is not None
+    for path in source.project.artefacts.rglob("*"):
+        if path.is_file() and path.name != "manifest.json":
+            path.chmod(0o644)
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with running(app(versions, features)) as client:
+        assert versions.look() == {}
+        assert client.post("/v1/predict", json={"model": "churn", "users": [1]}).json()["answers"][0]["version"] == "churn@1"
+        health = client.get("/health").json()
+        assert health["status"] == "degraded"
+        assert health["models"]["churn"] == {"version": "churn@1", "candidate": "churn@2", "trouble": "ArtefactError"}
+        assert "churn@2 cannot answer, churn@1 goes on" in caplog.text
+        told = caplog.text.count("cannot answer")
+        versions.look()
+        assert caplog.text.count("cannot answer") == told  # it is not tried at every look
+        versions.look(retry=True)
+        assert caplog.text.count("cannot answer") == told + 1
+        assert client.get("/health").json()["registry"] is True
+
+
+def test_a_registry_that_does_not_answer_leaves_versions_as_they_are(shop: Shop) -> None:
+    versions, features = served(shop)
+    path = shop.root / "data" / "registry.db"
+    moved = path.rename(path.with_suffix(".away"))
+    with running(app(versions, features)) as client:
+        assert versions.look() == {}
+        assert client.get("/health").json()["registry"] is False
+        assert client.post("/v1/predict", json={"model": "churn", "users": [1]}).status_code == 200
+        moved.rename(path)
+        versions.look()
+        assert client.get("/health").json()["status"] == "ok"
+
+
+def test_a_version_named_by_number_stays(shop: Shop) -> None:
+    versions, _ = served(shop, "churn@1")
+    promote(shop, 2)
+    assert versions.look() == {}
+    assert versions["churn"].version.reference == "churn@1"
+
+
+def test_a_watch_looks_until_it_is_stopped_and_survives_errors() -> None:
+    looked = threading.Semaphore(0)
+
+    def look() -> None:
+        looked.release()
+        raise ZeroDivisionError
+
+    with Watch(look, 0.001):
+        assert all(looked.acquire(timeout=30) for _ in range(3))
+
+
+def test_a_rollback_is_one_command_and_goes_forward_again(shop: Shop) -> None:
+    def zoo(*words: str) -> tuple[int, str]:
+        found = CliRunner().invoke(command, ["--repo", str(shop.root), *words])
+        return found.exit_code, found.output
+
+    with registry(shop) as found, pytest.raises(RegistryError, match="only ever been churn@1"):
+        found.rollback("churn")
+    assert zoo("promote", "churn@2")[0] == 0
+    assert zoo("promote", "churn@2")[0] == 0  # naming it again keeps the way back
+    assert "churn@champion is churn@1 again; before, it was churn@2" in zoo("rollback", "churn")[1]
+    assert "is churn@2 again" in zoo("rollback", "churn@champion")[1]
+    assert zoo("rollback", "churn@1")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[service]\nrelaod = 1", "unknown key in .service. 'relaod'"),
+        ("[service]\nreload = 'often'", "reload is 'often'"),
+        ("[service]\nreload = -1", "reload is -1"),
+        ("[service.auth]\nkey = 'x'", "unknown key in .service.auth. 'key'"),
+        ("[service.auth.jwt]\nissuer = 'x'", "algorithms is None"),
+        ("[service.tls]\nkey = 'x'", "needs both certificate and key"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "zoo.toml").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        Settings.of(Project.open(tmp_path))

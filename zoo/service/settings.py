@@ -1,0 +1,83 @@
+"""``[service]`` of ``zoo.toml``, checked: how often versions are looked for, who may ask, TLS, and limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import UsageError, choices
+from zoo.project import FILE, Project
+
+_KINDS: dict[str, tuple[type, ...]] = {"reload": (int, float), "in_flight": (int,), "access_log": (bool,)}
+_AUTH = {"keys", "jwt"}
+_JWT: dict[str, type] = {"algorithms": list, "issuer": str, "audience": str, "key": str}
+_TLS = ("certificate", "key")
+
+
+@dataclass(frozen=True)
+class Jwt:
+    """``[service.auth.jwt]``. key: a file with the issuer's public key (PEM), or with the shared secret of HS algorithms."""
+
+    algorithms: tuple[str, ...]
+    issuer: str
+    audience: str
+    key: Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """reload: seconds between looks at the registry, 0 for never. in_flight: most requests worked on at once.
+
+    keys, jwt: who may ask; authentication is on where one of them is given. tls: certificate and key files.
+    """
+
+    reload: float = 2.0
+    in_flight: int = 64
+    access_log: bool = True
+    keys: Path | None = None
+    jwt: Jwt | None = None
+    tls: tuple[Path, Path] | None = None
+
+    @classmethod
+    def of(cls, project: Project) -> Settings:
+        """Raises UsageError for unknown keys and values of another kind."""
+        table: dict[str, Any] = dict(project.service)
+        auth, tls = _table(project, table.pop("auth", {}), "auth"), _table(project, table.pop("tls", {}), "tls")
+        _known(project, table, "service", (*_KINDS, "auth", "tls"))
+        for key, value in table.items():
+            right = isinstance(value, _KINDS[key]) and isinstance(value, bool) == (key == "access_log")
+            if not right or float(table[key]) < 0:
+                raise UsageError(f"{project.root / FILE}: [service] {key} is {value!r}; expected {_KINDS[key][-1].__name__}")
+        _known(project, auth, "service.auth", _AUTH)
+        keys = auth.get("keys")
+        if keys is not None and not isinstance(keys, str):
+            raise UsageError(f"{project.root / FILE}: [service.auth] keys is {keys!r}; expected the path of a file")
+        jwt = _jwt(project, auth["jwt"]) if "jwt" in auth else None
+        _known(project, tls, "service.tls", _TLS)
+        if tls and set(tls) != set(_TLS):
+            raise UsageError(f"{project.root / FILE}: [service.tls] needs both certificate and key, files in PEM")
+        files = (project.root / tls["certificate"], project.root / tls["key"]) if tls else None
+        return cls(**table, keys=None if keys is None else project.root / keys, jwt=jwt, tls=files)
+
+
+def _jwt(project: Project, given: Any) -> Jwt:
+    table = _table(project, given, "auth.jwt")
+    _known(project, table, "service.auth.jwt", _JWT)
+    for key, kind in _JWT.items():
+        if not isinstance(table.get(key), kind) or not table[key]:
+            raise UsageError(f"{project.root / FILE}: [service.auth.jwt] {key} is {table.get(key)!r}; expected {kind.__name__}")
+    return Jwt(tuple(map(str, table["algorithms"])), table["issuer"], table["audience"], project.root / table["key"])
+
+
+def _table(project: Project, value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise UsageError(f"{project.root / FILE}: service.{name} is {value!r}; expected a table [service.{name}]")
+    return value
+
+
+def _known(project: Project, table: Mapping[str, Any], name: str, valid: Any) -> None:
+    for key in table:
+        if key not in valid:
+            raise UsageError(f"{project.root / FILE}: {choices(f'key in [{name}]', key, valid)}")
