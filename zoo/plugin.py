@@ -27,6 +27,7 @@ from zoo.contract import (
 )
 from zoo.errors import PluginError, ZooError
 from zoo.hookspecs import hookimpl
+from zoo.imbalance import balanced, calibrated, thinned
 
 __all__ = [
     "NO_CHECKPOINT",
@@ -53,6 +54,9 @@ __all__ = [
     "Task",
     "TrainingData",
     "ZooError",
+    "balanced",
+    "calibrated",
     "gather",
     "hookimpl",
+    "thinned",
 ]

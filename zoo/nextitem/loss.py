@@ -99,3 +99,10 @@ def calibrated_binary_cross_entropy(
     others = torch.addmm(bias[drawn], hidden, weight[drawn].t())
     others = others.masked_fill(drawn[None] == target[:, None], torch.finfo(others.dtype).min)
     return ((functional.softplus(others).sum(1) - beta * functional.logsigmoid(own)) * share).sum()
+
+
+def focal(losses: Tensor, gamma: float) -> Tensor:
+    """Log-losses (b,) -> focal losses (1 - p) ** gamma * loss, p being exp(-loss) (Lin et al. 2017); gamma 0 leaves them as they are."""
+    if not gamma:
+        return losses
+    return (-torch.expm1(-losses)).clamp(min=1e-6) ** gamma * losses

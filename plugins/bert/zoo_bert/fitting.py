@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from zoo.nextitem.loss import focal
 from zoo.plugin import Array, PluginError, TargetKind
 from zoo_bert.inputs import Inputs
 from zoo_bert.network import Network
@@ -34,15 +35,16 @@ class Problem:
     inputs: Inputs
     target: Tensor
     weight: Tensor
+    gamma: float = 0.0
 
     def losses(self, logits: Tensor, rows: Array) -> Tensor:
         """float32 (b,): log-loss, or the squared error of a standardised value."""
         target = self.target[rows]
         if self.kind == "multiclass":
-            return functional.cross_entropy(logits, target, reduction="none")
+            return focal(functional.cross_entropy(logits, target, reduction="none"), self.gamma)
         if self.kind == "value":
             return (logits[:, 0] - target) ** 2
-        return functional.binary_cross_entropy_with_logits(logits[:, 0], target, reduction="none")
+        return focal(functional.binary_cross_entropy_with_logits(logits[:, 0], target, reduction="none"), self.gamma)
 
     def loss(self, network: Network, rows: Array) -> float:
         """Weighted mean loss of these rows, without dropout."""

@@ -19,6 +19,9 @@ from zoo.plugin import (
     Progress,
     Target,
     TrainingData,
+    balanced,
+    calibrated,
+    thinned,
 )
 
 if TYPE_CHECKING:
@@ -48,13 +51,15 @@ def _params() -> type[BaseModel]:
 
 @dataclass(frozen=True)
 class FittedBert:
-    """mean, std: of the target where it is a value. Predicting is safe from several threads."""
+    """mean, std: of the target where it is a value. keep: share of each class's rows that was learnt from. Predicting is safe from
+    several threads."""
 
     reader: Reader
     network: Network
     target: Target
     mean: float = 0.0
     std: float = 1.0
+    keep: tuple[float, ...] = (1.0, 1.0)
 
     def predict(self, batch: FeatureBatch) -> Array:
         """float32 (n, k): probabilities, or amounts for a value target."""
@@ -76,6 +81,7 @@ class FittedBert:
             "encoder": self.reader.encoder.digest,
             "mean": self.mean,
             "std": self.std,
+            "keep": self.keep,
         }
         own = Artefact(arrays, {LAYOUT: json.dumps(layout, indent=1)})
         return Artefact.merged(own, self.reader.encoder.save()) if params.embed_encoder else own
@@ -86,9 +92,11 @@ class FittedBert:
         logits = scores(self.network, self.reader.read(batch), np.arange(len(batch)))
         if self.target.kind == "value":
             return logits.numpy() * np.float32(self.std) + np.float32(self.mean)
-        if self.target.kind == "multiclass":
-            return np.asarray(logits.softmax(1).numpy())
-        return np.asarray(logits.sigmoid().numpy())
+        found = np.asarray((logits.softmax(1) if self.target.kind == "multiclass" else logits.sigmoid()).numpy())
+        gamma = self.reader.params.focal
+        if gamma or min(self.keep) < 1:
+            found = calibrated(found, np.array(self.keep), gamma).astype(np.float32)
+        return found
 
 
 class Bert:
@@ -159,6 +167,7 @@ class Bert:
 
             return fit_next_item(MaskedNetwork, data, chosen.ranking, seed, progress, checkpoint)
         columns = Columns.choose(data.batch, chosen)
+        data, keep = thinned(data, chosen.negatives, seed)
         if chosen.trained_layers:
             data = data.take(spread(data.time, chosen.max_rows, np.random.default_rng(seed)))
         kind, target, mean, std = data.kind.kind, data.target, 0.0, 1.0
@@ -170,11 +179,14 @@ class Bert:
         reader = Reader.make(encoder, columns, chosen)
         inputs = reader.read(data.batch, lambda done, of: progress(READING * done / of, f"{done} of {of} texts encoded"))
         weight = data.weight / (data.weight.mean() or 1.0)
+        if chosen.class_weight == "balanced" and kind != "value":
+            weight = balanced(target, weight)
         problem = Problem(
             kind,
             inputs,
             torch.tensor(target, dtype=torch.int64 if kind == "multiclass" else torch.float32),
             torch.tensor(weight, dtype=torch.float32),
+            chosen.focal,
         )
         network = blank(encoder, chosen, longest(chosen), columns.width, data.kind.width)
         base = torch.tensor(_base(data, weight), dtype=torch.float32)
@@ -184,7 +196,7 @@ class Bert:
         train(network, problem, older, held_out, chosen, seed, tell)
         network.requires_grad_(requires_grad=False)
         progress(1.0, "done")
-        return FittedBert(reader, network, data.kind, mean, std)
+        return FittedBert(reader, network, data.kind, mean, std, tuple(keep.tolist()))
 
     def load(self, artefact: Artefact) -> FittedBert | FittedItemText | FittedNextItem:
         """Raises PluginError where the encoder that the artefact refers to is missing or is another one."""
@@ -214,7 +226,9 @@ class Bert:
         network = blank(encoder, params, longest(params), columns.width, target.width)
         network.load_state_dict({name: torch.tensor(array) for name, array in artefact.part("network").arrays.items()})
         network.requires_grad_(requires_grad=False)
-        return FittedBert(Reader.make(encoder, columns, params), network, target, stored["mean"], stored["std"])
+        return FittedBert(
+            Reader.make(encoder, columns, params), network, target, stored["mean"], stored["std"], tuple(stored["keep"])
+        )
 
     def _check(self, data: TrainingData) -> None:
         kind, target = data.kind, data.target

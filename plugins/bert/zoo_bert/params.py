@@ -126,6 +126,9 @@ class BertParams(BaseModel):
     said, scalars: patterns of code or text columns said in words, and of numbers given to the head.
     names_per_day: distinct names said for one day and event type; the others are counted.
     max_rows: with trained layers, at most this many rows are fitted on, drawn evenly over time (0: all).
+    class_weight: "balanced" weighs classes alike; scores are then no longer calibrated.
+    negatives: share of the rows of the most frequent class that are learnt from; scores are corrected for it.
+    focal: gamma of the focal loss, which passes over easy rows; scores are corrected for it. 0: log-loss.
     embed_encoder: keep the frozen weights and the tokenizer in the artefact, instead of a reference and a digest.
     ranking: how a ``ranking`` target is learnt: ``mode = "items"`` from items alone, ``"text"`` from their words. It takes none of the
         other parameters but, for text, the encoder's.
@@ -158,6 +161,9 @@ class BertParams(BaseModel):
     dropout: float = Field(0.1, ge=0, lt=1)
     hidden: int = Field(64, ge=1)
     held_out: float = Field(0.15, ge=0, le=0.5)
+    class_weight: Literal["balanced"] | None = None
+    negatives: float = Field(1.0, gt=0, le=1)
+    focal: float = Field(0.0, ge=0, le=5)
     embed_encoder: bool = False
     ranking: Ranking = ItemRanking()
     cache_mb: int = Field(512, ge=1)

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.plugin import Array, Artefact, FeatureBatch, FittedModel, ModelSpec, PluginError, Progress, TargetKind, TrainingData
+from zoo.plugin import (
+    Array,
+    Artefact,
+    FeatureBatch,
+    FittedModel,
+    ModelSpec,
+    PluginError,
+    Progress,
+    TargetKind,
+    TrainingData,
+    calibrated,
+    thinned,
+)
 from zoo_gbdt.layout import Layout
 from zoo_gbdt.table import table
 
@@ -48,14 +60,20 @@ class GBDT:
         return _params()(num_trees=40, num_leaves=7, learning_rate=0.1, min_category_count=5)
 
     def fit(self, data: TrainingData, *, params: BaseModel, seed: int, progress: Progress) -> FittedModel:
-        from zoo_gbdt.fitting import boosters
+        from zoo_gbdt.fitting import base, boosters, class_weights
 
         if data.kind.kind not in OBJECTIVES:
             raise PluginError(f"gbdt cannot learn a target of kind {data.kind.kind!r}; it learns {', '.join(sorted(OBJECTIVES))}")
         chosen: GBDTParams = params  # type: ignore[assignment]  # zoo validates with spec.params
+        if chosen.focal and data.kind.kind != "binary":
+            raise PluginError(f"gbdt has the focal loss for binary targets, and this one is {data.kind.kind}; set focal = 0")
+        data, keep = thinned(data, chosen.negatives, seed)
         layout = Layout.learn(data.batch, chosen)
         trained = boosters(table(data.batch, layout), data, chosen, layout.categorical(), seed, progress)
-        return FittedGBDT(layout, data.kind.kind, data.kind.width, tuple(trained), chosen.num_threads)
+        weight = data.weight * class_weights(data.target) if chosen.class_weight == "balanced" else data.weight
+        start = base(data.target, weight) if chosen.focal else 0.0
+        kept = tuple(keep.tolist())
+        return FittedGBDT(layout, data.kind.kind, data.kind.width, tuple(trained), chosen.num_threads, kept, chosen.focal, start)
 
     def load(self, artefact: Artefact) -> FittedModel:
         import lightgbm
@@ -68,29 +86,44 @@ class GBDT:
             model["width"],
             tuple(lightgbm.Booster(model_str=text) for text in trees),
             model["num_threads"],
+            tuple(model["keep"]),
+            model["focal"],
+            model["start"],
         )
 
 
 @dataclass(frozen=True)
 class FittedGBDT:
-    """The average of several boosters over one table."""
+    """The average of several boosters over one table.
+
+    keep: share of each class's rows that was learnt from. focal: gamma of the loss. start: of its scores, which the trees add to.
+    """
 
     layout: Layout
     kind: TargetKind
     width: int
     boosters: tuple[Any, ...]
     num_threads: int
+    keep: tuple[float, ...] = (1.0, 1.0)
+    focal: float = 0.0
+    start: float = 0.0
 
     def predict(self, batch: FeatureBatch) -> Array:
         if not len(batch):
             return np.zeros((0, self.width), np.float32)
         rows = table(batch, self.layout)
         cores = 1 if len(batch) <= FEW_ROWS else threads(self.num_threads)
-        scores = np.mean([booster.predict(rows, num_threads=cores) for booster in self.boosters], axis=0, dtype=np.float64)
-        return scores.reshape(len(batch), self.width).astype(np.float32)
+        each = [booster.predict(rows, num_threads=cores) for booster in self.boosters]
+        if self.focal:
+            each = [1 / (1 + np.exp(-np.clip(scores + self.start, -500, 500))) for scores in each]
+        found = np.reshape(each, (len(each), len(batch), self.width))
+        if self.focal or min(self.keep) < 1:
+            found = calibrated(found, np.array(self.keep), self.focal)
+        return np.asarray(found.mean(0, dtype=np.float64)).astype(np.float32)
 
     def save(self) -> Artefact:
         model = {"kind": self.kind, "width": self.width, "seeds": len(self.boosters), "num_threads": self.num_threads}
+        model |= {"keep": self.keep, "focal": self.focal, "start": self.start}
         trees = {f"trees-{number}.txt": booster.model_to_string() for number, booster in enumerate(self.boosters)}
         return Artefact(texts={"layout.json": self.layout.to_json(), "model.json": json.dumps(model), **trees})
 

@@ -39,4 +39,16 @@ class GBDTParams(BaseModel):
     class_weight: Literal["balanced"] | None = Field(
         None, description="'balanced' weighs classes alike; scores are then no longer calibrated."
     )
+    negatives: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the rows of the most frequent class that are learnt from; scores are corrected for it.",
+    )
+    focal: float = Field(
+        0.0,
+        ge=0,
+        le=5,
+        description="Gamma of the focal loss of a binary target, which passes over easy rows; scores are corrected for it.",
+    )
     num_threads: int = Field(0, ge=0, description="0: OMP_NUM_THREADS where it is set, else every core.")

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from zoo.nextitem.loss import focal
 from zoo.plugin import Array, PluginError, TargetKind
 from zoo_recurrent.network import Network, Tensors, initialise
 from zoo_recurrent.params import RecurrentParams
@@ -37,16 +38,17 @@ class Problem:
     inputs: Tensors
     target: Tensor
     weight: Tensor
+    gamma: float = 0.0
 
     def losses(self, logits: Tensor, rows: Tensor, smoothing: float) -> Tensor:
-        """float32 (b,): log-loss, or the squared error of a standardised value."""
+        """float32 (b,): log-loss (focal loss with a ``gamma``), or the squared error of a standardised value."""
         target = self.target[rows]
         if self.kind == "multiclass":
-            return functional.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
+            return focal(functional.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing), self.gamma)
         if self.kind == "value":
             return (logits[:, 0] - target) ** 2
         smooth = target * (1 - smoothing) + smoothing / 2
-        return functional.binary_cross_entropy_with_logits(logits[:, 0], smooth, reduction="none")
+        return focal(functional.binary_cross_entropy_with_logits(logits[:, 0], smooth, reduction="none"), self.gamma)
 
     def loss(self, network: Network, rows: Tensor) -> float:
         """Weighted mean loss of these rows, without dropout or smoothing."""

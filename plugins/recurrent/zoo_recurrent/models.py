@@ -20,6 +20,8 @@ from zoo.plugin import (
     Progress,
     Target,
     TrainingData,
+    calibrated,
+    thinned,
 )
 
 # torch takes over a second to import and pydantic a quarter: both stay inside functions so that listing plugins is quick.
@@ -42,7 +44,10 @@ def _params() -> type[BaseModel]:
 
 @dataclass(frozen=True)
 class FittedRecurrent:
-    """Fitted networks; their predictions are averaged. ``mean`` and ``std`` undo the standardisation of a value target."""
+    """Fitted networks; their predictions are averaged. ``mean`` and ``std`` undo the standardisation of a value target.
+
+    keep: share of each class's rows that was learnt from.
+    """
 
     cell: Literal["rnn", "lstm", "gru"]
     params: RecurrentParams
@@ -51,6 +56,7 @@ class FittedRecurrent:
     networks: Sequence[Network]
     mean: float = 0.0
     std: float = 1.0
+    keep: tuple[float, ...] = (1.0, 1.0)
 
     def predict(self, batch: FeatureBatch) -> Array:
         """float32 (n, k): probabilities, or amounts for a value target (k = 1)."""
@@ -65,8 +71,11 @@ class FittedRecurrent:
                 answers = logits * self.std + self.mean
             else:
                 answers = torch.softmax(logits, -1) if self.target.kind == "multiclass" else torch.sigmoid(logits)
-            scores: Array = answers.mean(0).numpy()
-        return scores
+            scores: Array = answers.numpy()
+        if self.target.kind != "value" and (self.params.focal or min(self.keep) < 1):
+            scores = calibrated(scores, np.array(self.keep), self.params.focal)
+            return np.asarray(scores.mean(0), np.float32)
+        return np.asarray(answers.mean(0).numpy())
 
     def save(self) -> Artefact:
         arrays = {
@@ -85,6 +94,7 @@ class FittedRecurrent:
             "networks": len(self.networks),
             "mean": self.mean,
             "std": self.std,
+            "keep": self.keep,
         }
         return Artefact(arrays, {LAYOUT: json.dumps(layout, indent=1)})
 
@@ -151,6 +161,7 @@ class Recurrent:
             most=chosen.vocabulary,
             least=chosen.min_count,
         )
+        data, keep = thinned(data, chosen.negatives, seed)
         target, mean, std = data.target, 0.0, 1.0
         if kind == "value":
             mean, std = float(target.mean()), float(target.std()) or 1.0
@@ -161,6 +172,7 @@ class Recurrent:
             Tensors.of(layout.read(data.batch)),
             torch.tensor(target, dtype=torch.int64 if kind == "multiclass" else torch.float32),
             torch.tensor(weight, dtype=torch.float32),
+            chosen.focal,
         )
         bias = torch.tensor(_base(data, weight), dtype=torch.float32)
 
@@ -193,7 +205,7 @@ class Recurrent:
         else:
             networks = [run(older, held_out, chosen.epochs, i)[0] for i in range(chosen.seeds)]
         progress(1.0, "done")
-        return FittedRecurrent(self.cell, chosen, data.kind, layout, networks, mean, std)
+        return FittedRecurrent(self.cell, chosen, data.kind, layout, networks, mean, std, tuple(keep.tolist()))
 
     def load(self, artefact: Artefact) -> FittedRecurrent | FittedNextItem:
         """The model that ``save`` wrote; raises PluginError for another cell's artefact."""
@@ -224,7 +236,7 @@ class Recurrent:
             network = Network(self.cell, layout, params, target.width)
             network.load_state_dict({name: torch.tensor(array) for name, array in artefact.part(f"networks/{i}").arrays.items()})
             networks.append(network)
-        return FittedRecurrent(self.cell, params, target, layout, networks, stored["mean"], stored["std"])
+        return FittedRecurrent(self.cell, params, target, layout, networks, stored["mean"], stored["std"], tuple(stored["keep"]))
 
     def _check(self, data: TrainingData) -> None:
         kind, target = data.kind, data.target

@@ -46,6 +46,18 @@ class RecurrentParams(BaseModel):
     class_weight: Literal["balanced"] | None = Field(
         None, description="'balanced' weighs classes alike; scores are then no longer calibrated."
     )
+    negatives: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the rows of the most frequent class that are learnt from; scores are corrected for it.",
+    )
+    focal: float = Field(
+        0.0,
+        ge=0,
+        le=5,
+        description="Gamma of the focal loss, which passes over easy rows; scores are corrected for it. 0: log-loss.",
+    )
     seeds: int = Field(1, ge=1, le=32, description="Networks whose predictions are averaged.")
     ranking: ItemParams = Field(
         default_factory=ItemParams, description="Everything about a ranking target, where nothing above is used."

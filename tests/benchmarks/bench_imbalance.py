@@ -1,0 +1,114 @@
+"""What each option against rare classes and popular items did: on the demo's log, all rows before the cuts that its tasks are tested on.
+
+Binary: will a household redeem a coupon within a week (rows at weekly cuts). Ranking: the next product bought. One seed each; nothing is
+chosen by these figures. The demo's data must be there (`make demo`), or a project over them is named by ZOO_DEMO.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from figures import QUICK, Figure, report
+
+from zoo.contract import Array, TrainingData
+from zoo.evaluation.metrics import Ranked, average_precision, ece, log_loss
+from zoo.evaluation.ranking import ndcg, slices
+from zoo.features import Features
+from zoo.fitting import Member
+from zoo.manager import plugins
+from zoo.tasks import propensity, recommendation
+from zoo.tasks.settings import instant
+from zoo.training import training_data
+
+ROOT = Path(os.environ.get("ZOO_DEMO", Path(__file__).parents[2] / "feature_repo"))
+BINARY = {"every": "7d", "active": "28d", "horizon": "7d", "event_type": "coupon_redeemed", "start": "2017-03-01"}
+CUT, END = "2017-07-08", "2017-08-25"
+RANKING = {"event_type": "purchase", "protocol": "time_cut", "validation": "14d", "test_start": "2017-08-15"}
+USERS = 200 if QUICK else 2_000
+"""Test rows of the ranking, the first ones."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "class_weight = balanced": {"class_weight": "balanced"},
+    "negatives = 0.2": {"negatives": 0.2},
+    "focal = 2": {"focal": 2.0},
+    "negatives = 0.2, focal = 2": {"negatives": 0.2, "focal": 2.0},
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "gbdt": {"num_trees": 50 if QUICK else 200},
+    "gru": {"streams": ("visit_*",), "max_length": 30, "epochs": 1 if QUICK else 4},
+}
+RANKERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "covisit, normalise = 0": ("covisit", {"normalise": 0.0}),
+    "covisit, normalise = 0.3": ("covisit", {"normalise": 0.3}),
+    "covisit, normalise = 0.7": ("covisit", {"normalise": 0.7}),
+}
+METRICS = {"average precision": (average_precision, False), "log-loss": (log_loss, True), "calibration error": (ece, True)}
+
+
+def binary(features: Features) -> Iterator[Figure]:
+    """Average precision, log-loss and calibration error of every option; the peer is the model as it is."""
+    task = replace(propensity.TASK, feature_service="churn")
+    parts = propensity.split(features.reader.view(), BINARY, instant(CUT), instant(END))
+    train, test = (training_data(features, task, part) for part in (parts.train, parts.test))
+    print(f"{len(train):,} training rows, {train.target.mean():.2%} positive; {len(test):,} later ones, {test.target.mean():.2%}")
+    for model, own in MODELS.items():
+        plain: dict[str, float] = {}
+        for option, more in OPTIONS.items():
+            started = time.perf_counter()
+            scores = fitted(model, {**own, **more}, train).predict(test.batch)[:, 0].astype(np.float64)
+            seconds = time.perf_counter() - started
+            rows, _ = Ranked.of(test.target, scores)
+            for name, (metric, lower) in METRICS.items():
+                value = float(metric(rows, np.ones((1, len(test))))[0])
+                peer = plain.setdefault(name, value)
+                what = f"{name}, {model}, {option} ({len(train):,} rows, {train.target.mean():.1%} positive, {seconds:.0f} s)"
+                yield Figure(
+                    what=what, ours=value, unit=name, peer=peer, peer_name=f"{model} as it is", lower_is_better=lower, seeds=(0,)
+                )
+
+
+def fitted(model: str, params: dict[str, Any], train: TrainingData) -> Any:
+    plugin = plugins().models[model].plugin
+    given = plugin.spec.params().model_validate(params)
+    return plugin.fit(train, params=given, seed=0, progress=lambda *_: None)
+
+
+def ranking(features: Features) -> Iterator[Figure]:
+    """NDCG@10 on head, middle and tail items; the peer is the option's neutral value."""
+    from zoo.recommender import HISTORY, fit_recommender
+
+    parts = recommendation.split(features.reader.view(), RANKING)
+    train, test = (training_data(features, recommendation.TASK, part) for part in (parts.train, parts.validation))
+    test = test.take(np.arange(min(USERS, len(test))))
+    plain: dict[tuple[str, str], float] = {}
+    for name, (model, params) in RANKERS.items():
+        started = time.perf_counter()
+        recommender = fit_recommender([Member(model, model, params, 0)], train)
+        found = next(iter(recommender.rankings(test, exclude_seen=False).values()))
+        seconds = time.perf_counter() - started
+        batch, target = recommender.seen(test.batch), recommender.known(test.batch.catalogue).target(test)
+        of = slices(batch.column(HISTORY).lengths, target, recommender.counts_of(batch).popularity)
+        gain: Array = ndcg(found.rank)
+        for part in ("head items", "middle items", "tail items"):
+            value = float(gain[of[part]].mean())
+            peer = plain.setdefault((model, part), value)
+            yield Figure(
+                what=f"NDCG@10 on {part}, {name} ({int(of[part].sum()):,} rows, {seconds:.0f} s)",
+                ours=value,
+                unit="NDCG@10",
+                peer=peer,
+                peer_name=next(n for n in RANKERS if n.startswith(model)),
+                lower_is_better=False,
+                seeds=(0,),
+            )
+
+
+if __name__ == "__main__":
+    opened = Features.open(ROOT).pinned()
+    report("imbalance", [*binary(opened), *ranking(opened)])
