@@ -56,6 +56,7 @@ _COMMANDS = (
     ("predict", models.predict, "zoo predict churn --user 1 --user 42"),
     ("recommend", recommend.recommend, "zoo recommend --user 1 -k 5 --where category=toys"),
     ("serve", models.serve, "zoo serve churn --port 8000"),
+    ("key", models.key, "zoo key shop-backend --role read --role push"),
     ("plugins", plugins.plugins, "zoo plugins"),
     ("demo", models.demo, "zoo demo --json demo.json"),
 )

@@ -325,6 +325,30 @@ def serve(
     serve(project.root, asked, host, port, own.without, ready if as_json else None)
 
 
+def key(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="Who holds the key; a former key of that name ends.", metavar="NAME")],
+    role: Annotated[list[str], typer.Option(help="read, push or admin; may be repeated.", metavar="ROLE")],
+    as_json: Json = False,
+) -> None:
+    """Make an API key for the service, and print it once.
+
+    Its hash is kept in the file that `keys` in `[service.auth]` of zoo.toml names (keys.json where it names none); a running
+    `zoo serve` reads it within seconds. The key itself is kept nowhere.
+    """
+    from zoo.service.access import add_key
+    from zoo.service.settings import Settings
+
+    own = state(ctx)
+    path = Settings.of(own.project).keys or own.project.root / "keys.json"
+    made = add_key(path, name, role)
+
+    def human(console: Console) -> None:
+        console.print(made, soft_wrap=True, highlight=False)
+
+    own.answer(as_json, {"name": name, "roles": sorted(set(role)), "key": made, "file": str(path)}, human)
+
+
 def _answering(own: State) -> list[str]:
     """Tasks that have a champion; all of them where none has, for the error that says what is missing."""
     champions = {version.model for version in versions_of(own) if "champion" in version.aliases}

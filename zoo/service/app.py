@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from starlette.responses import Response
 
 from zoo.errors import UsageError, choices
 from zoo.features import Features
 from zoo.predictor import Predictor
+from zoo.service.access import ADMIN, OPEN, PUSH, READ, Access, Rules, needs, rules_of
 from zoo.service.guard import Guard
+from zoo.service.load import Limiter
 from zoo.service.messages import (
+    DEADLINE,
     ErrorBody,
     EventsRequest,
     Health,
@@ -23,8 +28,11 @@ from zoo.service.messages import (
     RecommendRequest,
     Report,
     Status,
+    Swapped,
 )
-from zoo.service.problems import MAX_BODY, Json, UnknownModelError, handle
+from zoo.service.metrics import CONTENT_TYPE, Metrics
+from zoo.service.problems import MAX_BODY, Json, LateError, UnknownModelError, handle
+from zoo.service.v2 import add_v2
 from zoo.service.versions import Versions
 
 LINEAGE = ("log", "service_hash", "plugins", "seed", "git")
@@ -33,40 +41,73 @@ MISTAKES: dict[int | str, dict[str, Any]] = {
     413: {"model": ErrorBody, "description": "The body is too large"},
     415: {"model": ErrorBody, "description": "The body is not announced as JSON"},
     422: {"model": ErrorBody, "description": "The request cannot be meant; the message says what was expected"},
-    503: {"model": ErrorBody, "description": "Features or log cannot be used at present"},
+    503: {"model": ErrorBody, "description": "Features or log cannot be used at present, or there is too much work: Retry-After"},
+    504: {"model": ErrorBody, "description": "No answer within X-Deadline-Ms"},
 }
 
 
-def app(predictors: Mapping[str, Predictor], features: Features, *, hosts: Collection[str] | None = None) -> FastAPI:
+def app(
+    predictors: Mapping[str, Predictor],
+    features: Features,
+    *,
+    hosts: Collection[str] | None = None,
+    access: Access | None = None,
+    limiter: Limiter | None = None,
+) -> FastAPI:
     """The application that answers for these predictors, by model name, and takes events for the log behind ``features``.
 
-    Routes run in a pool of threads, so predictors must be thread-safe (they are). There is no authentication: see ``serve``.
-    hosts: names that requests may call the server by, without port; None for any.
+    Routes run in a pool of threads, so predictors must be thread-safe (they are). hosts: names that requests
+    may call the server by, without port; None for any. access: who may ask; None for anyone, see ``serve``. limiter: how many requests
+    are worked on at once. Raises UsageError where a route declares no role.
     """
     # no pages that load scripts from elsewhere: they would run in the origin that pushes events
-    api = FastAPI(title="feature-zoo", version="1", docs_url=None, redoc_url=None)
+    api = FastAPI(title="feature-zoo", version="1", docs_url=None, redoc_url=None, openapi_url=None)
     versions = predictors if isinstance(predictors, Versions) else Versions(predictors)
+    rules, metrics = Rules(), Metrics()
     handle(api)
-    api.add_middleware(Guard, limit=MAX_BODY, hosts=hosts)
+    api.add_middleware(
+        Guard, limit=MAX_BODY, hosts=hosts, rules=rules, access=access, limiter=limiter or Limiter(), metrics=metrics
+    )
 
-    @api.get("/health/live", response_model=Status, tags=["health"])
+    def warm() -> None:
+        for predictor in versions.values():
+            predictor.warm()
+
+    def in_time(http: Request) -> None:
+        """Nothing is begun for a caller who has gone."""
+        until = http.scope.get("zoo.until")
+        if until is not None and perf_counter() > until:
+            raise LateError("the deadline has passed")
+
+    @api.get("/health/live", openapi_extra=needs(OPEN), response_model=Status, tags=["health"])
     def live() -> Json:
         """Whether the process answers."""
         return Json({"status": "live"})
 
-    @api.get("/health", response_model=Health, tags=["health"])
+    @api.get("/health", openapi_extra=needs(READ), response_model=Health, tags=["health"])
     def health() -> Json:
         """Which version of each model answers, and whether what the registry names could not be loaded."""
         return Json(_health(versions))
 
-    @api.get("/health/ready", response_model=Status, responses={503: {"model": ErrorBody}}, tags=["health"])
+    @api.get(
+        "/health/ready", openapi_extra=needs(OPEN), response_model=Status, responses={503: {"model": ErrorBody}}, tags=["health"]
+    )
     def ready() -> Json:
         """Whether every model can answer at this moment: its features are read, its members score."""
-        for predictor in versions.values():
-            predictor.warm()
+        warm()
         return Json({"status": "ready"})
 
-    @api.get("/v1/models", response_model=Models, tags=["models"])
+    @api.get("/metrics", openapi_extra=needs(READ), response_class=Response, tags=["health"], include_in_schema=False)
+    def prometheus() -> Response:
+        """Counts in Prometheus's text format."""
+        return Response(metrics.text(versions), media_type=CONTENT_TYPE)
+
+    @api.get("/openapi.json", openapi_extra=needs(READ), include_in_schema=False)
+    def openapi() -> Json:
+        """This document."""
+        return Json(_document(api))
+
+    @api.get("/v1/models", openapi_extra=needs(READ), response_model=Models, tags=["models"])
     def models() -> Json:
         """The models that this server answers for, and what they were made from."""
         return Json({"models": [_card(name, predictor) for name, predictor in versions.items()]})
@@ -76,27 +117,49 @@ def app(predictors: Mapping[str, Predictor], features: Features, *, hosts: Colle
             raise UnknownModelError(choices("model", model, versions))
         return versions[model]  # taken once: the whole answer is this version's
 
-    @api.post("/v1/predict", response_model=Predictions, responses={404: {"model": ErrorBody}, **MISTAKES}, tags=["models"])
-    def predict(request: PredictRequest) -> Json:
+    @api.post("/v1/reload", response_model=Swapped, openapi_extra=needs(ADMIN), responses={503: MISTAKES[503]}, tags=["models"])
+    def reload() -> Json:
+        """Ask the registry now, not at the next look, and try failed candidates again; answered when what moved has taken over."""
+        return Json({"swapped": versions.look(retry=True)})
+
+    asks = {**needs(READ), **DEADLINE}
+
+    @api.post(
+        "/v1/predict",
+        response_model=Predictions,
+        openapi_extra=asks,
+        responses={404: {"model": ErrorBody}, **MISTAKES},
+        tags=["models"],
+    )
+    def predict(http: Request, request: PredictRequest) -> Json:
         """Predict for every row, in order."""
         predictor = known(request.model)
         if request.rows is not None:
             _only_known(predictor, request.rows)
+        in_time(http)
         table = predictor.predict(request.rows, users=request.users, at=request.instant())
         return Json({"answers": [_answer(predictor, row) for row in table.to_pylist()]})
 
-    @api.post("/v1/recommend", response_model=Recommendations, responses={404: {"model": ErrorBody}, **MISTAKES}, tags=["models"])
-    def recommend(request: RecommendRequest) -> Json:
+    @api.post(
+        "/v1/recommend",
+        response_model=Recommendations,
+        openapi_extra=asks,
+        responses={404: {"model": ErrorBody}, **MISTAKES},
+        tags=["models"],
+    )
+    def recommend(http: Request, request: RecommendRequest) -> Json:
         """List the items that each user takes next, most likely first."""
         predictor = known(request.model)
+        in_time(http)
         table = predictor.recommend(
             request.users, request.k, exclude_seen=request.exclude_seen, where=request.where or None, at=request.instant()
         )
         return Json({"answers": _lists(predictor, request.users, table.to_pylist())})
 
-    @api.post("/v1/events", response_model=Report, responses=MISTAKES, tags=["events"])
-    def events(request: EventsRequest) -> Json:
+    @api.post("/v1/events", response_model=Report, openapi_extra={**needs(PUSH), **DEADLINE}, responses=MISTAKES, tags=["events"])
+    def events(http: Request, request: EventsRequest) -> Json:
         """Push events: when this is answered they are durable, and the next prediction sees them."""
+        in_time(http)
         report = features.append(request.events, request.idempotency_key)
         fields = ("rows", "added", "repeated", "version")
         facts = {name: getattr(report, name) for name in fields}
@@ -104,7 +167,17 @@ def app(predictors: Mapping[str, Predictor], features: Features, *, hosts: Colle
             {**facts, "quarantined": dict(report.quarantined), "ignored": list(report.ignored), "warnings": list(report.warnings)}
         )
 
+    add_v2(api, known, warm, in_time, features)
+    rules.fill(rules_of(api))
     return api
+
+
+def _document(api: FastAPI) -> dict[str, Any]:
+    document = api.openapi()
+    document["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "A JWT, or an API key of `zoo key`."}
+    }
+    return document
 
 
 def _health(versions: Versions) -> dict[str, Any]:

@@ -13,6 +13,17 @@ from zoo.errors import choices
 
 MAX_ROWS = 10_000
 """Rows of one request, and events of one push."""
+DEADLINE = {
+    "parameters": [
+        {
+            "name": "X-Deadline-Ms",
+            "in": "header",
+            "description": "Milliseconds that the caller waits; then the answer is 504, or 503 at once where it could not be in time.",
+            "schema": {"type": "integer", "minimum": 1, "maximum": 600_000},
+        }
+    ]
+}
+"""What the OpenAPI document says of routes that take a deadline; ``Guard`` keeps it."""
 MAX_KEY = 200
 """Characters of an idempotency key; the log's own limit."""
 
@@ -288,6 +299,14 @@ class ModelCard(BaseModel):
 
 class Models(BaseModel):
     models: list[ModelCard]
+
+
+class Swapped(BaseModel):
+    """What the registry's aliases changed."""
+
+    model_config = example({"swapped": {"churn": "churn@4"}})
+
+    swapped: dict[str, str] = Field(description="Model -> the version that took over.")
 
 
 class Status(BaseModel):

@@ -44,13 +44,20 @@ class Json(Response):
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
-def problem(status: int, kind: str, message: str, headers: Any = None) -> Json:
+class LateError(ZooError):
+    """The caller's deadline has passed before work began."""
+
+
+def problem(status: int, kind: str, message: str, headers: Any = None, path: str = "") -> Json:
+    """path: of the request; the Open Inference Protocol's errors are a text."""
     shown = message if len(message) <= LONGEST else f"{message[:LONGEST]}..."
+    if path.startswith("/v2"):
+        return Json({"error": shown}, status, headers)
     return Json({"error": {"type": kind, "message": shown}}, status, headers)
 
 
-def too_large(limit: int) -> Json:
-    return problem(413, "too_large", f"the body is larger than {limit} bytes; send fewer rows in one request")
+def too_large(limit: int, path: str = "") -> Json:
+    return problem(413, "too_large", f"the body is larger than {limit} bytes; send fewer rows in one request", path=path)
 
 
 def handle(app: FastAPI) -> None:
@@ -61,20 +68,24 @@ def handle(app: FastAPI) -> None:
 
 
 async def _invalid(request: Request, error: Exception) -> Json:
+    path = request.url.path
     assert isinstance(error, RequestValidationError)
     found = error.errors()
     if found[0]["type"] == "json_invalid":
         return problem(
-            400, "malformed_json", f"the body is not JSON: {found[0]['ctx']['error']} at character {found[0]['loc'][-1]}"
+            400,
+            "malformed_json",
+            f"the body is not JSON: {found[0]['ctx']['error']} at character {found[0]['loc'][-1]}",
+            path=path,
         )
     kind = request.headers.get("content-type", "")
     if isinstance(error.body, bytes):  # a body that FastAPI did not take for JSON
         return problem(
-            415, "unsupported_media_type", f"the body has Content-Type {kind or '(none)'!r}; expected application/json"
+            415, "unsupported_media_type", f"the body has Content-Type {kind or '(none)'!r}; expected application/json", path=path
         )
     told = [_told(each) for each in found[:SHOWN]]
     more = [f"{len(found) - SHOWN} more"] if len(found) > SHOWN else []
-    return problem(422, "invalid_request", "; ".join([*told, *more]))
+    return problem(422, "invalid_request", "; ".join([*told, *more]), path=path)
 
 
 def _told(error: dict[str, Any]) -> str:
@@ -86,25 +97,32 @@ async def _http(request: Request, error: Exception) -> Json:
     assert isinstance(error, StarletteHTTPException)
     status = error.status_code
     if status == 400:  # FastAPI's word for a body that made its parser fail: no UTF-8, too deep, a number too long
-        return problem(400, "malformed_json", "the body cannot be read as JSON; expected one object in UTF-8")
+        return problem(
+            400, "malformed_json", "the body cannot be read as JSON; expected one object in UTF-8", path=request.url.path
+        )
     if status == 413:
-        return too_large(MAX_BODY)
+        return too_large(MAX_BODY, request.url.path)
     path = f"{request.method} {request.url.path}"
     told = {
         404: f"there is nothing at {path}; GET /openapi.json lists the routes",
         405: f"{path} is not offered; allowed: {(error.headers or {}).get('Allow', '(see GET /openapi.json)')}",
     }
-    return problem(status, STATUS_TYPES.get(status, "http"), told.get(status, str(error.detail)), error.headers)
+    return problem(status, STATUS_TYPES.get(status, "http"), told.get(status, str(error.detail)), error.headers, request.url.path)
 
 
 async def _zoo(request: Request, error: Exception) -> Json:
+    path = request.url.path
     if isinstance(error, UnknownModelError):
-        return problem(404, "unknown_model", str(error))
+        return problem(404, "unknown_model", str(error), path=path)
+    if isinstance(error, LateError):
+        return problem(504, "deadline", "the deadline passed before work on this began", path=path)
     for mistake, kind in MISTAKES.items():
         if isinstance(error, mistake):
-            return problem(422, kind, str(error))
+            return problem(422, kind, str(error), path=path)
     _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     if isinstance(error, PluginError):
-        return problem(500, "model", "a model gave no usable score; the server's log names it and says why")
+        return problem(500, "model", "a model gave no usable score; the server's log names it and says why", path=path)
     kind = next(kind for failure, kind in FAILURES.items() if isinstance(error, failure))
-    return problem(503, kind, "this cannot be answered at present; the server's log says why. Try again later, with the same ids")
+    return problem(
+        503, kind, "this cannot be answered at present; the server's log says why. Try again later, with the same ids", path=path
+    )

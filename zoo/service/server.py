@@ -1,12 +1,12 @@
-"""Runs the application for one project on a loopback address, until it is told to stop."""
+"""Runs the application for one project until it is told to stop: on a loopback address, or anywhere once who asks must say who it is."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import ipaddress
 import logging
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,14 +16,15 @@ from zoo.errors import UsageError
 from zoo.features import Features
 from zoo.project import Project
 from zoo.registry import parse
+from zoo.service.access import Access
 from zoo.service.app import app
+from zoo.service.load import Limiter
+from zoo.service.logs import logging_config
 from zoo.service.settings import Settings
 from zoo.service.versions import Source, Versions, Watch
 
 GRACE = 10
 """Seconds that running requests are given when the server is told to stop."""
-LOGGING = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
-LOGGING["loggers"]["zoo"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
 
 _log = logging.getLogger(__name__)
 
@@ -38,28 +39,48 @@ def serve(
 ) -> None:
     """Answer for these models (``churn``, ``churn@3``) over HTTP until Ctrl-C or SIGTERM; every one is loaded before it listens.
 
-    host: a loopback address, since there is no authentication; anything else is a UsageError, as are a port that is taken and two
-    versions of one model. port: 0 for any free one. ready: told the address, ``http://127.0.0.1:8000``, and the versions once it
-    listens. Errors as in ``Predictor.load``.
+    host: a loopback address, or any of this machine once ``[service.auth]`` of ``zoo.toml`` says who may ask; anything else is a
+    UsageError, as are a port that is taken and two versions of one model. port: 0 for any free one. ready: told the address,
+    ``http://127.0.0.1:8000``, and the versions once it listens. Errors as in ``Predictor.load``.
     """
-    address = _loopback(host)
+    if not _is_address(host):
+        _loopback(host)
     project = Project.open(repo)
     settings = Settings.of(project)
+    access = Access.of(settings)
+    address = host if access is not None and _is_address(host) else _loopback(host)
     named = _by_model(references)
     with _bound(address, port) as listener:
         features = Features.open(project.root)
         source = Source(project, features, tuple(without))
         versions = Versions({model: source.load(reference) for model, reference in named.items()}, named, source)
         own = f"[{address}]" if ":" in address else address
-        api = app(versions, features, hosts=(own, *({"localhost", "127.0.0.1", "[::1]"} - {own})))
-        config = uvicorn.Config(api, server_header=False, timeout_graceful_shutdown=GRACE, lifespan="off", log_config=LOGGING)
+        # a page elsewhere cannot know a key, so only a server without authentication must look at the name it is called by
+        hosts = (own, *({"localhost", "127.0.0.1", "[::1]"} - {own})) if access is None else None
+        api = app(versions, features, hosts=hosts, access=access, limiter=Limiter(settings.in_flight))
+        certificate, key = settings.tls or (None, None)
+        config = uvicorn.Config(
+            api,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE,
+            lifespan="off",
+            log_config=logging_config(as_json=not sys.stderr.isatty(), access=settings.access_log),
+            ssl_certfile=certificate,
+            ssl_keyfile=key,
+        )
+
+        def look() -> None:
+            versions.look()
+            if access is not None:
+                access.refresh()
+
         listener.listen()
         served = [p.version.reference for p in versions.values()]
-        url = f"http://{own}:{listener.getsockname()[1]}"
+        url = f"{'https' if settings.tls else 'http'}://{own}:{listener.getsockname()[1]}"
         _log.info("%s at %s, Ctrl-C stops it", ", ".join(served), url)
         if ready is not None:
             ready(url, served)
-        watch = Watch(versions.look, settings.reload) if settings.reload else contextlib.nullcontext()
+        watch = Watch(look, settings.reload) if settings.reload else contextlib.nullcontext()
         with watch, contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
 
@@ -74,9 +95,17 @@ def _loopback(host: str) -> str:
     if not loopback:
         raise UsageError(
             f"host {host!r} is no loopback address; expected 127.0.0.1, ::1 or localhost, for whoever reaches the service may push "
-            "events. Put a server that authenticates in front of it"
+            "events. Say in [service.auth] of zoo.toml who may"
         )
     return address
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _by_model(references: Sequence[str]) -> dict[str, str]:

@@ -1,0 +1,255 @@
+"""Every route of the router is refused to whoever may not use it, before anything of the request is read."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import ssl
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import jwt
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
+from fastapi import FastAPI
+from shop import Shop
+from test_service import opened, running
+from typer.testing import CliRunner
+
+from zoo.cli.app import app as command
+from zoo.errors import UsageError
+from zoo.service import app
+from zoo.service.access import ADMIN, OPEN, PUSH, READ, Access, add_key, rules_of
+from zoo.service.settings import Jwt
+
+ISSUER, AUDIENCE = "https://login.example", "zoo"
+PRIVATE = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+STRANGER = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+PUBLIC = (
+    PRIVATE.public_key()
+    .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    .decode()
+    .strip()
+)
+
+
+def token(key: Any = PRIVATE, algorithm: str = "RS256", **claims: Any) -> str:
+    whole = {"iss": ISSUER, "aud": AUDIENCE, "exp": time.time() + 600, "roles": [ADMIN], **claims}
+    return jwt.encode({name: value for name, value in whole.items() if value is not None}, key, algorithm=algorithm)
+
+
+def part(value: Any) -> str:
+    return base64.urlsafe_b64encode(value if isinstance(value, bytes) else json.dumps(value).encode()).rstrip(b"=").decode()
+
+
+def forged(header: dict[str, Any], secret: bytes | None) -> str:
+    """A token as a library that checks what it signs would not make one."""
+    claims = {"iss": ISSUER, "aud": AUDIENCE, "exp": time.time() + 600, "roles": [ADMIN]}
+    text = f"{part({'typ': 'JWT', **header})}.{part(claims)}"
+    return f"{text}.{part(b'' if secret is None else hmac.digest(secret, text.encode(), hashlib.sha256))}"
+
+
+def attacks() -> dict[str, str | None]:
+    """What is no credential, by what is wrong with it."""
+    good = token()
+    return {
+        "none": None,
+        "empty": "",
+        "another scheme": "Basic YWRtaW46YWRtaW4=",
+        "no token": "Bearer",
+        "no text": "Bearer \xff\xfe",
+        "unknown key": "Bearer zoo_" + "A" * 43,
+        "hash as key": "Bearer zoo_" + hashlib.sha256(b"x").hexdigest(),
+        "bad signature": f"Bearer {good[:-6]}AAAAAA",
+        "no signature": f"Bearer {good.rpartition('.')[0]}.",
+        "another's signature": f"Bearer {token(STRANGER)}",
+        "expired": f"Bearer {token(exp=time.time() - 60)}",
+        "no expiry": f"Bearer {token(exp=None)}",
+        "not yet": f"Bearer {token(nbf=time.time() + 600)}",
+        "wrong audience": f"Bearer {token(aud='shop')}",
+        "no audience": f"Bearer {token(aud=None)}",
+        "wrong issuer": f"Bearer {token(iss='https://evil.example')}",
+        "no issuer": f"Bearer {token(iss=None)}",
+        "algorithm none": f"Bearer {forged({'alg': 'none'}, None)}",
+        "algorithm None": f"Bearer {forged({'alg': 'None'}, None)}",
+        "public key as secret": f"Bearer {forged({'alg': 'HS256'}, PUBLIC.encode())}",
+        "RS384 not allowed": f"Bearer {token(algorithm='RS384')}",
+        "key in header": f"Bearer {forged({'alg': 'HS256', 'jwk': {'kty': 'oct', 'k': part(b'k' * 32)}}, b'k' * 32)}",
+        "too long": "Bearer " + "A" * 10_000,
+    }
+
+
+@pytest.fixture(scope="module")
+def guarded(trained_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FastAPI, httpx.Client, Path]]:
+    """A service that asks for credentials: keys in a file, tokens of one issuer."""
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "public.pem").write_text(PUBLIC)
+    keys = folder / "keys.json"
+    add_key(keys, "first", [READ])
+    predictors, features = opened(trained_shop.copy(folder / "shop"))
+    access = Access(keys, Jwt(("RS256",), ISSUER, AUDIENCE, folder / "public.pem"))
+    api = app(predictors, features, access=access)
+    with running(api) as client:
+        client.access = access  # type: ignore[attr-defined]
+        yield api, client, keys
+
+
+def paths(api: FastAPI) -> list[tuple[str, str, str]]:
+    """(method, path, role) of every route."""
+    return [
+        (method, rule.path.replace("{name}", "churn").replace("{version}", "1"), rule.role)
+        for rule in rules_of(api)
+        for method in sorted(rule.methods)
+    ]
+
+
+def ask(client: httpx.Client, method: str, path: str, authorization: str | None, body: bytes = b"{") -> httpx.Response:
+    headers = {} if authorization is None else {"Authorization": authorization.encode("latin-1")}
+    return client.request(
+        method, path, headers={**headers, "Content-Type": "application/json"}, content=body if method == "POST" else None
+    )
+
+
+def test_every_route_refuses_every_credential_that_is_none(guarded: tuple[FastAPI, httpx.Client, Path]) -> None:
+    api, client, _ = guarded
+    routes = paths(api)
+    assert {("POST", "/v1/events", PUSH), ("GET", "/v1/models", READ), ("POST", "/v1/reload", ADMIN)} <= set(routes)
+    assert [path for _, path, role in routes if role == OPEN] == [
+        "/health/live",
+        "/health/ready",
+        "/v2/health/live",
+        "/v2/health/ready",
+    ]
+    for method, path, role in [*routes, ("GET", "/nothing", "(no route)"), ("DELETE", "/v1/models", "(no route)")]:
+        for what, authorization in attacks().items():
+            response = ask(client, method, path, authorization)
+            if role == OPEN:
+                assert response.status_code == 200
+            else:
+                assert response.status_code == 401, (method, path, what)  # the broken body was not looked at
+                assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_every_route_refuses_other_roles_and_admits_its_own(guarded: tuple[FastAPI, httpx.Client, Path]) -> None:
+    api, client, _ = guarded
+    for method, path, role in paths(api):
+        for held in ([], [READ], [PUSH], [ADMIN], ["root"], "admin"):
+            response = ask(client, method, path, f"Bearer {token(roles=held)}")
+            may = role == OPEN or (isinstance(held, list) and (role in held or ADMIN in held))
+            assert (response.status_code == 403) is not may, (method, path, held)
+            assert response.status_code != 401
+
+
+def test_keys_open_what_their_roles_say_until_they_are_revoked(guarded: tuple[FastAPI, httpx.Client, Path]) -> None:
+    _, client, keys = guarded
+    key = add_key(keys, "reader", [READ])
+    access: Access = client.access  # type: ignore[attr-defined]
+    access.refresh()
+    assert ask(client, "GET", "/v1/models", f"Bearer {key}").status_code == 200
+    assert ask(client, "POST", "/v1/events", f"Bearer {key}").status_code == 403
+    assert key not in keys.read_text()
+    assert keys.stat().st_mode & 0o077 == 0
+    another = add_key(keys, "reader", [READ])
+    access.refresh()
+    assert ask(client, "GET", "/v1/models", f"Bearer {key}").status_code == 401
+    assert ask(client, "GET", "/v1/models", f"Bearer {another}").status_code == 200
+    whole = keys.read_text()
+    keys.write_text("{")
+    with pytest.raises(UsageError, match="cannot be read as a file of API keys"):
+        access.refresh()
+    assert ask(client, "GET", "/v1/models", f"Bearer {another}").status_code == 200
+    keys.write_text(whole)
+
+
+def test_a_route_without_a_role_is_not_served() -> None:
+    api = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    api.get("/secret")(lambda: None)
+    with pytest.raises(UsageError, match=r"route /secret declares the role None; unknown role None; choose one of: admin, open"):
+        rules_of(api)
+
+
+@pytest.mark.parametrize(
+    ("algorithms", "text", "message"),
+    [
+        (("RS256", "HS256"), PUBLIC, "never both"),
+        (("none",), PUBLIC, "never both"),
+        (("HS256",), PUBLIC, "no secret for HS256"),
+        (("HS256",), "short", "at least 32 random bytes"),
+        (("RS256",), "s" * 40, "no public key in PEM"),
+    ],
+)
+def test_settings_that_would_let_strangers_in_are_refused(
+    tmp_path: Path, algorithms: tuple[str, ...], text: str, message: str
+) -> None:
+    (tmp_path / "key").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        Access(None, Jwt(algorithms, ISSUER, AUDIENCE, tmp_path / "key"))
+
+
+def test_a_shared_secret_works_too(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("s" * 40 + "\n")
+    access = Access(None, Jwt(("HS256",), ISSUER, AUDIENCE, tmp_path / "key"))
+    assert access.refused(f"Bearer {token('s' * 40, 'HS256')}", ADMIN) is None
+    assert access.refused(f"Bearer {token('t' * 40, 'HS256')}", ADMIN) is not None
+
+
+def test_a_key_is_made_by_one_command(tmp_path: Path) -> None:
+    (tmp_path / "zoo.toml").write_text('[service.auth]\nkeys = "own/keys.json"\n')
+    done = CliRunner().invoke(command, ["--repo", str(tmp_path), "key", "shop", "--role", "read", "--role", "push", "--json"])
+    made = json.loads(done.output)
+    assert Access(tmp_path / "own" / "keys.json", None).refused(f"Bearer {made['key']}", PUSH) is None
+    assert CliRunner().invoke(command, ["--repo", str(tmp_path), "key", "shop", "--role", "root"]).exit_code == 2
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for localhost that signs itself, and its key."""
+    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]), datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(PRIVATE.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(PRIVATE, hashes.SHA256())
+    )
+    form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (folder / "certificate.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(PRIVATE.private_bytes(serialization.Encoding.PEM, form, plain))
+    return folder / "certificate.pem", folder / "key.pem"
+
+
+def test_the_server_speaks_tls_and_asks_who_it_is(trained_shop: Shop, tmp_path: Path) -> None:
+    from test_service_runs import served_by_command
+
+    shop = trained_shop.copy(tmp_path / "shop")
+    certificate(shop.root)
+    key = add_key(shop.root / "keys.json", "reader", [READ])
+    with (shop.root / "zoo.toml").open("a") as file:
+        file.write('\n[service.auth]\nkeys = "keys.json"\n[service.tls]\ncertificate = "certificate.pem"\nkey = "key.pem"\n')
+    with served_by_command(shop, host="0.0.0.0") as server:
+        assert server.url.startswith("https://0.0.0.0:")
+        url = server.url.replace("0.0.0.0", "localhost")
+        context = ssl.create_default_context(cafile=str(shop.root / "certificate.pem"))
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT if hasattr(ssl, "VERIFY_X509_STRICT") else -1
+        with httpx.Client(base_url=url, verify=context, timeout=60) as client:
+            assert client.get("/v1/models").status_code == 401
+            assert client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+            assert client.get("/health/ready").status_code == 200
+    lines = [json.loads(line) for line in server.log if line.startswith("{")]
+    assert {"method", "route", "status", "ms", "request_id"} <= next(
+        line for line in lines if line["message"] == "request"
+    ).keys()
+    assert key not in "".join(server.log)

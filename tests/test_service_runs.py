@@ -1,0 +1,197 @@
+"""The service under load, past deadlines, as Prometheus and Open Inference Protocol clients meet it, and as a process."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from shop import Shop
+from test_service import opened, running
+
+from zoo.service import app
+from zoo.service.load import LEAST, SOON, Limiter
+
+
+@dataclass
+class Server:
+    url: str
+    log: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def served_by_command(shop: Shop, host: str = "127.0.0.1") -> Iterator[Server]:
+    """``zoo serve churn`` in a process of its own; its log is whole after the block."""
+    code = f"from zoo.service import serve; serve({str(shop.root)!r}, ['churn'], {host!r}, 0)"
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            server = Server("")
+            for line in process.stderr:
+                server.log.append(line)
+                if found := re.search(r"at (https?://[\d.]+:\d+)", line):
+                    server.url = found[1]
+                    break
+            yield server
+            process.send_signal(signal.SIGINT)
+            server.log += process.stderr.readlines()
+            assert process.wait() == 0
+        finally:
+            process.kill()
+
+
+@dataclass(frozen=True)
+class Held:
+    """A predictor that answers when it is let go."""
+
+    real: Any
+    begun: threading.Semaphore
+    let: threading.Event
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def predict(self, *args: Any, **named: Any) -> Any:
+        self.begun.release()
+        self.let.wait()
+        return self.real.predict(*args, **named)
+
+
+@pytest.fixture(scope="module")
+def parts(trained_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return opened(trained_shop.copy(tmp_path_factory.mktemp("runs") / "shop"))
+
+
+def counts(client: httpx.Client) -> dict[str, float]:
+    """What Prometheus reads. The counts belong to the process where Feast was imported first, so only differences say something."""
+    lines = [line for line in client.get("/metrics").text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+BODY = {"model": "churn", "users": [1]}
+
+
+def test_what_is_too_much_is_refused_at_once_and_the_rest_is_answered(parts: Any) -> None:
+    predictors, features = parts
+    held = Held(predictors["churn"], threading.Semaphore(0), threading.Event())
+    with running(app({"churn": held}, features, limiter=Limiter(2))) as client, ThreadPoolExecutor(2) as pool:  # type: ignore[dict-item]
+        before = counts(client)
+        first = [pool.submit(httpx.post, f"{client.base_url}/v1/predict", json=BODY, timeout=60) for _ in range(2)]
+        for _ in range(2):
+            assert held.begun.acquire(timeout=30)
+        refused = client.post("/v1/predict", json=BODY)
+        assert (refused.status_code, refused.json()["error"]["type"], refused.headers["retry-after"]) == (503, "overloaded", "1")
+        infer = client.post("/v2/models/churn/infer", json={})
+        assert (infer.status_code, type(infer.json()["error"])) == (503, str)
+        assert client.get("/health/live").status_code == 200  # probes are never refused for load
+        held.let.set()
+        assert [each.result().status_code for each in first] == [200, 200]
+        assert client.post("/v1/predict", json=BODY).status_code == 200
+        after = counts(client)
+        assert after['zoo_refused_total{reason="overloaded"}'] - before.get('zoo_refused_total{reason="overloaded"}', 0) == 2
+        answered = 'zoo_requests_total{route="/v1/predict",status="200"}'
+        assert after[answered] - before.get(answered, 0) == 3
+        assert after['zoo_model_version{model="churn"}'] == 1
+
+
+def test_a_deadline_is_kept_whatever_the_work_does(parts: Any) -> None:
+    predictors, features = parts
+    held = Held(predictors["churn"], threading.Semaphore(0), threading.Event())
+    with running(app({"churn": held}, features)) as client:  # type: ignore[dict-item]
+        late = client.post("/v1/predict", json=BODY, headers={"X-Deadline-Ms": "50"})
+        assert (late.status_code, late.json()["error"]["type"]) == (504, "deadline")
+        held.let.set()
+        assert client.post("/v1/predict", json=BODY, headers={"X-Deadline-Ms": "60000"}).status_code == 200
+        for wrong in ("0", "-1", "soon", "600001", "1.5", "9" * 30):
+            response = client.post("/v1/predict", json=BODY, headers={"X-Deadline-Ms": wrong})
+            assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_deadline")
+
+
+def test_requests_are_named_in_answers(parts: Any) -> None:
+    with running(app(*parts)) as client:
+        assert client.get("/health/live", headers={"X-Request-Id": "r-1"}).headers["x-request-id"] == "r-1"
+        assert re.fullmatch("[0-9a-f]{32}", client.get("/health/live", headers={"X-Request-Id": "a b"}).headers["x-request-id"])
+
+
+def test_the_limit_comes_down_under_congestion_and_goes_up_again() -> None:
+    limiter = Limiter(40, limit=40)
+    for _ in range(20):
+        assert limiter.enter()
+    limiter.leave(SOON * 2)
+    assert limiter.limit == 36
+    limiter.leave(SOON * 2)
+    assert limiter.limit == 36  # one moment of congestion counts once
+    limiter.leave(SOON * 100, work=False)
+    limiter.limit = float(LEAST)
+    assert limiter.running > LEAST
+    assert not limiter.enter()
+    limiter.leave(SOON / 2)
+    assert limiter.limit > LEAST
+    limiter.leave(SOON / 2)
+    limiter.mean = 1.0
+    assert not limiter.enter(within=0.5)
+    assert limiter.enter(within=2)
+
+
+def tensor(*users: int, **more: Any) -> dict[str, Any]:
+    return {"name": "user_id", "shape": [len(users)], "datatype": "INT64", "data": list(users), **more}
+
+
+def test_the_open_inference_protocol_answers_as_v1_does(parts: Any) -> None:
+    predictors, features = parts
+    with running(app(predictors, features)) as client:
+        assert client.get("/v2").json()["name"] == "feature-zoo"
+        assert client.get("/v2/health/live").json() == {"live": True}
+        assert client.get("/v2/health/ready").json() == {"ready": True}
+        for path in ("/v2/models/churn", "/v2/models/churn/versions/1"):
+            metadata = client.get(path).json()
+            assert metadata["inputs"] == [{"name": "user_id", "datatype": "INT64", "shape": [-1]}]
+            assert client.get(f"{path}/ready").json() == {"name": "churn", "ready": True}
+            body = {"id": "r-1", "inputs": [tensor(5, 999_999)]}
+            answer = client.post(f"{path}/infer", json=body).raise_for_status().json()
+            outputs = {each["name"]: each for each in answer["outputs"]}
+            assert (answer["id"], answer["model_name"], answer["model_version"]) == ("r-1", "churn", "1")
+            described = [(o["name"], o["datatype"], len(o["shape"])) for o in metadata["outputs"]]
+            assert described == [(o["name"], o["datatype"], len(o["shape"])) for o in answer["outputs"]]
+            v1 = client.post("/v1/predict", json={"model": "churn", "users": [5, 999_999]}).json()["answers"]
+            assert outputs["score"]["data"] == [each["score"] for each in v1]
+            assert outputs["member:gru"]["data"] == [each["members"]["gru"] for each in v1]
+            assert outputs["known"]["data"] == [True, False]
+            assert outputs["newest_event_age"]["data"] == [v1[0]["newest_event_age"], -1.0]
+        some = {"inputs": [tensor(5, shape=[1, 1])], "outputs": [{"name": "score"}], "parameters": {"at": "2024-04-01T00:00:00Z"}}
+        (only,) = client.post("/v2/models/churn/infer", json=some).json()["outputs"]
+        assert (only["name"], only["shape"]) == ("score", [1])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("nothing/infer", {"inputs": [tensor(1)]}, 404, "unknown model"),
+        ("churn/versions/9/infer", {"inputs": [tensor(1)]}, 404, "unknown version of churn"),
+        ("churn/infer", {"inputs": [tensor(1, shape=[2])]}, 422, "expected [n] or [n, 1]"),
+        ("churn/infer", {"inputs": [tensor(1, shape=[1, 2])]}, 422, "expected [n] or [n, 1]"),
+        ("churn/infer", {"inputs": [tensor(1, datatype="BYTES")]}, 422, "of BYTES holds 1"),
+        ("churn/infer", {"inputs": [tensor(1), tensor(1)]}, 422, "two inputs have one name"),
+        ("churn/infer", {"inputs": [tensor(1, name="user")]}, 422, "unknown input 'user'"),
+        ("churn/infer", {"inputs": [tensor(1)], "outputs": [{"name": "x"}]}, 422, "unknown output 'x'"),
+        ("churn/infer", {"inputs": [tensor(1)], "parameters": {"at": 1}}, 422, "expected ISO 8601"),
+        ("churn/infer", {"inputs": [tensor(1)], "parameters": {"at": "noon"}}, 422, "expected ISO 8601"),
+        ("churn/infer", {"inputs": []}, 422, "at least 1 item"),
+    ],
+)
+def test_tensors_that_cannot_be_meant_are_refused(parts: Any, path: str, body: Any, status: int, message: str) -> None:
+    with running(app(*parts)) as client:
+        response = client.post(f"/v2/models/{path}", json=body)
+    assert response.status_code == status
+    assert message in response.json()["error"]
+    assert json.loads(response.text).keys() == {"error"}

@@ -1,0 +1,212 @@
+"""Who may ask for what: each route declares a role, and a bearer token or an API key must hold it before anything else is looked at."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.routing import Route
+
+from zoo.errors import UsageError, choices
+from zoo.service.settings import Jwt, Settings
+
+OPEN, READ, PUSH, ADMIN = "open", "read", "push", "admin"
+ROLES = (OPEN, READ, PUSH, ADMIN)
+"""``open``: anyone, for probes that hold no secret. ``admin`` may do everything."""
+PREFIX = "zoo_"
+"""What API keys begin with, so that one that leaked is recognised, and no key is taken for a token."""
+SYMMETRIC = {"HS256", "HS384", "HS512"}
+ASYMMETRIC = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
+LONGEST = 8_192
+"""Characters of a credential."""
+SHORTEST_SECRET = 32
+"""Bytes of a shared secret."""
+
+
+def needs(role: str) -> dict[str, Any]:
+    """What a route's ``openapi_extra`` says: the role that it asks for."""
+    return {"x-role": role, **({} if role == OPEN else {"security": [{"bearer": []}]})}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One route. path: its template, as in OpenAPI."""
+
+    route: Route
+    path: str
+    methods: frozenset[str]
+    role: str
+
+
+def rules_of(api: FastAPI) -> tuple[Rule, ...]:
+    """Every route of the router with its role. Raises UsageError for one that declares none, so that it cannot be served unguarded."""
+    found = []
+    for route in api.router.routes:
+        role = (getattr(route, "openapi_extra", None) or {}).get("x-role")
+        path = getattr(route, "path", repr(route))
+        if not isinstance(route, Route) or role not in ROLES:
+            raise UsageError(f"route {path} declares the role {role!r}; {choices('role', role, ROLES)}")
+        found.append(Rule(route, path, frozenset(route.methods or ()), role))
+    return tuple(found)
+
+
+class Rules:
+    """Finds the route that a request means, without reading more than its method and path."""
+
+    def __init__(self) -> None:
+        self.all: tuple[Rule, ...] = ()
+        self._plain: dict[tuple[str, str], Rule] = {}
+
+    def fill(self, rules: tuple[Rule, ...]) -> None:
+        self.all = rules
+        self._plain = {(method, rule.path): rule for rule in rules if "{" not in rule.path for method in rule.methods}
+
+    def find(self, method: str, path: str) -> Rule | None:
+        found = self._plain.get((method, path))
+        if found is None:
+            found = next((r for r in self.all if "{" in r.path and method in r.methods and r.route.path_regex.match(path)), None)
+        return found
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request may not be answered."""
+
+    status: int
+    kind: str
+    message: str
+
+
+_NONE = Refusal(401, "unauthenticated", "this needs a bearer token or an API key: Authorization: Bearer ...")
+_WRONG = Refusal(401, "unauthenticated", "the credential is not valid here: unknown, expired, or not signed for this service")
+
+
+@dataclass(frozen=True)
+class Key:
+    """An API key as it is kept: who holds it, what it may do, and the sha256 of its 256 random bits, which need no slower hash."""
+
+    name: str
+    sha256: str
+    roles: tuple[str, ...]
+
+
+def read_keys(path: Path) -> tuple[Key, ...]:
+    """Raises UsageError where the file cannot be read or is not one of keys."""
+    try:
+        keys = [Key(each["name"], each["sha256"], tuple(each["roles"])) for each in json.loads(path.read_text())["keys"]]
+        right = all(len(bytes.fromhex(key.sha256)) == 32 and set(key.roles) <= {READ, PUSH, ADMIN} for key in keys)
+    except FileNotFoundError:
+        raise UsageError(f"there is no file of API keys at {path}; make a key with: zoo key NAME --role read") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} cannot be read as a file of API keys: {type(error).__name__}") from error
+    if not right:
+        raise UsageError(f"{path} holds a key whose sha256 or roles cannot be meant; roles are {READ}, {PUSH} and {ADMIN}")
+    return tuple(keys)
+
+
+def add_key(path: Path, name: str, roles: Collection[str]) -> str:
+    """Make a key, keep its hash under this name (in the place of a former one of it), and return it: it is kept nowhere."""
+    for role in roles:
+        if role not in (READ, PUSH, ADMIN):
+            raise UsageError(choices("role", role, (READ, PUSH, ADMIN)))
+    key = PREFIX + secrets.token_urlsafe(32)
+    others = [each for each in (read_keys(path) if path.exists() else ()) if each.name != name]
+    keys = [*others, Key(name, hashlib.sha256(key.encode()).hexdigest(), tuple(sorted(set(roles))))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump({"keys": [vars(each) for each in keys]}, file, indent=1)
+    beside.replace(path)  # a server that reads meanwhile sees the former file or this one, whole
+    return key
+
+
+class Access:
+    """Checks credentials. Thread-safe; ``refresh`` reads the file of keys again where it changed, so that a key can be revoked."""
+
+    def __init__(self, keys: Path | None, jwt: Jwt | None) -> None:
+        """Raises UsageError for files that cannot be read, and for algorithms that may not stand together."""
+        self._path, self._jwt, self._seen = keys, jwt, 0
+        self._keys: Mapping[str, Key] = {}
+        self._secret = None if jwt is None else _secret(jwt)
+        if keys is not None:
+            self._keys = {key.sha256: key for key in read_keys(keys)}
+            self._seen = keys.stat().st_mtime_ns
+
+    @classmethod
+    def of(cls, settings: Settings) -> Access | None:
+        """None where authentication is off."""
+        return None if settings.keys is None and settings.jwt is None else cls(settings.keys, settings.jwt)
+
+    def refresh(self) -> None:
+        """Raises UsageError where the file is there no more or is damaged; the keys read before stay."""
+        if self._path is None:
+            return
+        changed = self._path.stat().st_mtime_ns if self._path.exists() else 0
+        if changed != self._seen:
+            self._keys = {key.sha256: key for key in read_keys(self._path)}
+            self._seen = changed
+
+    def refused(self, authorization: str | None, role: str | None) -> Refusal | None:
+        """Why the holder of this header may not use a route of that role; None if it may. role: None for a route that is not there."""
+        if role == OPEN:
+            return None
+        scheme, _, credential = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not credential or len(credential) > LONGEST:
+            return _NONE if authorization is None else _WRONG
+        roles = self._roles_of_key(credential) if credential.startswith(PREFIX) else self._roles_of_token(credential)
+        if roles is None:
+            return _WRONG
+        if role is None or role in roles or ADMIN in roles:
+            return None
+        return Refusal(403, "forbidden", f"this needs the role {role!r}; the credential has: {', '.join(roles) or '(none)'}")
+
+    def _roles_of_key(self, key: str) -> tuple[str, ...] | None:
+        found = self._keys.get(hashlib.sha256(key.encode()).hexdigest())
+        return None if found is None else found.roles
+
+    def _roles_of_token(self, token: str) -> tuple[str, ...] | None:
+        import jwt
+
+        if self._jwt is None or self._secret is None:
+            return None
+        try:
+            claims = jwt.decode(
+                token,
+                self._secret,
+                algorithms=list(self._jwt.algorithms),  # what the token's own header names counts only if it is among these
+                audience=self._jwt.audience,
+                issuer=self._jwt.issuer,
+                options={"require": ["exp", "iss", "aud"]},
+            )
+        except (jwt.PyJWTError, ValueError):  # ValueError: bytes that are neither text nor a number
+            return None
+        given = claims.get("roles", [])
+        return tuple(role for role in (READ, PUSH, ADMIN) if isinstance(given, list) and role in given)
+
+
+def _secret(jwt: Jwt) -> str:
+    """The key that signatures are checked with. Shared secrets and public keys never go together: one would be taken for the other."""
+    allowed = set(jwt.algorithms)
+    if not (allowed <= SYMMETRIC or allowed <= ASYMMETRIC):
+        raise UsageError(
+            f"[service.auth.jwt] algorithms are {', '.join(jwt.algorithms)}; expected some of {', '.join(sorted(ASYMMETRIC))}, or else "
+            f"some of {', '.join(sorted(SYMMETRIC))}, never both"
+        )
+    try:
+        text = jwt.key.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"[service.auth.jwt] key {jwt.key} cannot be read: {type(error).__name__}") from error
+    if allowed <= SYMMETRIC and (len(text.encode()) < SHORTEST_SECRET or "-----BEGIN" in text):
+        raise UsageError(
+            f"{jwt.key} is no secret for {', '.join(sorted(allowed))}; expected at least {SHORTEST_SECRET} random bytes as text"
+        )
+    if allowed <= ASYMMETRIC and ("-----BEGIN" not in text or "PRIVATE" in text):
+        raise UsageError(f"{jwt.key} is no public key in PEM, which {', '.join(sorted(allowed))} are checked with")
+    return text

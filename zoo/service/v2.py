@@ -1,0 +1,251 @@
+"""Open Inference Protocol v2 over the same predictors: columns of keys go in as tensors, scores come out as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+from fastapi import FastAPI, Request
+from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+
+from zoo.errors import UsageError, choices
+from zoo.features import Features
+from zoo.predictor import Predictor
+from zoo.service.access import OPEN, READ, needs
+from zoo.service.messages import DEADLINE, MAX_ROWS, example, read_instant
+from zoo.service.problems import Json, UnknownModelError
+
+EXTENSIONS: list[str] = []
+NUMBERS = {"FP32": float, "FP64": float, "INT32": int, "INT64": int, "BOOL": bool, "BYTES": str}
+"""OIP's name -> what JSON holds it as."""
+
+
+class Tensor(BaseModel):
+    """One column. shape: [n] or [n, 1]."""
+
+    name: StrictStr
+    shape: list[StrictInt] = Field(min_length=1, max_length=2)
+    datatype: Literal["FP32", "FP64", "INT32", "INT64", "BOOL", "BYTES"]
+    data: list[StrictInt | StrictFloat | StrictBool | StrictStr] = Field(max_length=MAX_ROWS)
+
+
+class Wanted(BaseModel):
+    name: StrictStr
+
+
+class InferRequest(BaseModel):
+    """A tensor for each key and context column of the model."""
+
+    model_config = example(
+        {
+            "id": "r-1",
+            "inputs": [{"name": "user_id", "shape": [2], "datatype": "INT64", "data": [1, 42]}],
+            "outputs": [{"name": "score"}],
+        }
+    )
+
+    id: StrictStr | None = Field(None, max_length=200)
+    inputs: list[Tensor] = Field(min_length=1, max_length=100)
+    outputs: list[Wanted] | None = Field(None, max_length=100, description="Which outputs; default: all.")
+    parameters: dict[str, Any] | None = Field(None, description="at: as in /v1/predict. Others are ignored.")
+
+
+class Output(BaseModel):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[float | bool]
+
+
+class InferResponse(BaseModel):
+    """``score``, a tensor ``member:NAME`` a member, ``newest_event_age`` (seconds, -1 where there is no event) and ``known``."""
+
+    id: str | None = None
+    model_name: str
+    model_version: str
+    outputs: list[Output]
+
+
+class Column(BaseModel):
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ServerMetadata(BaseModel):
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ModelMetadata(BaseModel):
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[Column]
+    outputs: list[Column]
+
+
+class Live(BaseModel):
+    live: bool
+
+
+class Ready(BaseModel):
+    ready: bool
+
+
+class ModelReady(BaseModel):
+    name: str
+    ready: bool
+
+
+class ErrorV2(BaseModel):
+    error: str
+
+
+def add_v2(
+    api: FastAPI,
+    known: Callable[[str], Predictor],
+    warm: Callable[[], None],
+    in_time: Callable[[Request], None],
+    features: Features,
+) -> None:
+    """Add the protocol's routes. known: the predictor of a model name; warm, in_time: raise where nothing can be answered."""
+    failing: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorV2, "description": "As for /v1; the body has a text only"}
+        for status in (400, 404, 413, 415, 422, 500, 503, 504)
+    }
+    options: dict[str, Any] = {"tags": ["v2"], "responses": {**failing}}
+
+    def of(name: str, version: str | None) -> Predictor:
+        predictor = known(name)
+        if version is not None and version != str(predictor.version.number):
+            raise UnknownModelError(choices(f"version of {name}", version, [predictor.version.number]))
+        return predictor
+
+    @api.get("/v2", response_model=ServerMetadata, openapi_extra=needs(READ), **options)
+    def server_metadata() -> Json:
+        """Name and version of the server."""
+        from importlib.metadata import version
+
+        return Json({"name": "feature-zoo", "version": version("feature-zoo"), "extensions": EXTENSIONS})
+
+    @api.get("/v2/health/live", response_model=Live, openapi_extra=needs(OPEN), **options)
+    def server_live() -> Json:
+        """Whether the process answers."""
+        return Json({"live": True})
+
+    @api.get("/v2/health/ready", response_model=Ready, openapi_extra=needs(OPEN), **options)
+    def server_ready() -> Json:
+        """Whether every model can answer."""
+        warm()
+        return Json({"ready": True})
+
+    @api.get("/v2/models/{name}", response_model=ModelMetadata, openapi_extra=needs(READ), **options)
+    @api.get("/v2/models/{name}/versions/{version}", response_model=ModelMetadata, openapi_extra=needs(READ), **options)
+    def model_metadata(name: str, version: str | None = None) -> Json:
+        """Inputs and outputs of a model."""
+        predictor = of(name, version)
+        return Json(
+            {
+                "name": name,
+                "versions": [str(predictor.version.number)],
+                "platform": "feature-zoo",
+                "inputs": [{"name": n, "datatype": kind, "shape": [-1]} for n, kind in _inputs(predictor, features).items()],
+                "outputs": [
+                    {"name": n, "datatype": kind, "shape": [-1, *rest]} for n, (kind, rest) in _outputs(predictor).items()
+                ],
+            }
+        )
+
+    @api.get("/v2/models/{name}/ready", response_model=ModelReady, openapi_extra=needs(READ), **options)
+    @api.get("/v2/models/{name}/versions/{version}/ready", response_model=ModelReady, openapi_extra=needs(READ), **options)
+    def model_ready(name: str, version: str | None = None) -> Json:
+        """Whether a model can answer."""
+        of(name, version).warm()
+        return Json({"name": name, "ready": True})
+
+    asks = {**needs(READ), **DEADLINE}
+
+    @api.post("/v2/models/{name}/infer", response_model=InferResponse, openapi_extra=asks, **options)
+    @api.post("/v2/models/{name}/versions/{version}/infer", response_model=InferResponse, openapi_extra=asks, **options)
+    def infer(http: Request, name: str, request: InferRequest, version: str | None = None) -> Json:
+        """Predict for every row of the input tensors, in order."""
+        predictor = of(name, version)
+        in_time(http)
+        return Json(_infer(predictor, name, request))
+
+
+def _inputs(predictor: Predictor, features: Features) -> dict[str, str]:
+    schema = features.reader.log.schema
+    kinds = {**schema.extra, "user_id": schema.user_id, "item_id": schema.item_id}
+    keys = {name: "BYTES" if kinds.get(name) == "string" else "INT64" for name in predictor.entities}
+    return keys | {name: _datatype(np.dtype(kind)) for name, kind in dict(predictor.context).items()}
+
+
+def _datatype(dtype: Any) -> str:
+    return {"f": "FP64", "i": "INT64", "u": "INT64", "b": "BOOL"}.get(dtype.kind, "BYTES")
+
+
+def _outputs(predictor: Predictor) -> dict[str, tuple[str, list[int]]]:
+    width = [len(predictor.outputs)] if predictor.outputs else []
+    members = {f"member:{name}": ("FP32", width) for name in predictor.members}
+    return {"score": ("FP32", width), **members, "newest_event_age": ("FP64", []), "known": ("BOOL", [])}
+
+
+def _infer(predictor: Predictor, name: str, request: InferRequest) -> dict[str, Any]:
+    columns = {tensor.name: _column(tensor) for tensor in request.inputs}
+    if len(columns) < len(request.inputs):
+        raise UsageError("two inputs have one name; expected a tensor a column")
+    for column in columns:
+        if column not in (*predictor.entities, *predictor.context):
+            raise UsageError(choices("input", column, (*predictor.entities, *predictor.context)))
+    sizes = {len(values) for values in columns.values()}
+    if len(sizes) > 1:
+        raise UsageError(f"inputs have {', '.join(map(str, sorted(sizes)))} rows; expected as many in each")
+    offered = _outputs(predictor)
+    wanted = [each.name for each in request.outputs] if request.outputs else list(offered)
+    for each in wanted:
+        if each not in offered:
+            raise UsageError(choices("output", each, offered))
+    at = (request.parameters or {}).get("at")
+    if at is not None and not isinstance(at, str):
+        raise UsageError(f"parameter at is {type(at).__name__}; expected ISO 8601 text with an offset")
+    try:
+        instant = read_instant(at)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    table = predictor.predict(columns, at=instant)
+    answer = {
+        "model_name": name,
+        "model_version": str(predictor.version.number),
+        "outputs": [
+            {"name": n, "datatype": offered[n][0], "shape": [len(table), *offered[n][1]], "data": _data(predictor, table, n)}
+            for n in wanted
+        ],
+    }
+    return answer if request.id is None else {"id": request.id, **answer}
+
+
+def _column(tensor: Tensor) -> list[Any]:
+    if tensor.shape[0] != len(tensor.data) or tensor.shape[1:] not in ([], [1]):
+        raise UsageError(
+            f"input {tensor.name!r} has shape {tensor.shape} and {len(tensor.data)} values; expected [n] or [n, 1] and n values"
+        )
+    kind = NUMBERS[tensor.datatype]
+    for value in tensor.data:
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise UsageError(f"input {tensor.name!r} of {tensor.datatype} holds {value!r}")
+    return tensor.data
+
+
+def _data(predictor: Predictor, table: Any, name: str) -> list[Any]:
+    if name == "known":
+        found: list[Any] = table["known"].to_pylist()
+        return found
+    if name == "newest_event_age":
+        return [-1.0 if age is None else age for age in table["newest_event_age"].to_pylist()]
+    own = name.removeprefix("member:")
+    columns: Mapping[str, Any] = {o: table[f"{own}:{o}"].to_pylist() for o in predictor.outputs} or {own: table[own].to_pylist()}
+    return [value for row in zip(*columns.values()) for value in row]
