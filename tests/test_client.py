@@ -1,0 +1,82 @@
+"""The client of the service, over a real server: typed answers, typed errors, sync and async alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shop import Shop
+from test_service import opened, purchase, running
+
+from zoo.client import AccessError, AsyncClient, Client, DeadlineError, RequestError, UnavailableError
+from zoo.service import app
+from zoo.service.access import PUSH, READ, Access, add_key
+from zoo.service.load import Limiter
+
+
+@pytest.fixture(scope="module")
+def parts(trained_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return opened(trained_shop.copy(tmp_path_factory.mktemp("client") / "shop"))
+
+
+@pytest.fixture
+def url(parts: Any) -> Iterator[str]:
+    with running(app(*parts)) as client:
+        yield str(client.base_url)
+
+
+def test_answers_are_typed(url: str, parts: Any) -> None:
+    with Client(url) as client:
+        one, stranger = client.predict("churn", users=[1, 999_999], at="2024-05-01T00:00:00Z", deadline=60)
+        assert (one.keys, one.known, one.version, stranger.known) == ({"user_id": 1}, True, "churn@1", False)
+        (pair,) = client.predict("campaign", [{"user_id": 8, "campaign_id": 2}])
+        assert pair.keys == {"user_id": 8, "campaign_id": 2}
+        assert next((m.model, m.members) for m in client.models()) == ("churn", ["gbdt", "gru"])
+        assert client.push([purchase(40, "c-1")]).added == 1
+        assert client.push([purchase(40)], idempotency_key="k").added == 1
+
+    async def same() -> Any:
+        async with AsyncClient(url) as other:
+            answers = await other.predict("churn", users=[1, 999_999], at="2024-05-01T00:00:00Z")
+            return answers, await other.models(), await other.push([purchase(40, "c-1")])
+
+    answers, models, pushed = asyncio.run(same())
+    assert (answers[0], models[0].model, pushed.repeated) == (one, "churn", 1)
+
+
+def test_errors_are_typed(url: str, parts: Any, tmp_path: Path) -> None:
+    with Client(url) as client:
+        with pytest.raises(RequestError, match="unknown model 'chrun'") as found:
+            client.predict("chrun", users=[1])
+        assert (found.value.status, found.value.kind) == (404, "unknown_model")
+        with pytest.raises(RequestError, match="ranks no items"):
+            client.recommend("churn", [1])
+    key = add_key(tmp_path / "keys.json", "reader", [READ])
+    with running(app(*parts, access=Access(tmp_path / "keys.json", None), limiter=Limiter(0))) as server:
+        with Client(str(server.base_url)) as client, pytest.raises(AccessError):
+            client.models()
+        with Client(str(server.base_url), key) as client:
+            assert client.models()
+            with pytest.raises(AccessError, match=f"needs the role '{PUSH}'"):
+                client.push([purchase(1, "no")])
+            with pytest.raises(UnavailableError, match="try again") as refused:
+                client.predict("churn", users=[1])
+            assert refused.value.retry_after == 1
+    with Client(str(server.base_url)) as client, pytest.raises(UnavailableError, match="not reached"):
+        client.models()
+
+
+def test_a_deadline_is_an_error_of_its_own(parts: Any) -> None:
+    import threading
+
+    from test_service_runs import Held
+
+    predictors, features = parts
+    held = Held(predictors["churn"], threading.Semaphore(0), threading.Event())
+    with running(app({"churn": held}, features)) as server, Client(str(server.base_url)) as client:  # type: ignore[dict-item]
+        with pytest.raises(DeadlineError, match="no answer within the 40 ms"):
+            client.predict("churn", users=[1], deadline=0.04)
+        held.let.set()

@@ -1,0 +1,291 @@
+"""A thin typed client of the service, sync and async, over httpx (the extra ``client``). It imports nothing of zoo but its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from zoo.errors import ZooError
+
+Id = int | str
+Score = float | Mapping[str, float]
+T = TypeVar("T")
+
+
+class ServiceError(ZooError):
+    """The service refused or could not answer. status: of HTTP; kind: as docs/reference/http.md lists them."""
+
+    def __init__(self, status: int, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.kind = status, kind
+
+
+class RequestError(ServiceError):
+    """The request cannot be meant as it is (400 to 422); sending it again does not help."""
+
+
+class AccessError(ServiceError):
+    """No valid credential (401), or one without the role that is needed (403)."""
+
+
+class UnavailableError(ServiceError):
+    """Another try may be answered. retry_after: seconds that the service asks to wait first, None where it does not say."""
+
+    def __init__(self, status: int, kind: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(status, kind, message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(UnavailableError):
+    """No answer within the deadline. A push may be durable all the same: send it again with the same ids."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one row. newest_event_age: seconds, None where there is no event. known: False for a user without events."""
+
+    keys: Mapping[str, Id]
+    score: Score
+    members: Mapping[str, Score]
+    newest_event_age: float | None
+    known: bool
+    version: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item of a list. ranks: each member's own rank of it."""
+
+    item_id: Id
+    title: str
+    score: float
+    ranks: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One user's list, most likely first. cold: nothing is known of the user, so this is what is popular."""
+
+    user_id: Id
+    items: tuple[Item, ...]
+    cold: bool | None
+    newest_event_age: float | None
+    version: str
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What became of pushed events: ``rows`` is the sum of ``added``, ``repeated`` and all ``quarantined``."""
+
+    rows: int
+    added: int
+    repeated: int
+    quarantined: Mapping[str, int]
+    ignored: Sequence[str]
+    version: int
+    warnings: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that the service answers for."""
+
+    model: str
+    version: str
+    aliases: Sequence[str]
+    entities: Sequence[str]
+    context: Mapping[str, str]
+    members: Sequence[str]
+    outputs: Sequence[str]
+    created: str
+    metrics: Mapping[str, Any]
+    lineage: Mapping[str, Any]
+
+
+def _made(kind: type[T], value: Mapping[str, Any]) -> T:
+    """Fields that a newer service adds are left out."""
+    return kind(**{field.name: value[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+
+
+def _predictions(body: Any) -> list[Prediction]:
+    return [_made(Prediction, each) for each in body["answers"]]
+
+
+def _recommendations(body: Any) -> list[Recommendation]:
+    answers = ({**each, "items": tuple(_made(Item, item) for item in each["items"])} for each in body["answers"])
+    return [_made(Recommendation, each) for each in answers]
+
+
+def _models(body: Any) -> list[Model]:
+    return [_made(Model, each) for each in body["models"]]
+
+
+def _pushed(body: Any) -> Pushed:
+    return _made(Pushed, body)
+
+
+def _options(token: str | None) -> dict[str, str]:
+    return {} if token is None else {"Authorization": f"Bearer {token}"}
+
+
+def _headers(deadline: float | None) -> dict[str, str]:
+    return {} if deadline is None else {"X-Deadline-Ms": str(max(1, round(deadline * 1e3)))}
+
+
+def _predict(model: str, rows: Any, users: Any, at: str | None) -> dict[str, Any]:
+    return {"model": model, **({"users": list(users)} if rows is None else {"rows": list(rows)}), "at": at}
+
+
+def _recommend(model: str, users: Any, k: int, exclude_seen: bool | None, where: Any, at: str | None) -> dict[str, Any]:
+    return {"model": model, "users": list(users), "k": k, "exclude_seen": exclude_seen, "where": where, "at": at}
+
+
+def _checked(response: httpx.Response) -> Any:
+    """The body of an answer; else the error that it is."""
+    if response.is_success:
+        return response.json()
+    status = response.status_code
+    try:
+        told = response.json()["error"]
+        kind, message = str(told["type"]), str(told["message"])
+    except (ValueError, KeyError, TypeError):  # not of our service: something between
+        kind, message = "http", f"{response.request.url} answered {status} without a message of the service's"
+    if status == 504:
+        raise DeadlineError(status, kind, message)
+    if status >= 500 or status == 429:
+        after = response.headers.get("retry-after", "")
+        raise UnavailableError(status, kind, message, float(after) if after.isdecimal() else None)
+    raise (AccessError if status in (401, 403) else RequestError)(status, kind, message)
+
+
+def _failed(error: httpx.HTTPError) -> UnavailableError:
+    kind = DeadlineError if isinstance(error, httpx.TimeoutException) else UnavailableError
+    return kind(0, "transport", f"the service was not reached, or did not answer: {type(error).__name__}: {error}")
+
+
+class Client:
+    """Asks one service, over connections that are kept. Thread-safe; close it, or use it in a ``with`` block.
+
+    url: as ``http://127.0.0.1:8000``. token: an API key or a JWT. timeout: seconds for an answer without a deadline of its own.
+    deadlines (seconds) travel to the service. Every method raises AccessError, RequestError, DeadlineError and UnavailableError.
+    """
+
+    def __init__(self, url: str, token: str | None = None, timeout: float = 30.0, **httpx_options: Any) -> None:
+        self._http = httpx.Client(base_url=url, headers=_options(token), timeout=timeout, **httpx_options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _ask(self, method: str, path: str, body: Any = None, deadline: float | None = None) -> Any:
+        try:
+            return _checked(self._http.request(method, path, json=body, headers=_headers(deadline)))
+        except httpx.HTTPError as error:
+            raise _failed(error) from error
+
+    def predict(
+        self,
+        model: str,
+        rows: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        users: Sequence[Id] = (),
+        at: str | None = None,
+        deadline: float | None = None,
+    ) -> list[Prediction]:
+        """One prediction a row (keys and context by column) or user, in order. at: ISO 8601 with an offset."""
+        return _predictions(self._ask("POST", "/v1/predict", _predict(model, rows, users, at), deadline))
+
+    def recommend(
+        self,
+        model: str,
+        users: Sequence[Id],
+        k: int = 10,
+        *,
+        exclude_seen: bool | None = None,
+        where: Mapping[str, Any] | None = None,
+        at: str | None = None,
+        deadline: float | None = None,
+    ) -> list[Recommendation]:
+        """One list a user, in order."""
+        body = _recommend(model, users, k, exclude_seen, where, at)
+        return _recommendations(self._ask("POST", "/v1/recommend", body, deadline))
+
+    def push(
+        self, events: Sequence[Mapping[str, Any]], idempotency_key: str | None = None, deadline: float | None = None
+    ) -> Pushed:
+        """Events for the log: durable when this returns. Each has an ``event_id``, or the push an idempotency key."""
+        body = {"events": list(events), "idempotency_key": idempotency_key}
+        return _pushed(self._ask("POST", "/v1/events", body, deadline))
+
+    def models(self) -> list[Model]:
+        """What the service answers for."""
+        return _models(self._ask("GET", "/v1/models"))
+
+
+class AsyncClient:
+    """``Client`` for asyncio; use it in an ``async with`` block."""
+
+    def __init__(self, url: str, token: str | None = None, timeout: float = 30.0, **httpx_options: Any) -> None:
+        self._http = httpx.AsyncClient(base_url=url, headers=_options(token), timeout=timeout, **httpx_options)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def _ask(self, method: str, path: str, body: Any = None, deadline: float | None = None) -> Any:
+        try:
+            return _checked(await self._http.request(method, path, json=body, headers=_headers(deadline)))
+        except httpx.HTTPError as error:
+            raise _failed(error) from error
+
+    async def predict(
+        self,
+        model: str,
+        rows: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        users: Sequence[Id] = (),
+        at: str | None = None,
+        deadline: float | None = None,
+    ) -> list[Prediction]:
+        """As ``Client.predict``."""
+        return _predictions(await self._ask("POST", "/v1/predict", _predict(model, rows, users, at), deadline))
+
+    async def recommend(
+        self,
+        model: str,
+        users: Sequence[Id],
+        k: int = 10,
+        *,
+        exclude_seen: bool | None = None,
+        where: Mapping[str, Any] | None = None,
+        at: str | None = None,
+        deadline: float | None = None,
+    ) -> list[Recommendation]:
+        """As ``Client.recommend``."""
+        body = _recommend(model, users, k, exclude_seen, where, at)
+        return _recommendations(await self._ask("POST", "/v1/recommend", body, deadline))
+
+    async def push(
+        self, events: Sequence[Mapping[str, Any]], idempotency_key: str | None = None, deadline: float | None = None
+    ) -> Pushed:
+        """As ``Client.push``."""
+        body = {"events": list(events), "idempotency_key": idempotency_key}
+        return _pushed(await self._ask("POST", "/v1/events", body, deadline))
+
+    async def models(self) -> list[Model]:
+        """As ``Client.models``."""
+        return _models(await self._ask("GET", "/v1/models"))
