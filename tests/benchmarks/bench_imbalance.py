@@ -7,14 +7,13 @@ chosen by these figures. The demo's data must be there (`make demo`), or a proje
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from figures import QUICK, Figure, report
+from figures import QUICK, Figure, chosen
 
 from zoo.contract import Array, TrainingData
 from zoo.evaluation.metrics import Ranked, average_precision, ece, log_loss
@@ -41,7 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 MODELS: dict[str, dict[str, Any]] = {
     "gbdt": {"num_trees": 50 if QUICK else 200},
-    "gru": {"streams": ("visit_*",), "max_length": 30, "epochs": 1 if QUICK else 4},
+    "gru": {"streams": ("visit_*",), "max_length": 30, "epochs": 1 if QUICK else 3},
 }
 RANKERS: dict[str, tuple[str, dict[str, Any]]] = {
     "covisit, normalise = 0": ("covisit", {"normalise": 0.0}),
@@ -60,14 +59,12 @@ def binary(features: Features) -> Iterator[Figure]:
     for model, own in MODELS.items():
         plain: dict[str, float] = {}
         for option, more in OPTIONS.items():
-            started = time.perf_counter()
             scores = fitted(model, {**own, **more}, train).predict(test.batch)[:, 0].astype(np.float64)
-            seconds = time.perf_counter() - started
             rows, _ = Ranked.of(test.target, scores)
             for name, (metric, lower) in METRICS.items():
                 value = float(metric(rows, np.ones((1, len(test))))[0])
                 peer = plain.setdefault(name, value)
-                what = f"{name}, {model}, {option} ({len(train):,} rows, {train.target.mean():.1%} positive, {seconds:.0f} s)"
+                what = f"{name}, {model}, {option} ({len(train):,} rows, {train.target.mean():.1%} positive)"
                 yield Figure(
                     what=what, ours=value, unit=name, peer=peer, peer_name=f"{model} as it is", lower_is_better=lower, seeds=(0,)
                 )
@@ -88,10 +85,8 @@ def ranking(features: Features) -> Iterator[Figure]:
     test = test.take(np.arange(min(USERS, len(test))))
     plain: dict[tuple[str, str], float] = {}
     for name, (model, params) in RANKERS.items():
-        started = time.perf_counter()
         recommender = fit_recommender([Member(model, model, params, 0)], train)
         found = next(iter(recommender.rankings(test, exclude_seen=False).values()))
-        seconds = time.perf_counter() - started
         batch, target = recommender.seen(test.batch), recommender.known(test.batch.catalogue).target(test)
         of = slices(batch.column(HISTORY).lengths, target, recommender.counts_of(batch).popularity)
         gain: Array = ndcg(found.rank)
@@ -99,7 +94,7 @@ def ranking(features: Features) -> Iterator[Figure]:
             value = float(gain[of[part]].mean())
             peer = plain.setdefault((model, part), value)
             yield Figure(
-                what=f"NDCG@10 on {part}, {name} ({int(of[part].sum()):,} rows, {seconds:.0f} s)",
+                what=f"NDCG@10 on {part}, {name} ({int(of[part].sum()):,} rows)",
                 ours=value,
                 unit="NDCG@10",
                 peer=peer,
@@ -109,6 +104,18 @@ def ranking(features: Features) -> Iterator[Figure]:
             )
 
 
+def shown(figures: Iterator[Figure]) -> list[Figure]:
+    """All of them, each shown once it is there."""
+    out = []
+    for figure in figures:
+        print(f"{figure.what}: {figure.ours:.4f}", flush=True)
+        out.append(figure)
+    return out
+
+
 if __name__ == "__main__":
-    opened = Features.open(ROOT).pinned()
-    report("imbalance", [*binary(opened), *ranking(opened)])
+    chosen(
+        "imbalance",
+        {"binary": lambda: shown(binary(Features.open(ROOT))), "ranking": lambda: shown(ranking(Features.open(ROOT)))},
+        __doc__,
+    )
