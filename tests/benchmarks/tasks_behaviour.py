@@ -1,7 +1,7 @@
 """Rows T7 and T8: what visitors do next and whether they buy, on real logs, against LightGBM on windows tuned with equal effort.
 
 The peer is LightGBM through the plugin ``gbdt``, given the windows (numbers a user) and no sequences. Both sides have as many trials, drawn
-alike and judged by log-loss on rows before the cut; the stack then weighs the chosen models. Test rows are looked at once, at the end.
+alike and judged by log-loss on training rows held out; the stack then weighs the chosen models. Test rows are looked at once, at the end.
 """
 
 from __future__ import annotations
