@@ -80,12 +80,12 @@ def app(
             raise LateError("the deadline has passed")
 
     @api.get("/health/live", openapi_extra=needs(OPEN), response_model=Status, tags=["health"])
-    def live() -> Json:
+    async def live() -> Json:
         """Whether the process answers."""
         return Json({"status": "live"})
 
     @api.get("/health", openapi_extra=needs(READ), response_model=Health, tags=["health"])
-    def health() -> Json:
+    async def health() -> Json:
         """Which version of each model answers, and whether what the registry names could not be loaded."""
         return Json(_health(versions))
 
@@ -98,17 +98,17 @@ def app(
         return Json({"status": "ready"})
 
     @api.get("/metrics", openapi_extra=needs(READ), response_class=Response, tags=["health"], include_in_schema=False)
-    def prometheus() -> Response:
+    async def prometheus() -> Response:
         """Counts in Prometheus's text format."""
         return Response(metrics.text(versions), media_type=CONTENT_TYPE)
 
     @api.get("/openapi.json", openapi_extra=needs(READ), include_in_schema=False)
-    def openapi() -> Json:
+    async def openapi() -> Json:
         """This document."""
         return Json(_document(api))
 
     @api.get("/v1/models", openapi_extra=needs(READ), response_model=Models, tags=["models"])
-    def models() -> Json:
+    async def models() -> Json:
         """The models that this server answers for, and what they were made from."""
         return Json({"models": [_card(name, predictor) for name, predictor in versions.items()]})
 

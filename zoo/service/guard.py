@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import time
 import uuid
@@ -11,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from anyio.to_thread import current_default_thread_limiter
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,6 +23,8 @@ from zoo.service.problems import problem, too_large
 
 PORT = re.compile(r":\d*$")
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+THREADS = (os.cpu_count() or 1) + 2
+"""Predictions computed at once: more than there are processors for only take turns, and keep refusals waiting for theirs."""
 LATE = 0.02
 """Seconds past its deadline after which a request is answered without what it asked for."""
 LONGEST_DEADLINE = 600_000
@@ -48,6 +52,8 @@ class Guard:
     access: Access | None = None
     limiter: Limiter = field(default_factory=Limiter)
     metrics: Metrics = field(default_factory=Metrics)
+    threads: int = THREADS
+    _bounded: bool = field(default=False, repr=False)
     _running: set[asyncio.Task[None]] = field(default_factory=set, repr=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,6 +61,9 @@ class Guard:
             await self.app(scope, receive, send)
             return
         began = time.perf_counter()
+        if not self._bounded:
+            self._bounded = True  # the pool belongs to the event loop, so it is known from the first request on
+            current_default_thread_limiter().total_tokens = self.threads
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         rule = self.rules.find(scope["method"], scope["path"])
         given = headers.get(b"x-request-id", "")

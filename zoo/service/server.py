@@ -74,6 +74,7 @@ def serve(
             if access is not None:
                 access.refresh()
 
+        sys.setswitchinterval(0.001)  # what is refused must not wait long for predictions that are computed
         listener.listen()
         served = [p.version.reference for p in versions.values()]
         url = f"{'https' if settings.tls else 'http'}://{own}:{listener.getsockname()[1]}"

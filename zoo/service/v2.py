@@ -125,14 +125,14 @@ def add_v2(
         return predictor
 
     @api.get("/v2", response_model=ServerMetadata, openapi_extra=needs(READ), **options)
-    def server_metadata() -> Json:
+    async def server_metadata() -> Json:
         """Name and version of the server."""
         from importlib.metadata import version
 
         return Json({"name": "feature-zoo", "version": version("feature-zoo"), "extensions": EXTENSIONS})
 
     @api.get("/v2/health/live", response_model=Live, openapi_extra=needs(OPEN), **options)
-    def server_live() -> Json:
+    async def server_live() -> Json:
         """Whether the process answers."""
         return Json({"live": True})
 
@@ -144,7 +144,7 @@ def add_v2(
 
     @api.get("/v2/models/{name}", response_model=ModelMetadata, openapi_extra=needs(READ), **options)
     @api.get("/v2/models/{name}/versions/{version}", response_model=ModelMetadata, openapi_extra=needs(READ), **options)
-    def model_metadata(name: str, version: str | None = None) -> Json:
+    async def model_metadata(name: str, version: str | None = None) -> Json:
         """Inputs and outputs of a model."""
         predictor = of(name, version)
         return Json(

@@ -227,7 +227,12 @@ class Bert:
         network.load_state_dict({name: torch.tensor(array) for name, array in artefact.part("network").arrays.items()})
         network.requires_grad_(requires_grad=False)
         return FittedBert(
-            Reader.make(encoder, columns, params), network, target, stored["mean"], stored["std"], tuple(stored["keep"])
+            Reader.make(encoder, columns, params),
+            network,
+            target,
+            stored["mean"],
+            stored["std"],
+            tuple(stored.get("keep", (1.0, 1.0))),
         )
 
     def _check(self, data: TrainingData) -> None:

@@ -86,9 +86,9 @@ class GBDT:
             model["width"],
             tuple(lightgbm.Booster(model_str=text) for text in trees),
             model["num_threads"],
-            tuple(model["keep"]),
-            model["focal"],
-            model["start"],
+            tuple(model.get("keep", (1.0, 1.0))),  # versions registered before these were options have none of them
+            model.get("focal", 0.0),
+            model.get("start", 0.0),
         )
 
 

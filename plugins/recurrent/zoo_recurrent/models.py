@@ -236,7 +236,9 @@ class Recurrent:
             network = Network(self.cell, layout, params, target.width)
             network.load_state_dict({name: torch.tensor(array) for name, array in artefact.part(f"networks/{i}").arrays.items()})
             networks.append(network)
-        return FittedRecurrent(self.cell, params, target, layout, networks, stored["mean"], stored["std"], tuple(stored["keep"]))
+        return FittedRecurrent(
+            self.cell, params, target, layout, networks, stored["mean"], stored["std"], tuple(stored.get("keep", (1.0, 1.0)))
+        )
 
     def _check(self, data: TrainingData) -> None:
         kind, target = data.kind, data.target

@@ -1,0 +1,290 @@
+"""Rows P3, P6, P7 and P15: what HTTP adds, overload, swaps under load, and a soak, each of ``zoo serve`` in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import load
+import psutil
+from figures import QUICK, Figure
+
+REPO = Path(os.environ.get("BENCH_REPO", Path(__file__).parents[2] / "feature_repo"))
+"""A project with a champion of churn, as ``make demo`` leaves it; it is copied, never written to."""
+USERS = list(range(1, 2_001))
+
+
+@dataclass(frozen=True)
+class Server:
+    port: int
+    process: psutil.Process
+
+
+@contextlib.contextmanager
+def project() -> Iterator[Path]:
+    """A copy of the demo's project."""
+    if not (REPO / "data" / "registry.db").exists():
+        raise SystemExit(f"{REPO} has no registered models; make some with `make demo`, or name another project in BENCH_REPO")
+    with tempfile.TemporaryDirectory(prefix="zoo-bench-") as folder:
+        root = Path(folder) / "repo"
+        shutil.copytree(REPO, root, ignore=shutil.ignore_patterns("source", "cache"))
+        with (root / "zoo.toml").open("a") as file:
+            file.write("\n[service]\nreload = 0\naccess_log = false\n")
+        yield root
+
+
+@contextlib.contextmanager
+def serving(root: Path, *options: str) -> Iterator[Server]:
+    """``zoo serve churn`` until the block ends."""
+    command = [sys.executable, "-m", "zoo", "--repo", str(root), "serve", "churn", "--port", "0", "--json", *options]
+    log = (root / "serve.log").open("w")
+    with log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+        try:
+            assert process.stdout is not None
+            text = ""
+            for line in process.stdout:
+                text += line
+                if line.startswith("}"):
+                    break
+            if not text:
+                raise SystemExit((root / "serve.log").read_text())
+            yield Server(int(json.loads(text)["url"].rpartition(":")[2]), psutil.Process(process.pid))
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def asking(users: int = 1) -> list[bytes]:
+    return [load.post("/v1/predict", {"model": "churn", "users": USERS[at : at + users]}) for at in range(0, 1_000, users)]
+
+
+def quantile(values: list[float], q: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * q))]
+
+
+def p3() -> list[Figure]:
+    """What HTTP adds to a prediction: p50 over HTTP, less in process, less an empty route of the same server."""
+    from zoo.predictor import Predictor
+
+    seconds, repeats = (2, 2) if QUICK else (10, 5)
+    with project() as root, serving(root) as server:
+        predictor = Predictor.load("churn", root)
+        predictor.warm()
+        added = []
+        for _ in range(repeats):
+            own, http, empty = asyncio.run(_in_turn(predictor, server.port, seconds))
+            parts = [statistics.median(each) * 1e3 for each in (http, own, empty)]
+            added.append((parts[0] - parts[1] - parts[2], parts))
+    best, (over, within, nothing) = min(added)
+    why = f"p50 over HTTP {over:.2f} ms, in process {within:.2f} ms, an empty route {nothing:.2f} ms"
+    return [
+        Figure(
+            id="P3",
+            what=f"HTTP over in-process, p50, less an empty route ({why})",
+            ours=best,
+            unit="ms",
+            must="at most 1 ms",
+            reached=best <= 1,
+            why=why,
+        )
+    ]
+
+
+async def _in_turn(predictor: Any, port: int, seconds: float) -> list[list[float]]:
+    """Times of the same prediction in process and over HTTP and of an empty route, in turn, so that all meet the same machine."""
+    requests, empty, connection = asking(), load.get("/health/live"), load.Connection(port)
+    seen: list[list[float]] = [[], [], []]
+    until, number = time.perf_counter() + seconds, 0
+    while time.perf_counter() < until:
+        begun = [time.perf_counter()]
+        predictor.predict(users=[USERS[number % 1_000]])
+        begun.append(time.perf_counter())
+        for request in (requests[number % 1_000], empty):
+            status, _ = await connection.ask(request)
+            assert status == 200
+            begun.append(time.perf_counter())
+        for times, first, last in zip(seen, begun, begun[1:]):
+            times.append(last - first)
+        number += 1
+    connection.close()
+    return seen
+
+
+def p6() -> list[Figure]:
+    """Goodput at three times the peak, and how soon the rest is refused."""
+    seconds = 3 if QUICK else 20
+    with project() as root, serving(root) as server:
+        asyncio.run(load.closed(server.port, asking(), 4, 2))  # warm
+        peak = max(asyncio.run(load.closed(server.port, asking(), n, seconds)).rate() for n in (1, 2, 4, 8))
+        over = asyncio.run(load.steady(server.port, asking(), 3 * peak, seconds))
+    refused = over.times.get(503, [0.0])
+    share, late = over.rate() / peak, quantile(refused, 0.99) * 1e3
+    others = {status: len(times) for status, times in over.times.items() if status not in (200, 503)}
+    slowest, typical = max(refused) * 1e3, quantile(refused, 0.5) * 1e3
+    why = f"{len(refused)} refused, p50 {typical:.1f} ms, slowest {slowest:.1f} ms; broken {over.failed}, others {others}"
+    return [
+        Figure(
+            id="P6",
+            what=f"goodput at 3 times overload, of own peak of {peak:.0f} a second ({why})",
+            ours=share,
+            unit="share",
+            lower_is_better=False,
+            must="at least 0.9",
+            reached=share >= 0.9,
+            why=f"goodput {over.rate():.0f} a second; {why}",
+        ),
+        Figure(
+            id="P6b",
+            what="time to refuse at 3 times overload, p99",
+            ours=late,
+            unit="ms",
+            must="within 50 ms",
+            reached=late <= 50,
+            why=why,
+        ),
+    ]
+
+
+def _spoiled(folder: Path, number: int) -> None:
+    """Damage an artefact: another way for each number."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = next(path for path in files if path.name == "manifest.json")
+    other = next(path for path in files if path.name != "manifest.json")
+    for path in files:
+        path.chmod(0o644)
+    content = other.read_bytes()
+    if number % 4 == 0:
+        other.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif number % 4 == 1:
+        other.write_bytes(content[: len(content) // 2])
+    elif number % 4 == 2:
+        other.unlink()
+    else:
+        manifest.write_text("{")
+
+
+async def _swaps(port: int, root: Path, swaps: int, corrupt: int) -> dict[str, Any]:
+    from zoo.project import Project
+    from zoo.registry import Registry
+
+    stop, control = asyncio.Event(), load.Connection(port)
+    peak = (await load.closed(port, asking(3), 2, 5)).rate()
+    rate = peak / 5  # loading takes the same processors: a steady rate that leaves room for it
+    steady = asyncio.create_task(load.steady(port, asking(3), rate, 1e9, keep=True, until=stop))
+    found = Project.open(root)
+    done = refused = 0
+
+    async def reload() -> dict[str, str]:
+        status, body = await control.ask(load.post("/v1/reload", {}))
+        while status == 503:  # under load like everyone else
+            await asyncio.sleep(0.05)
+            status, body = await control.ask(load.post("/v1/reload", {}))
+        assert status == 200, (status, body)
+        return dict(json.loads(body)["swapped"])
+
+    with Registry.open(found.registry_url, found.artefacts) as registry:
+        version, artefact = await asyncio.to_thread(registry.load, "churn")
+        again = registry.register("churn", artefact, version.metrics, version.lineage)
+        for number in range(swaps):
+            goal = again if number % 2 == 0 else version
+            await asyncio.to_thread(registry.promote, "churn", goal.number)
+            done += await reload() == {"churn": goal.reference}
+        held = registry.get("churn").reference
+        for number in range(corrupt):
+            texts = {**artefact.texts, "candidate.txt": f"{number}"}
+            bad = registry.register("churn", replace(artefact, texts=texts), version.metrics, version.lineage)
+            await asyncio.to_thread(registry.promote, "churn", bad.number)
+            _spoiled(found.artefacts / bad.digest, number)
+            swapped = await reload()
+            _, body = await control.ask(load.get("/health"))
+            now = json.loads(body)["models"]["churn"]
+            refused += swapped == {} and now["version"] == held and now["candidate"] == bad.reference
+    stop.set()
+    seen = await steady
+    control.close()
+    versions = [{answer["version"] for answer in json.loads(body)["answers"]} for body in seen.bodies]
+    return {
+        "rate": round(rate, 1),
+        "swapped": done,
+        "left": refused,
+        "answers": len(versions),
+        "mixed": sum(len(each) != 1 for each in versions),
+        "failed": seen.failed + sum(len(times) for status, times in seen.times.items() if status != 200),
+        "slowest_ms": max(seen.times[200]) * 1e3,
+    }
+
+
+def p7() -> list[Figure]:
+    """Swaps and corrupt candidates under a steady load."""
+    swaps, corrupt = (10, 8) if QUICK else (500, 100)
+    with project() as root, serving(root) as server:
+        seen = asyncio.run(_swaps(server.port, root, swaps, corrupt))
+    whole = seen["swapped"] == swaps and not seen["failed"] and not seen["mixed"]
+    told = f"{seen['answers']} answers at a steady {seen['rate']} a second, slowest {seen['slowest_ms']:.0f} ms"
+    return [
+        Figure(
+            id="P7",
+            what=f"failed or mixed-version answers in {swaps} swaps under load ({told})",
+            ours=seen["failed"] + seen["mixed"],
+            unit="answers",
+            must="0 failed, 0 mixed",
+            reached=whole,
+            why=str(seen),
+        ),
+        Figure(
+            id="P7b",
+            what=f"corrupt candidates of {corrupt} that left the former version serving",
+            ours=seen["left"],
+            unit="candidates",
+            lower_is_better=False,
+            must=f"{corrupt}",
+            reached=seen["left"] == corrupt,
+            why=str(seen),
+        ),
+    ]
+
+
+def p15() -> list[Figure]:
+    """Half an hour at 70 % of the peak: resident memory and descriptors, the last third against the second."""
+    minutes = 1 if QUICK else 30
+    with project() as root, serving(root) as server:
+        peak = max(asyncio.run(load.closed(server.port, asking(), n, 3)).rate() for n in (2, 4, 8))
+        samples: list[tuple[float, int]] = []
+
+        async def soak() -> load.Seen:
+            running = asyncio.create_task(load.steady(server.port, asking(), 0.7 * peak, minutes * 60))
+            while not running.done():
+                samples.append((server.process.memory_info().rss / 2**20, server.process.num_fds()))
+                await asyncio.sleep(1)
+            return await running
+
+        seen = asyncio.run(soak())
+    third = len(samples) // 3
+    middle, last = samples[third : 2 * third], samples[2 * third :]
+    grown = statistics.median(m for m, _ in last) / statistics.median(m for m, _ in middle) - 1
+    descriptors = max(d for _, d in last) - max(d for _, d in middle)
+    answered = {status: len(times) for status, times in seen.times.items()}
+    why = f"{statistics.median(m for m, _ in last):.0f} MiB, descriptors {descriptors:+d}, statuses {answered}, broken {seen.failed}"
+    return [
+        Figure(
+            id="P15",
+            what=f"resident memory grown from the second to the last third of {minutes} minutes at 70 % ({why})",
+            ours=grown * 100,
+            unit="%",
+            must="flat: at most 2 %, and no more descriptors",
+            reached=grown <= 0.02 and descriptors <= 0,
+            why=why,
+        )
+    ]
