@@ -159,9 +159,11 @@ def test_the_commands_are_those_of_the_documentation() -> None:
         "train",
         "models",
         "promote",
+        "rollback",
         "predict",
         "recommend",
         "serve",
+        "key",
         "plugins",
         "demo",
     ]
