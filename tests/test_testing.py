@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from zoo.errors import UsageError
 from zoo.manager import plugins
-from zoo.plugin import Artefact, FeatureBatch, FittedModel, ModelSpec, TrainingData
+from zoo.plugin import Artefact, Contributions, FeatureBatch, FittedModel, ModelSpec, TrainingData
 from zoo.testing import CheckFailed, Echo, Follower, checks, contract, run_check, run_checks, toy
 from zoo.testing.case import fingerprint, with_long_row, without_history
 from zoo.testing.echo import EchoParams
@@ -271,6 +271,52 @@ class Popular(Unranking):
 def test_a_broken_ranking_fails_the_check_that_names_the_fault(name: str, fitted: Any, message: str) -> None:
     plugin = Skewed(fitted=fitted)
     result = run_check(name, dict(checks(plugin))[name])
+    assert not result.ok
+    assert re.search(message, result.message), result.message
+
+
+@dataclass(frozen=True)
+class Told(Fitted):
+    """A fitted echo of binary labels that says its one column moved the score; ``bend`` changes what it says."""
+
+    bend: Callable[[Contributions], Contributions] = lambda said: said
+
+    def explain(self, batch: FeatureBatch) -> Contributions:
+        scores = self.echo.predict(batch).astype(np.float64)
+        base = np.full(scores.shape, float(self.echo.means.mean()))
+        return self.bend(Contributions((self.echo.column,), (scores - base)[:, :, None], base))
+
+
+@dataclass(frozen=True)
+class Explaining(Bent):
+    bend: Callable[[Contributions], Contributions] = lambda said: said
+
+    def fit(self, data: TrainingData, *, params: BaseModel, seed: int, progress: Any) -> FittedModel:
+        return Told(super().fit(data, params=params, seed=seed, progress=progress).echo, bend=self.bend)
+
+
+EXPLAIN = "contributions_add_up[binary]"
+
+
+def test_contributions_are_checked_where_a_model_gives_some() -> None:
+    assert run_check(EXPLAIN, dict(checks(Bent()))[EXPLAIN]).ok
+    told = run_check(EXPLAIN, dict(checks(Explaining()))[EXPLAIN])
+    assert (told.ok, told.message) == (True, "")
+
+
+@pytest.mark.parametrize(
+    ("bend", "message"),
+    [
+        (lambda c: replace(c, names=()), r"named \(none\); expected each once"),
+        (lambda c: replace(c, names=("x", "x"), values=np.repeat(c.values, 2, axis=2)), "named x, x; expected each once"),
+        (lambda c: replace(c, values=c.values[:, 0]), r"values of contributions have shape \(200, 1\); expected \(200, 1, 1\)"),
+        (lambda c: replace(c, base=c.base * np.nan), "base of contributions hold numbers that are not finite"),
+        (lambda c: replace(c, values=c.values / len(c.values)), "contributions of row 3 alone"),
+        (lambda c: replace(c, values=-c.values), r"do not order rows alike \(agreement -"),
+    ],
+)
+def test_contributions_that_are_none_are_told(bend: Callable[[Contributions], Contributions], message: str) -> None:
+    result = run_check(EXPLAIN, dict(checks(Explaining(bend=bend)))[EXPLAIN])
     assert not result.ok
     assert re.search(message, result.message), result.message
 

@@ -369,6 +369,29 @@ class ScoresUnseen(ScoresItems, Protocol):
 
 
 @dataclass(frozen=True)
+class Contributions:
+    """What moved scores. names: of what did, m of them, each once; ``COLUMN`` or ``COLUMN.PART`` where it is a column of the batch or
+    made of one. values: float64 (n, k, m), how much each added to the raw score. base: float64 (n, k), the raw score without any.
+
+    The raw score is ``base + values.sum(axis=2)``, on the model's own scale (log-odds, for instance): the larger, the larger what
+    ``predict`` gives.
+    """
+
+    names: tuple[str, ...]
+    values: Array
+    base: Array
+
+
+@runtime_checkable
+class Explains(FittedModel, Protocol):
+    """A fitted model that says what moved its scores. Optional: of others, zoo leaves out one column at a time and looks."""
+
+    def explain(self, batch: FeatureBatch) -> Contributions:
+        """For each row and column of ``predict(batch)``, how much each of the model's own columns moved it."""
+        ...
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """What a model is called and what it takes, cheap enough to list without loading it.
 

@@ -22,6 +22,7 @@ from zoo.evaluation import class_leaderboard, leaderboard
 from zoo.features import Features
 from zoo.fitting import Member, PluginSource, silent
 from zoo.jobs import Executor, Serial
+from zoo.leaks import fits, look
 from zoo.manager import Plugins
 from zoo.project import Project, TaskSettings
 from zoo.recommender import Recommender, fit_recommender, ranked, second_stage
@@ -128,12 +129,14 @@ def train(
     open_labels: bool = False,
     members: Sequence[str] | None = None,
     register: bool = True,
+    check_leaks: bool = False,
     progress: Progress | None = None,
 ) -> Trained:
     """Train a task's stack, evaluate it on rows after ``test_start``, register it.
 
     source: how child processes come by the plugins (the same that made ``plugins``). test_start, test_end: microseconds UTC or ISO
-    dates. open_labels: as in ``split``. Raises UsageError for
+    dates. open_labels: as in ``split``. check_leaks: try the guards of ``zoo.leaks`` that fit a member however long that takes.
+    Raises UsageError for
     settings that cannot be meant, JobError naming the member and fold that failed.
     """
     started = perf_counter()
@@ -162,6 +165,11 @@ def train(
     else:
         done, folds, run, record = _stacked(plugins, settings, task, chosen, rows, data, test, work, say)
     say(STEPS["evaluation"], "evaluation")
+    guards = look(rows, data, test)
+    if folds:
+        taken = {name: line["fold_seconds"] for name, line in record["members"].items()}
+        guards += fits(chosen, data, folds, _groups(rows.train), taken, anyhow=check_leaks, source=source, cache=cache)
+    record["guards"] = [vars(each) for each in guards]
     about = {"task": task_name, "rows": len(data), "test_rows": len(test), "train": _span(rows.train), "test": _span(rows.test)}
     record = {**about, **record, "seconds": perf_counter() - started}
     version = _register(project, record, done.ensemble, features, task, settings, view, folds, run) if register else None

@@ -35,6 +35,10 @@ def train(
     test_end: Annotated[str | None, typer.Option(help="Test on rows before this.", metavar="TIME")] = None,
     workers: Workers = None,
     register: Annotated[bool, typer.Option(help="Keep the model in the registry.")] = True,
+    check_leaks: Annotated[
+        bool,
+        typer.Option("--check-leaks", help="Fit a member on shuffled labels and beside a random column, however long it takes."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a task's members and their stack.
@@ -66,6 +70,7 @@ def train(
             test_end=end,
             members=member or None,
             register=register,
+            check_leaks=check_leaks,
             progress=say,
         )
     version = trained.version
@@ -92,6 +97,9 @@ def train(
         console.print(f"{trained.record.get('rows', 0):,} rows to train on, {trained.record.get('test_rows', 0):,} to test on")
         if trained.record.get("reused"):
             console.print(f"reused from an earlier run: {', '.join(map(str, trained.record['reused']))}")
+        for guard in trained.record.get("guards", ()):
+            if not guard["fine"]:
+                console.print(f"Leak? {guard['guard']}: {guard['seen']}. What to do: {guard['advice']}.")
         console.print(f"took {duration(trained.record.get('seconds'))}")
         if version is None:
             console.print("not registered, as asked")

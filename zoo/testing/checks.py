@@ -20,7 +20,9 @@ from zoo.artefacts import ArtefactStore
 from zoo.contract import (
     PADDING,
     UNKNOWN,
+    Array,
     Column,
+    Explains,
     FeatureBatch,
     ModelPlugin,
     ModelSpec,
@@ -39,6 +41,8 @@ HEAVY = ("torch", "transformers", "lightgbm", "feast", "pandas", "sqlalchemy")
 NOT_TRIED = "not tried, for toy_columns failed"
 BETTER_THAN_BASE = 0.9
 """A model's loss on held-out toy rows may be at most this share of the base rate's."""
+SAME_ORDER = 0.95
+"""Rank correlation of summed contributions and scores, or share of rows whose first class is the same, at least."""
 
 
 def light_import(plugin: ModelPlugin) -> None:
@@ -229,6 +233,41 @@ def beats_base_rate(case: Case) -> None:
     )
 
 
+def contributions_add_up(case: Case) -> None:
+    """A model that explains itself: contributions are finite, named once each, the same for a row alone, and their sums order rows as
+    its scores do.
+    """
+    model, batch = case.fitted, case.held_out().batch
+    if not isinstance(model, Explains):
+        return  # it need not
+    found = model.explain(batch)
+    width, names = case.scores.shape[1], len(found.names)
+    expect(
+        len(set(found.names)) == names > 0, f"contributions are named {', '.join(found.names) or '(none)'}; expected each once"
+    )
+    for what, array, shape in (("values", found.values, (len(batch), width, names)), ("base", found.base, (len(batch), width))):
+        expect(array.shape == shape, f"{what} of contributions have shape {array.shape}; expected {shape}")
+        expect(np.isfinite(array).all(), f"{what} of contributions hold numbers that are not finite")
+    one = model.explain(batch.take(np.array([3])))
+    expect(one.names == found.names, "a row alone has contributions of other names than among others")
+    expect_close(one.values[:, 0], found.values[3:4, 0], "contributions of row 3 alone")
+    raw = found.base + found.values.sum(axis=2)
+    if width > 1:
+        what, agreement = "name the same class first", float((raw.argmax(axis=1) == case.scores.argmax(axis=1)).mean())
+    else:
+        what, agreement = "order rows alike", _rank_correlation(raw[:, 0], case.scores[:, 0])
+    expect(
+        agreement >= SAME_ORDER,
+        f"base and contributions, summed, and the scores do not {what} (agreement {agreement:.3f}); expected at least {SAME_ORDER}: "
+        "the larger the sum, the larger the score",
+    )
+
+
+def _rank_correlation(a: Array, b: Array) -> float:
+    places = [np.argsort(np.argsort(each, kind="stable")) for each in (a, b)]
+    return float(np.corrcoef(places[0], places[1])[0, 1]) if a.std() and b.std() else 1.0
+
+
 def items_apart(case: Case) -> None:
     """A model that ranks the catalogue scores any items, in any order, none at all included, as it scores them among all others."""
     model, batch = case.fitted, case.held_out().batch
@@ -280,6 +319,7 @@ FOR_EACH_KIND: Mapping[str, Callable[[Case], str | None]] = {
         artefact_round_trip,
         beats_base_rate,
         progress_told,
+        contributions_add_up,
     )
 }
 FOR_ONE_KIND: Mapping[TargetKind, Mapping[str, Callable[[Case], str | None]]] = {"ranking": {"items_apart": items_apart}}

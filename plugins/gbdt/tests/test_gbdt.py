@@ -298,6 +298,37 @@ def test_a_loaded_model_saves_the_same_artefact() -> None:
     assert GBDT().load(Artefact(artefact.arrays, artefact.texts)).save() == artefact
 
 
+@pytest.mark.parametrize("more", [{}, {"seeds": 3}, {"focal": 2.0}], ids=str)
+def test_contributions_of_trees_sum_to_the_raw_score(more: dict[str, Any]) -> None:
+    data = toy(200)
+    model = fit(data, **more)
+    said = model.explain(data.batch)
+    rows = table(data.batch, model.layout)
+    raw = np.mean([booster.predict(rows, raw_score=True) for booster in model.boosters], axis=0) + model.start
+    np.testing.assert_allclose(said.base[:, 0] + said.values[:, 0].sum(axis=1), raw, rtol=0, atol=1e-9)
+    if len(model.boosters) == 1 and not model.focal:
+        np.testing.assert_allclose(1 / (1 + np.exp(-raw)), model.predict(data.batch)[:, 0], rtol=1e-6)
+
+
+def test_contributions_of_classes_sum_to_the_raw_score_of_each() -> None:
+    data = toy(200, kind="multiclass")
+    model = fit(data)
+    said = model.explain(data.batch)
+    raw = model.boosters[0].predict(table(data.batch, model.layout), raw_score=True)
+    np.testing.assert_allclose(said.base + said.values.sum(axis=2), raw, rtol=0, atol=1e-9)
+    assert said.values.shape == (200, data.kind.width, len(model.layout.names()))
+
+
+def test_contributions_name_codes_by_their_text_where_each_has_its_own() -> None:
+    rows = [[2, 2, 3], [3, 2, 2]] * 20
+    data = batch_of(code=ragged(rows, np.int32, "colour"), number=Column(np.arange(40.0)))
+    data = replace(data, catalogue=Catalogue({"colour": np.array(["", "", "red", "green"], object)}))
+    layout = Layout.learn(data, GBDTParams(windows=(), min_category_count=1))
+    assert {"code.share of red", "code.share of green"} <= set(layout.said(data))
+    twice = replace(data, catalogue=Catalogue({"colour": np.array(["", "", "red", "red"], object)}))
+    assert layout.said(twice) == tuple(layout.names())
+
+
 def test_threads_come_from_the_parameter_then_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert (threads(2), threads(0)) == (2, 3)

@@ -127,6 +127,21 @@ class Layout:
         """Name of every table column, such as ``values.newest5.mean``."""
         return [name for entity in self.entities for name, _ in self._columns(entity)]
 
+    def said(self, batch: FeatureBatch) -> tuple[str, ...]:
+        """``names()`` for people: codes by their text, where the catalogue has one of its own for each."""
+        texts: dict[str, str] = {}
+        for codes in (codes for entity in self.entities for codes in entity.code_sequences):
+            names = batch.catalogue.names.get(batch.stored(codes.name)[1].dictionary or "")
+            known = {code: str(names[code]) for code in codes.top if names is not None and code < len(names)}
+            if len(set(known.values())) == len(codes.top):
+                over = ["", *(f".newest{window}" for window in self.windows)]
+                texts |= {
+                    f"{codes.name}{o}.share_{code}": f"{codes.name}{o}.share of {text}"
+                    for o in over
+                    for code, text in known.items()
+                }
+        return tuple(texts.get(name, name) for name in self.names())
+
     def categorical(self) -> list[int]:
         """Numbers of the table columns that hold categories."""
         flags = [flag for entity in self.entities for _, flag in self._columns(entity)]

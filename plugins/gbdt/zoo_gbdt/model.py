@@ -12,6 +12,7 @@ import numpy as np
 from zoo.plugin import (
     Array,
     Artefact,
+    Contributions,
     FeatureBatch,
     FittedModel,
     ModelSpec,
@@ -120,6 +121,17 @@ class FittedGBDT:
         if self.focal or min(self.keep) < 1:
             found = calibrated(found, np.array(self.keep), self.focal)
         return np.asarray(found.mean(0, dtype=np.float64)).astype(np.float32)
+
+    def explain(self, batch: FeatureBatch) -> Contributions:
+        """TreeSHAP (Lundberg et al., 2020), the mean over the boosters: contributions sum to their mean raw score."""
+        names = self.layout.said(batch)
+        found = np.zeros((len(batch), self.width, len(names) + 1))
+        if len(batch):
+            rows = table(batch, self.layout)
+            for booster in self.boosters:
+                each = booster.predict(rows, num_threads=threads(self.num_threads), pred_contrib=True)
+                found += np.reshape(each, found.shape) / len(self.boosters)
+        return Contributions(names, found[:, :, :-1], found[:, :, -1] + self.start)
 
     def save(self) -> Artefact:
         model = {"kind": self.kind, "width": self.width, "seeds": len(self.boosters), "num_threads": self.num_threads}
