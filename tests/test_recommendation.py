@@ -111,6 +111,25 @@ def test_a_time_cut_is_what_a_loop_over_events_finds(columns: dict[str, Any], vi
     assert (parts.train.known_at <= CUT - 10 * DAY).all()
 
 
+@pytest.mark.parametrize("min_history", [1, 12])
+def test_rolling_rows_are_every_such_event_as_of_just_before_it(columns: dict[str, Any], view: LogView, min_history: int) -> None:
+    parts = recommendation.split(view, {**BY_TIME, "protocol": "rolling", "min_history": min_history}, CUT, CUT + 20 * DAY)
+    for rows, start, end in ((parts.test, CUT, CUT + 20 * DAY), (parts.validation, CUT - 10 * DAY, CUT)):
+        assert rows is not None
+        items = view.log.dictionary("item_id").decode(rows.target.astype(np.int32)).to_pylist()
+        expected = [
+            (user, time, item)
+            for user, events in by_user(columns).items()
+            for time, kind, item in events
+            if kind == "purchase" and start <= time < end and sum(event[0] < time for event in events) >= min_history
+        ]
+        assert sorted(zip(rows.keys["user_id"].tolist(), rows.time.tolist(), items)) == sorted(expected)
+        assert len(expected) > len({user for user, _, _ in expected})
+        np.testing.assert_array_equal(rows.known_at, rows.time)
+    at_the_cut = recommendation.split(view, {**BY_TIME, "min_history": min_history}, CUT, CUT + 20 * DAY)
+    assert found(view, parts.train) == found(view, at_the_cut.train)
+
+
 def test_every_event_of_a_span_is_a_row(columns: dict[str, Any], view: LogView) -> None:
     rows = recommendation.examples(view, {"event_type": "purchase"}, CUT, CUT + DAY)
     items = view.log.dictionary("item_id").decode(rows.target.astype(np.int32)).to_pylist()
@@ -161,7 +180,7 @@ def test_a_basket_is_learnt_from_whole(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"protocl": "time_cut"}, r"unknown setting in \[tasks\.recommendation\] 'protocl'; choose one of: .*protocol"),
-        ({"protocol": "random"}, "unknown protocol .*'random'; choose one of: leave_one_out, time_cut"),
+        ({"protocol": "random"}, "unknown protocol .*'random'; choose one of: leave_one_out, rolling, time_cut"),
         ({"event_type": "buy"}, "'buy' is not in the log; it has: .*purchase"),
         ({"event_type": ["purchase", "buy"]}, "'buy' is not in the log"),
         ({"min_history": -1}, "min_history is -1; expected a number of events"),

@@ -118,6 +118,33 @@ def test_candidates_are_the_union_of_the_members_first_items_with_what_a_loop_fi
         assert (columns["events"][begin:end] == np.float32(np.log1p(len(history)))).all()
 
 
+def typed(data: TrainingData, names: list[str]) -> TrainingData:
+    """Events of these types in turn."""
+    column = data.batch.column("items")
+    kinds = Column((np.arange(len(column.values)) % len(names) + 2).astype(np.int32), column.offsets, "event_type")
+    dictionaries = {**data.batch.catalogue.names, "event_type": np.array(["", "?", *names], object)}
+    blocks = {"user": {**data.batch.blocks["user"], "event_types": kinds}}
+    return replace(data, batch=replace(data.batch, blocks=blocks, catalogue=replace(data.batch.catalogue, names=dictionaries)))
+
+
+@pytest.mark.parametrize("names", [["view", "cart"], ["view"]])
+def test_a_candidate_knows_what_the_user_did_with_it_where_there_are_several_types(names: list[str]) -> None:
+    data = typed(shop(8, 2), names)
+    recommender = fit_recommender(MEMBERS, typed(shop(60, 1), names), source=SOURCE)
+    found = candidates(recommender, data, 4)
+    told = {name.removeprefix("own:") for name in found.batch.names if name.startswith("own:")}
+    assert told == (set(names) if len(names) > 1 else set())
+    batch = recommender.seen(data.batch)
+    history, kinds = batch.column("items"), batch.column("event_types").values
+    assert history.offsets is not None
+    for kind in told:
+        its = kinds == names.index(kind) + 2
+        spans = zip(found.items, history.offsets[found.rows], history.offsets[found.rows + 1])
+        own = [(its & (history.values == item))[begin:end].sum() for item, begin, end in spans]
+        assert sum(own) > 0
+        np.testing.assert_allclose(found.batch.column(f"own:{kind}").values, np.log1p(own), rtol=1e-6)
+
+
 def test_candidates_of_some_rows_are_those_of_all(members: Recommender) -> None:
     data = shop(30, 2)
     whole, rows = candidates(members, data, 4), np.array([7, 3, 3, 29])

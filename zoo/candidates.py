@@ -201,7 +201,7 @@ def _items(counts: ItemCounts, items: Array) -> dict[str, Array]:
 def _history(batch: FeatureBatch, counts: ItemCounts, row: Array, items: Array) -> dict[str, Array]:
     """Of a candidate and its row's history: ``follows`` and ``follows_lately`` (log of how often it came right after the newest item, after
     one of the newest items), ``own`` (log of how often the history holds it), ``own_back`` (log of how many events ago it does, NaN for
-    never) and, where there are times, ``own_age`` (log of seconds).
+    never) and, where there are times, ``own_age`` (log of seconds); where there are several types of events, ``own:TYPE``.
     """
     history = batch.column(HISTORY)
     size = batch.catalogue.size(ITEMS)
@@ -215,6 +215,10 @@ def _history(batch: FeatureBatch, counts: ItemCounts, row: Array, items: Array) 
     asked = row * size + items
     low, high = np.searchsorted(keys[order], asked, "left"), np.searchsorted(keys[order], asked, "right")
     out["own"] = np.log1p(high - low)
+    types = batch.catalogue.names["event_type"][FIRST:] if "event_types" in batch else ()
+    for number, kind in enumerate(types if len(types) > 1 else (), start=FIRST):
+        some = np.sort(keys[batch.column("event_types").values == number])
+        out[f"own:{kind}"] = np.log1p(np.searchsorted(some, asked, "right") - np.searchsorted(some, asked, "left"))
     there = high > low
     last = order[high[there] - 1]
     assert history.offsets is not None

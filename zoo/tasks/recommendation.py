@@ -15,7 +15,7 @@ from zoo.tasks.settings import duration, instant, known
 if TYPE_CHECKING:
     from zoo.events.view import LogView
 
-PROTOCOLS = ("leave_one_out", "time_cut")
+PROTOCOLS = ("leave_one_out", "time_cut", "rolling")
 DEFAULTS: Mapping[str, Any] = {
     "event_type": None,
     "protocol": "leave_one_out",
@@ -82,17 +82,18 @@ def examples(view: LogView, settings: Mapping[str, Any], start: int, end: int) -
     """
     chosen = known("recommendation", settings, DEFAULTS)
     events = _Events.of(view, chosen)
-    at = np.flatnonzero(events.wanted & (events.times >= start) & (events.times < end))
+    at = _within(events, start, end)
     return _rows(view, events.users[at], events.times[at], events.items[at], events.times[at])
 
 
 def split(view: LogView, settings: Mapping[str, Any], test_start: int | None = None, test_end: int | None = None) -> Split:
-    """One row a user for training, one for validation and one for the test, as ``protocol`` says.
+    """One row a user for training, and rows for validation and the test, as ``protocol`` says.
 
     ``leave_one_out``: the test asks for each user's last event of ``event_type``, validation for the one before it, each as of just before
     that event; training ends before validation. Users' times overlap, so a model may have seen others' later events.
     ``time_cut``: the test asks for each user's first such event from ``test_start`` on (and before ``test_end``), as of ``test_start``;
     validation likewise, one ``validation`` (a duration) earlier, and training ends where validation starts.
+    ``rolling``: the same spans, and a row for every such event in them, as of just before it: models stay, histories grow.
     A training row is the user's newest event before training's end, with its item as target. Where that event is of another type, or
     shares its instant with others, the row stands at training's end and has no target of its own (PADDING): its sequence is learnt from.
     Rows to refit on are training rows that end where the test begins.
@@ -120,10 +121,13 @@ def split(view: LogView, settings: Mapping[str, Any], test_start: int | None = N
             raise UsageError("this log has positions instead of times, so no instant parts its users' events; use leave_one_out")
         begin = test_start if test_start is not None else None if chosen["test_start"] is None else instant(chosen["test_start"])
         if begin is None:
-            raise UsageError("time_cut needs an instant: test_start in [tasks.recommendation], or --test-start")
+            raise UsageError(f"{chosen['protocol']} needs an instant: test_start in [tasks.recommendation], or --test-start")
         earlier = begin - duration(chosen["validation"])
-        test = _firsts(events, begin, events.end if test_end is None else test_end), begin
-        validation = _firsts(events, earlier, begin), earlier
+        end = events.end if test_end is None else test_end
+        if chosen["protocol"] == "rolling":
+            test, validation = (_within(events, begin, end), None), (_within(events, earlier, begin), None)
+        else:
+            test, validation = (_firsts(events, begin, end), begin), (_firsts(events, earlier, begin), earlier)
         everyone = np.arange(len(events.offsets) - 1)
         instants = [np.full(len(everyone), each, np.int64) for each in (earlier, begin)]
         bounds = [(events.offsets[:-1] + events.before(everyone, each), each) for each in instants]
@@ -158,9 +162,14 @@ def _stops(events: _Events, held_out: Sequence[Array]) -> tuple[Array, Array]:
     return stop, time
 
 
+def _within(events: _Events, start: int, end: int) -> Array:
+    """Positions of the wanted events in [start, end)."""
+    return np.flatnonzero(events.wanted & (events.times >= start) & (events.times < end))
+
+
 def _firsts(events: _Events, start: int, end: int) -> Array:
     """Positions of each user's first wanted event in [start, end)."""
-    at = np.flatnonzero(events.wanted & (events.times >= start) & (events.times < end))
+    at = _within(events, start, end)
     return at[np.unique(events.users[at], return_index=True)[1]]
 
 
