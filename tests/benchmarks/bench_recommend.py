@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import itertools
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -23,7 +22,9 @@ from typing import Any
 
 import numpy as np
 from figures import FOLDER, QUICK, Figure, machine, report
+from measured import peak_mb
 from recommend_cold import cold_figures, cold_runs
+from recommend_page import write as write_page
 from recommend_peers import PEERS, peer_runs
 
 ROOT = Path(__file__).parents[2]
@@ -244,9 +245,9 @@ def keep(
     ranking: Any,
     recommender: Any,
     scored: float,
-    peak_mb: float | None = None,
+    peak: float | None = None,
 ) -> dict[str, Any]:
-    """What is said of a run, written to ``path``, its ranks to ``ranks``. peak_mb: of the process that ran it, default this one."""
+    """What is said of a run, written to ``path``, its ranks to ``ranks``. peak: MB of the process that ran it, default this one."""
     from zoo.evaluation.ranking import slices, summary
 
     rows, users = prepared.rows(what["part"]), prepared.clusters(what["part"])
@@ -257,7 +258,7 @@ def keep(
         "items": ranking.items,
         "metrics": {name: vars(value) for name, value in summary(ranking, **of).items()},
         "rank_seconds": scored,
-        "peak_mb": peak_mb or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mb": peak or peak_mb(),
         "machine": machine(),
         "command": "make bench-recommend",
     }
@@ -469,6 +470,8 @@ def main() -> None:
                 f"p = {each.p_holm:.2g} after Holm's correction"
             )
     report("recommend", shown, part=bool(asked.model or asked.dataset or asked.cold))
+    if not QUICK:
+        write_page()
 
 
 if __name__ == "__main__":

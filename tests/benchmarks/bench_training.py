@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measured import peak_mb
 
 ROOT = Path(__file__).parents[2]
 WORK = ROOT / ".bench" / "training"
@@ -53,8 +53,7 @@ def since(started: tuple[float, float]) -> tuple[float, float]:
 
 def said(seen: list[tuple[float, float]]) -> dict[str, float]:
     """Of passes (seconds, seconds of the processor) the quicker, and the process's peak memory in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": min(each[0] for each in seen), "cpu_seconds": min(each[1] for each in seen), "peak_mb": peak}
+    return {"seconds": min(each[0] for each in seen), "cpu_seconds": min(each[1] for each in seen), "peak_mb": peak_mb()}
 
 
 def ours(model: str) -> dict[str, float]:

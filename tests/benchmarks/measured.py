@@ -32,6 +32,12 @@ def _anonymous() -> int:
         return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
+def peak_mb() -> float:
+    """Most memory that this process had, files mapped into it included; not its parent's, which ``ru_maxrss`` may be after a fork."""
+    with Path("/proc/self/status").open() as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
 @contextlib.contextmanager
 def grown() -> Iterator[list[float]]:
     """MB by which the block's anonymous memory exceeded at its peak what there was before; seen from outside every 2 ms.

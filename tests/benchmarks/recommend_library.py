@@ -8,7 +8,6 @@ Of each, the first ``DEPTH`` items of every row go to FOLDER/MODEL-PART-NUMBER.p
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from measured import peak_mb
 from scipy.sparse import csr_matrix
 
 DEPTH = 20
@@ -163,8 +163,7 @@ def main(folder: Path, model: str, settings: list[dict[str, Any]], numbers: list
                 pa.table({"items": pa.FixedSizeListArray.from_arrays(flat, DEPTH)}), folder / f"{model}-{part}-{number}.parquet"
             )
             told[part] = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"number": number, "fit_seconds": fitted, "rank_seconds": told, "peak_mb": peak}), flush=True)
+        print(json.dumps({"number": number, "fit_seconds": fitted, "rank_seconds": told, "peak_mb": peak_mb()}), flush=True)
 
 
 if __name__ == "__main__":
