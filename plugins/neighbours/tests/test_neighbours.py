@@ -115,6 +115,9 @@ def test_cosines_are_those_of_a_loop(histories: list[list[int]]) -> None:
                 expected[a, b] = both / (counts**0.5 + 2.0)
     found = fit(ItemKNN(), data_of(histories), shrink=2.0, neighbours=0).similar.toarray()
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+    with pytest.MonkeyPatch.context() as patch:  # and so it is where few pairs are looked at together
+        patch.setattr("zoo_neighbours.counting.PAIRS", 3)
+        np.testing.assert_array_equal(found, fit(ItemKNN(), data_of(histories), shrink=2.0, neighbours=0).similar.toarray())
 
 
 @settings(max_examples=40, deadline=None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from zoo_neighbours.params import CovisitParams, ItemKNNParams, PopularityParams
 
 FIRST = UNKNOWN + 1
+PAIRS = 1 << 23
+"""Pairs of items that are looked at together: half a GB. Where users have thousands of items each, all pairs would be tens of GB."""
 
 
 @dataclass(frozen=True)
@@ -134,19 +138,31 @@ def covisit(data: TrainingData, params: CovisitParams, progress: Progress) -> Fi
 
 def itemknn(data: TrainingData, params: ItemKNNParams, progress: Progress) -> FittedSimilar:
     """Cosine between the users of two items, each user counted once; an item is not its own neighbour."""
+    from scipy.sparse import vstack
+
     histories = Histories.training(data, params.event_weights)
     users = histories.votes(histories.weight)
     users.data[:] = 1.0
-    together = (users.T @ users).tocoo()
-    progress(0.7, "pairs of items")
-    counts = np.asarray(users.sum(axis=0), np.float64)
-    row, column = together.coords
-    cosine = together.data / (np.sqrt(counts[row] * counts[column]) + params.shrink)
-    cosine[row == column] = 0.0
-    together.data = cosine
-    matrix = together.tocsr()
-    matrix.eliminate_zeros()
-    return FittedSimilar(strongest(matrix, params.neighbours), 0, params.fade, 0.0, dict(params.event_weights))
+    holders, counts = users.T.tocsr(), np.asarray(users.sum(axis=0), np.float64)
+    pairs = np.asarray(holders @ np.diff(users.indptr))  # at most as many of each item as its users have items
+    parts = []
+    for begin, end in _blocks(pairs):
+        together = (holders[begin:end] @ users).tocoo()
+        row, column = together.coords
+        cosine = together.data / (np.sqrt(counts[begin + row] * counts[column]) + params.shrink)
+        cosine[begin + row == column] = 0.0
+        together.data = cosine
+        near = together.tocsr()
+        near.eliminate_zeros()
+        parts.append(strongest(near, params.neighbours))
+        progress(0.9 * end / histories.size, f"items {end} of {histories.size}")
+    return FittedSimilar(vstack(parts, format="csr"), 0, params.fade, 0.0, dict(params.event_weights))
+
+
+def _blocks(pairs: Array) -> Iterator[tuple[int, int]]:
+    """Ranges of items, in order, whose pairs (float64 (n,), of each item) are about as many as memory takes at once."""
+    edges = np.flatnonzero(np.diff(pairs.cumsum() // PAIRS)) + 1
+    return pairwise([0, *edges.tolist(), len(pairs)])
 
 
 def strongest(matrix: csr_array, count: int) -> csr_array:
@@ -159,11 +175,10 @@ def strongest(matrix: csr_array, count: int) -> csr_array:
         place = np.arange(len(order)) - matrix.indptr[row]  # rows are in order, so the p-th of a row is p behind its start
         kept = np.sort(order[place < count])
     indptr = np.concatenate([[0], np.cumsum(np.bincount(row[kept], minlength=matrix.shape[0]))])
-    return _csr(matrix.data[kept].astype(np.float32), matrix.indices[kept], indptr)
+    return _csr(matrix.data[kept].astype(np.float32), matrix.indices[kept], indptr, matrix.shape[1])
 
 
-def _csr(data: Array, indices: Array, indptr: Array) -> Any:
+def _csr(data: Array, indices: Array, indptr: Array, width: int | None = None) -> Any:
     from scipy.sparse import csr_array
 
-    size = len(indptr) - 1
-    return csr_array((data, indices, indptr), shape=(size, size))
+    return csr_array((data, indices, indptr), shape=(len(indptr) - 1, width or len(indptr) - 1))
