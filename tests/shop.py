@@ -48,6 +48,7 @@ timezone = "UTC"
 
 [tasks.churn]
 members = ["gbdt", "gru"]
+final = "mean"
 folds = 2
 event_type = "purchase"
 active = "28d"

@@ -19,13 +19,15 @@ from zoo.cache import Cache, FileCheckpoint, array_digest, code_digest, data_dig
 from zoo.errors import PluginError, UsageError
 from zoo.jobs import Executor, Job, Shared
 from zoo.manager import Plugins, RegisteredModel, plugins
-from zoo.plugin import Array, Artefact, FeatureBatch, Progress, Target, TrainingData
+from zoo.plugin import Array, Artefact, FeatureBatch, FittedModel, ModelPlugin, Progress, Target, TrainingData
 from zoo.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
 NAME = re.compile(r"[A-Za-z0-9._-]+")
+SEEDS = "seeds.txt"
+"""How many models an artefact holds, where members are averages of several."""
 FORMAT = 1
 """Part of every cache key: raise it when what a job does to its data changes."""
 
@@ -43,12 +45,18 @@ class PluginSource:
 
 @dataclass(frozen=True)
 class Member:
-    """A model of an ensemble before it is fitted. name: letters, digits, ``._-``. model, params: a plugin and its parameters."""
+    """A model of an ensemble before it is fitted. name: letters, digits, ``._-``. model, params: a plugin and its parameters.
+
+    seeds: how many models of different seeds are averaged. bagging: share of the rows that each is fitted on, drawn anew without
+    replacement (Buehlmann and Yu, 2002, "Analyzing bagging").
+    """
 
     name: str
     model: str
     params: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    seeds: int = 1
+    bagging: float = 1.0
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -145,18 +153,57 @@ def run_fits(
 def do(request: _Request) -> tuple[Artefact, float]:
     """Fit, and score or save; the rows to score are not looked at before the model is fitted."""
     fit, data = request.fit, request.shared.load()
-    model, params = fit.member.resolve(request.source.load(), data.kind)
+    member = fit.member
+    model, params = member.resolve(request.source.load(), data.kind)
     train = data.take(fit.train)
     vocabulary = Vocabulary.of(train)
     train = replace(train, batch=seen(train.batch, vocabulary, model.plugin.spec.inputs), target=vocabulary.target(train))
     started = perf_counter()
-    more = {"checkpoint": FileCheckpoint(request.checkpoint)} if model.plugin.spec.resumes and request.checkpoint else {}
-    fitted = model.plugin.fit(train, params=params, seed=fit.member.seed, progress=silent, **more)
+    kept = request.checkpoint if model.plugin.spec.resumes else None
+    each = []
+    for number in range(member.seeds):
+        part = train
+        if member.bagging < 1:
+            drawn = np.random.default_rng([member.seed, number]).permutation(len(train))
+            part = train.take(np.sort(drawn[: max(1, round(member.bagging * len(train)))]))
+        # several models each have their own place to go on from
+        place = kept and (kept if member.seeds == 1 else kept.with_name(f"{kept.name}.{number}"))
+        more = {"checkpoint": FileCheckpoint(place)} if place else {}
+        each.append(model.plugin.fit(part, params=params, seed=member.seed + number, progress=silent, **more))
+    fitted = each[0] if len(each) == 1 else Averaged(tuple(each))
+    if kept and member.seeds > 1:
+        for number in range(member.seeds):
+            kept.with_name(f"{kept.name}.{number}").unlink(missing_ok=True)
     if fit.scored is None:
         return fitted.save(), perf_counter() - started
     batch = seen(data.batch.take(fit.scored), vocabulary, model.plugin.spec.inputs)
     scores = checked(fitted.predict(batch), len(batch), data.kind, fit.member.name)
     return Artefact({"scores": scores}), perf_counter() - started
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """Several fitted models of one plugin, answering with their mean."""
+
+    models: tuple[FittedModel, ...]
+
+    def predict(self, batch: FeatureBatch) -> Array:
+        total = self.models[0].predict(batch).astype(np.float64)
+        for model in self.models[1:]:
+            total += model.predict(batch)
+        mean: Array = (total / len(self.models)).astype(np.float32)
+        return mean
+
+    def save(self) -> Artefact:
+        parts = [model.save().nested(f"seed-{number}") for number, model in enumerate(self.models)]
+        return Artefact.merged(Artefact(texts={SEEDS: str(len(parts))}), *parts)
+
+
+def load_fitted(plugin: ModelPlugin, artefact: Artefact) -> FittedModel:
+    """The fitted model of an artefact, of one seed or of several."""
+    if SEEDS not in artefact.texts:
+        return plugin.load(artefact)
+    return Averaged(tuple(plugin.load(artefact.part(f"seed-{number}")) for number in range(int(artefact.texts[SEEDS]))))
 
 
 def seen(batch: FeatureBatch, vocabulary: Vocabulary, inputs: Sequence[str]) -> FeatureBatch:
@@ -191,7 +238,11 @@ def _keys(fits: Sequence[Fit], data: TrainingData, found: Plugins) -> dict[str, 
         keys[fit.name] = key_of(
             FORMAT,
             [fit.member.model, model.distribution, model.version, code_digest(model.plugin)],
-            [params.model_dump_json(), fit.member.seed, *([shared] if shared else [])],
+            [params.model_dump_json(), fit.member.seed, *([shared] if shared else []), *_several(fit.member)],
             [of_data, array_digest(fit.train), None if fit.scored is None else array_digest(fit.scored)],
         )
     return keys
+
+
+def _several(member: Member) -> list[float]:
+    return [] if member.seeds == 1 and member.bagging == 1 else [member.seeds, member.bagging]

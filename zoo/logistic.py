@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from zoo.averages import Average, names_of, scores_of
+from zoo.calibration import CLIP
+from zoo.choice import standard_error
 from zoo.folds import forward_chaining
 from zoo.plugin import (
     Array,
@@ -22,7 +25,6 @@ from zoo.plugin import (
     FittedModel,
     ModelPlugin,
     ModelSpec,
-    PluginError,
     Progress,
     TrainingData,
     hookimpl,
@@ -31,8 +33,8 @@ from zoo.plugin import (
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-CLIP = 1e-6
-"""Probabilities are kept this far from 0 and 1 before the logit, so that one overconfident member cannot decide alone."""
+ENTITY = "entity"
+"""A column that is there at fitting only: int64, whose each row is, so that the strength is chosen by whole users."""
 STRENGTHS = (1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0)
 """Tried by forward validation, in rows: how many rows the prior of equal weights counts as."""
 PLAIN = math.inf
@@ -73,7 +75,7 @@ class Logistic:
         return ModelSpec(
             "logistic",
             _params,
-            ("score:*",),
+            ("score:*", ENTITY),
             frozenset({"binary", "multiclass"}),
             "final model: non-negative logistic regression on members' scores, shrunk to equal weights",
         )
@@ -83,13 +85,14 @@ class Logistic:
 
     def fit(self, data: TrainingData, *, params: BaseModel, seed: int, progress: Progress) -> FittedModel:  # noqa: ARG002 - it draws nothing
         width = data.kind.width
-        names = _names(data.batch, width)
+        names = names_of(data.batch, width)
         scores = _logits(data.batch, names, width)
         known = np.isfinite(scores).all(axis=(1, 2))
         rows = _Rows(scores[known], data.target[known], data.weight[known])
         strength = params.model_dump()["strength"]
         if strength is None:
-            strength = _chosen(rows, data.time[known], progress)
+            whose = data.batch.column(ENTITY).values[known] if ENTITY in data.batch else None
+            strength = _chosen(rows, data.time[known], whose, progress)
         weights, intercept = _fit(rows, strength)
         progress(1.0, f"strength {strength:g}")
         return FittedLogistic(names, weights, intercept, strength)
@@ -131,25 +134,9 @@ class _Rows:
         return _Rows(self.scores[rows], self.target[rows], self.weight[rows])
 
 
-def _names(batch: FeatureBatch, width: int) -> tuple[str, ...]:
-    columns = [name.removeprefix("score:") for name in batch.names if name.startswith("score:")]
-    return tuple(columns) if width == 1 else tuple(dict.fromkeys(name.rpartition(":")[0] for name in columns))
-
-
-def _logits(batch: FeatureBatch, names: Sequence[str], width: int) -> Array:
+def _logits(batch: FeatureBatch, names: tuple[str, ...], width: int) -> Array:
     """float64 (n, m, width)."""
-    scores = np.empty((len(batch), len(names), width))
-    for m, name in enumerate(names):
-        for k in range(width):
-            column = f"score:{name}" if width == 1 else f"score:{name}:{k}"
-            if column not in batch:
-                raise PluginError(
-                    f"the final model was fitted on {column!r}, which is not here; it has: {', '.join(batch.names)}"
-                )
-            scores[:, m, k] = batch.column(column).values
-    if np.nanmin(scores, initial=0) < 0 or np.nanmax(scores, initial=1) > 1:
-        raise PluginError("the logistic final model takes probabilities; a member's scores lie outside 0..1")
-    p = np.clip(scores, CLIP, 1 - CLIP)
+    p = np.clip(scores_of(batch, names, width), CLIP, 1 - CLIP)
     logits: Array = np.log(p) - np.log1p(-p) if width == 1 else np.log(p)
     return logits
 
@@ -203,8 +190,11 @@ def _fit(rows: _Rows, strength: float) -> tuple[Array, Array]:
     return found.x[:-width].reshape(members, width), found.x[-width:]
 
 
-def _chosen(rows: _Rows, time: Array, progress: Progress) -> float:
-    """The strength of least log-loss on later rows, of equal ones the strongest; PLAIN where that is within a standard error."""
+def _chosen(rows: _Rows, time: Array, whose: Array | None, progress: Progress) -> float:
+    """The strength of least log-loss on later rows, of equal ones the strongest; PLAIN where that is within a standard error.
+
+    whose: (n,), the user of each row, or None: users come back at later instants, so a standard error draws whole ones.
+    """
     instants = len(np.unique(time))
     if instants < 2:
         return WITHOUT_VALIDATION
@@ -218,7 +208,8 @@ def _chosen(rows: _Rows, time: Array, progress: Progress) -> float:
             best, losses = strength, tried
         progress(done / len(STRENGTHS), f"tried strength {strength:g}")
     gain = plain - losses
-    return best if gain.sum() > gain.std() * math.sqrt(len(gain)) else PLAIN
+    scored = np.concatenate([later for _, later in folds])
+    return best if gain.sum() > standard_error(gain, None if whose is None else whose[scored]) else PLAIN
 
 
 def _forward(rows: _Rows, folds: Sequence[tuple[Array, Array]], strength: float) -> Array:
@@ -233,6 +224,6 @@ def _forward(rows: _Rows, folds: Sequence[tuple[Array, Array]], strength: float)
 
 @hookimpl
 def zoo_models() -> Sequence[ModelPlugin]:
-    from zoo.blend import Blend  # the other final model, of rankings
+    from zoo.blend import Blend  # of rankings
 
-    return [Logistic(), Blend()]
+    return [Logistic(), Average(), Blend()]

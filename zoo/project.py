@@ -13,7 +13,8 @@ from zoo.errors import UsageError, choices
 FILE = "zoo.toml"
 _ZOO = {"timezone", "registry"}
 _LOG = {"user_id": str, "item_id": str, "clock": str, "timezone": str, "event_types": list, "session": bool, "extra": dict}
-_TASK = {"members", "folds", "final", "params", "seed", "task"}
+_STACK = {"refit": bool, "calibration": str, "price": float, "cost_ratio": float, "capacity": float}
+_TASK = {"members", "folds", "final", "params", "seed", "task", "seeds", "bagging", *_STACK}
 """Keys of a task's table that training reads; the rest belongs to the task."""
 
 
@@ -22,7 +23,10 @@ class TaskSettings:
     """``[tasks.NAME]``: members of the stack, how they are trained, and the task's own settings.
 
     task: the task's kind where the table has another name (two churn horizons in one project). params: model name -> its parameters.
-    final: the final model's name; None for the default of the target's kind.
+    final: the final model's name; None: chosen on later rows, or the default of the target's kind. seeds, bagging: by member, how many
+    seeds are averaged, and the share of the rows that each is fitted on. refit: whether members are fitted again on all training rows;
+    None for the default of the task's kind. calibration: its kind; None: chosen on later rows. price: what a millisecond a row is worth in
+    log-loss. cost_ratio: how many needless acts a missed positive costs. capacity: rows, or a share of them, that can be acted on.
     """
 
     name: str
@@ -33,6 +37,13 @@ class TaskSettings:
     seed: int = 0
     params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     own: Mapping[str, Any] = field(default_factory=dict)
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    bagging: Mapping[str, float] = field(default_factory=dict)
+    refit: bool | None = None
+    calibration: str | None = None
+    price: float = 0.0
+    cost_ratio: float | None = None
+    capacity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +175,30 @@ def _task(path: Path, name: str, table: Any) -> TaskSettings:
             raise UsageError(
                 f"{path}: [tasks.{name}.params.{model}] names no member and no final model; members are: {', '.join(members)}"
             )
-    known = {k: table[k] for k in ("folds", "final", "seed") if k in table}
+    for key, kind in _STACK.items():
+        if key in table and not (isinstance(table[key], kind) or (kind is float and type(table[key]) is int)):
+            raise UsageError(f"{path}: [tasks.{name}] {key} is {table[key]!r}; expected {kind.__name__}")
+    for key in ("price", "cost_ratio", "capacity"):
+        if key in table and not table[key] > 0:
+            raise UsageError(f"{path}: [tasks.{name}] {key} is {table[key]!r}; expected a number above 0")
+    known = {k: table[k] for k in ("folds", "final", "seed", *_STACK) if k in table}
+    known |= {
+        "seeds": _by_member(path, name, table, "seeds", int, 1, 32),
+        "bagging": _by_member(path, name, table, "bagging", float, 0.01, 1),
+    }
     own = {k: v for k, v in table.items() if k not in _TASK}
     return TaskSettings(name, table.get("task", name), tuple(members), params=params, own=own, **known)
+
+
+def _by_member(path: Path, name: str, table: Any, key: str, kind: type, low: float, high: float) -> dict[str, Any]:
+    """One number for all members, or a table with one for some."""
+    members: list[str] = table["members"]
+    given = table.get(key, {})
+    out = given if isinstance(given, dict) else dict.fromkeys(members, given)
+    for member, value in out.items():
+        if member not in members:
+            raise UsageError(f"{path}: {choices(f'member in {key} of [tasks.{name}]', member, members)}")
+        number = isinstance(value, int | float) and not isinstance(value, bool) and (kind is float or isinstance(value, int))
+        if not (number and low <= value <= high):
+            raise UsageError(f"{path}: [tasks.{name}] {key} is {value!r}; expected {kind.__name__} from {low:g} to {high:g}")
+    return dict(out)

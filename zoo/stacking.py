@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from zoo.cache import Cache
+from zoo.calibration import IDENTITY, Calibrator
 from zoo.errors import ArtefactError, PluginError, UsageError
-from zoo.fitting import Fit, Member, PluginSource, checked, run_fits, seen, silent
+from zoo.fitting import Fit, Member, PluginSource, checked, load_fitted, run_fits, seen, silent
 from zoo.jobs import Executor, Serial
+from zoo.logistic import ENTITY
 from zoo.manager import Plugins, RegisteredModel
 from zoo.plugin import Array, Artefact, Column, FeatureBatch, FittedModel, Progress, Target, TrainingData
 from zoo.vocabulary import Vocabulary
@@ -57,7 +59,7 @@ class Fitted:
                 f"{facts['version']}, and no plugin loaded offers one; install it, as in `pip install "
                 f"{facts['distribution']}=={facts['version']}`, and do not leave it out with --without"
             )
-        fitted = plugins.models[facts["model"]].plugin.load(artefact)
+        fitted = load_fitted(plugins.models[facts["model"]].plugin, artefact)
         return Fitted(**{**facts, "inputs": tuple(facts["inputs"])}, seconds=math.nan, fitted=fitted)
 
 
@@ -79,6 +81,13 @@ class OutOfFold:
     def rows(self) -> Array:
         """int64: the rows that have scores."""
         return np.flatnonzero(self.fold >= 0)
+
+    def only(self, members: Sequence[str]) -> OutOfFold:
+        """The scores of these members, in this order."""
+        at = [self.members.index(name) for name in members]
+        kept = set(members)
+        seconds, reused = ({k: v for k, v in by.items() if k in kept} for by in (self.seconds, self.reused))
+        return OutOfFold(tuple(members), self.scores[:, at], self.fold, seconds, {k: int(v) for k, v in reused.items()})
 
     def best(self, data: TrainingData) -> str:
         """The best single member here: by log-loss for probabilities, by squared error for anything else."""
@@ -134,19 +143,20 @@ def fit_members(
     members: Sequence[Member],
     data: TrainingData,
     *,
+    rows: Array | None = None,
     source: PluginSource = INSTALLED,
     executor: Executor = HERE,
     cache: Cache | None = None,
     progress: Progress = silent,
 ) -> list[Fitted]:
-    """Every member fitted on all rows, in the order given; errors as in ``out_of_fold``."""
+    """Every member fitted on these rows (default: all), in the order given; errors as in ``out_of_fold``."""
     names = _distinct(members)
     found, fitted = source.load(), {}
-    work = [Fit(member.name, member, np.arange(len(data))) for member in members]
+    work = [Fit(member.name, member, np.arange(len(data)) if rows is None else rows) for member in members]
     for result in run_fits(work, data, source, executor, cache, progress):
         member = result.fit.member
         model, _ = member.resolve(found, data.kind)
-        fitted[member.name] = Fitted.of(member, model, result.seconds, model.plugin.load(result.artefact))
+        fitted[member.name] = Fitted.of(member, model, result.seconds, load_fitted(model.plugin, result.artefact))
     return [fitted[name] for name in names]
 
 
@@ -157,21 +167,29 @@ def stack(
     params: Mapping[str, Any] | None = None,
     *,
     seed: int = 0,
+    entities: Array | None = None,
+    inputs: Sequence[str] | None = None,
+    vocabulary: Vocabulary | None = None,
     source: PluginSource = INSTALLED,
     progress: Progress = silent,
 ) -> Fitted:
     """The final model, fitted on the rows that have out-of-fold scores: columns ``score:MEMBER`` beside the features.
 
-    It sees the codes of ``Vocabulary.fit(data.batch)``, as the ensemble's members do.
+    entities: int64 (n,), whose each row is; a model that asks for the column ``entity`` is given it, at fitting only. inputs: patterns of
+    the columns that it may read (default: those of its spec). vocabulary: whose codes it sees, those of the ensemble's members (default:
+    of all rows).
     """
     member = Member("final", final, params or {}, seed)
     model, settings = member.resolve(source.load(), data.kind)
+    patterns = tuple(model.plugin.spec.inputs if inputs is None else inputs)
     rows = data.take(oof.rows)
-    batch = _with_scores(rows.batch, oof.members, oof.scores[oof.rows])
-    rows = replace(rows, batch=seen(batch, Vocabulary.fit(data.batch), model.plugin.spec.inputs))
+    batch = with_scores(rows.batch, oof.members, oof.scores[oof.rows])
+    if entities is not None and ENTITY in patterns:
+        batch = batch.with_block("rows", {ENTITY: Column(np.asarray(entities, np.int64)[oof.rows])})
+    rows = replace(rows, batch=seen(batch, vocabulary or Vocabulary.fit(data.batch), patterns))
     started = perf_counter()
     fitted = model.plugin.fit(rows, params=settings, seed=seed, progress=progress)
-    return Fitted.of(member, model, perf_counter() - started, fitted)
+    return replace(Fitted.of(member, model, perf_counter() - started, fitted), inputs=patterns)
 
 
 def plain_mean(scores: Array) -> Array:
@@ -187,7 +205,7 @@ def _distinct(members: Sequence[Member]) -> tuple[str, ...]:
     return names
 
 
-def _with_scores(batch: FeatureBatch, members: Sequence[str], scores: Array) -> FeatureBatch:
+def with_scores(batch: FeatureBatch, members: Sequence[str], scores: Array) -> FeatureBatch:
     """The batch with a block of the members' scores (n, members, k): ``score:MEMBER``, or ``score:MEMBER:CLASS`` where k > 1."""
     block = {}
     for m, name in enumerate(members):
@@ -199,12 +217,13 @@ def _with_scores(batch: FeatureBatch, members: Sequence[str], scores: Array) -> 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Members, the vocabulary they share, and the final model: a FittedModel like any other."""
+    """Members, the vocabulary they share, the final model, and what makes its probabilities true: a FittedModel like any other."""
 
     members: tuple[Fitted, ...]
     final: Fitted
     vocabulary: Vocabulary
     target: Target
+    calibrator: Calibrator = IDENTITY
 
     def member_scores(self, batch: FeatureBatch) -> Array:
         """float32 (n, members, k) for a batch in the log's codes."""
@@ -214,15 +233,20 @@ class Ensemble:
 
     def combine(self, batch: FeatureBatch, member_scores: Array) -> Array:
         """float32 (n, k): the final model's answer to the members' scores."""
-        scored = _with_scores(batch, [m.name for m in self.members], member_scores)
+        scored = with_scores(batch, [m.name for m in self.members], member_scores)
         known = self.vocabulary.apply(scored.select(self.final.inputs))
-        return checked(self.final.fitted.predict(known), len(batch), self.target, "the final model")
+        return self.calibrator(checked(self.final.fitted.predict(known), len(batch), self.target, "the final model"))
 
     def predict(self, batch: FeatureBatch) -> Array:
         return self.combine(batch, self.member_scores(batch))
 
     def save(self) -> Artefact:
-        about = {"members": [m.facts() for m in self.members], "final": self.final.facts(), "target": asdict(self.target)}
+        about = {
+            "members": [m.facts() for m in self.members],
+            "final": self.final.facts(),
+            "target": asdict(self.target),
+            "calibrator": self.calibrator.to_json(),
+        }
         return Artefact.merged(
             Artefact(texts={"ensemble.json": json.dumps(about)}),
             self.vocabulary.save().nested("vocabulary"),
@@ -236,8 +260,10 @@ class Ensemble:
         try:
             about = json.loads(artefact.texts["ensemble.json"])
             target = Target(about["target"]["kind"], tuple(about["target"]["classes"]), tuple(about["target"]["horizons"]))
+            # versions registered before there were calibrators have none
+            calibrator = Calibrator.from_json(about["calibrator"]) if "calibrator" in about else IDENTITY
         except (KeyError, TypeError, ValueError) as e:
             raise ArtefactError(f"not an ensemble: {e!r}; expected ensemble.json with members, final and target") from e
         members = tuple(Fitted.load(facts, artefact.part(f"members/{facts['name']}"), plugins) for facts in about["members"])
         final = Fitted.load(about["final"], artefact.part("final"), plugins)
-        return Ensemble(members, final, Vocabulary.load(artefact.part("vocabulary")), target)
+        return Ensemble(members, final, Vocabulary.load(artefact.part("vocabulary")), target, calibrator)

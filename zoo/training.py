@@ -18,9 +18,18 @@ import numpy as np
 from zoo.cache import Cache, array_digest
 from zoo.contract import Array, Examples, FeatureBatch, Progress, Split, Task, TrainingData
 from zoo.errors import UsageError
-from zoo.evaluation import class_leaderboard, leaderboard
+from zoo.evaluation import (
+    calibration,
+    class_leaderboard,
+    decision,
+    leaderboard,
+    reliability,
+    threshold_of_capacity,
+    threshold_of_costs,
+)
 from zoo.features import Features
-from zoo.fitting import Member, PluginSource, silent
+from zoo.finals import Chosen, Scores, choose
+from zoo.fitting import Member, PluginSource, seen, silent
 from zoo.jobs import Executor, Serial
 from zoo.leaks import fits, look
 from zoo.manager import Plugins
@@ -28,15 +37,17 @@ from zoo.project import Project, TaskSettings
 from zoo.recommender import Recommender, fit_recommender, ranked, second_stage
 from zoo.registry import Registry, Version
 from zoo.reranking import DEPTH
-from zoo.stacking import Ensemble, fit_members, out_of_fold, plain_mean, stack
+from zoo.stacking import Ensemble, Fitted, fit_members, out_of_fold, plain_mean
 from zoo.tasks.settings import duration, instant
 from zoo.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from zoo.events.view import LogView
 
-FINAL = "logistic"
-"""The final model of scores where zoo.toml names none."""
+TIMED = 256
+"""Test rows that a member is timed on, in one call; the quicker of two."""
+STACK = ("seeds", "bagging", "refit", "calibration", "price", "cost_ratio", "capacity")
+"""Settings of a stack that a version's lineage keeps."""
 STEPS = {"features": 0.05, "folds": 0.6, "members": 0.9, "evaluation": 1.0}
 """Progress at the end of each step."""
 
@@ -113,7 +124,9 @@ def training_data(features: Features, task: Task, examples: Examples) -> Trainin
 def members_of(settings: TaskSettings, only: Sequence[str] | None = None) -> list[Member]:
     """The stack's members as zoo.toml says; ``only`` picks or adds some."""
     names = settings.members if only is None else only
-    return [Member(name, name, settings.params.get(name, {}), settings.seed) for name in names]
+    several = [{k: by[n] for k, by in (("seeds", settings.seeds), ("bagging", settings.bagging)) if n in by} for n in names]
+    more: list[dict[str, Any]] = list(several)
+    return [Member(n, n, settings.params.get(n, {}), settings.seed, **each) for n, each in zip(names, more, strict=True)]
 
 
 def train(
@@ -191,10 +204,27 @@ def _stacked(
     """The stack trained and tested: the run so far, its folds, a digest of its out-of-fold scores, its part of the record."""
     folds = plugins.folds(data, rows.train.known_at, settings.folds, settings.seed)
     oof = out_of_fold(chosen, data, folds, **work, progress=_part(say, "features", "folds"))
-    final = stack(oof, data, settings.final or FINAL, seed=settings.seed, source=work["source"])
-    fitted = fit_members(chosen, data, **work, progress=_part(say, "folds", "members"))
-    ensemble = Ensemble(tuple(fitted), final, Vocabulary.of(data), task.target)
-    scores = _scores(ensemble, test.batch)
+    # without refit, members stay as they were when they scored the newest block
+    fitted_on = np.arange(len(data)) if settings.refit in (None, True) else folds[-1][0]
+    vocabulary = Vocabulary.of(data.take(fitted_on))
+    fitted = fit_members(chosen, data, rows=fitted_on, **work, progress=_part(say, "folds", "members"))
+    cost = {f.name: _cost(f, test.batch, vocabulary) for f in fitted}
+    whose = _groups(rows.train)
+    level = Scores(oof, data, rows.train.known_at, whose, vocabulary, settings.params, settings.seed, work["source"])
+    made = choose(
+        level,
+        settings.final,
+        calibration=settings.calibration,
+        price=settings.price,
+        cost={name: each["ms"] for name, each in cost.items()},
+        progress=_part(say, "members", "evaluation"),
+    )
+    whole = Ensemble(tuple(fitted), made.final, vocabulary, task.target, made.calibrator)
+    every = whole.member_scores(test.batch)
+    kept = [at for at, f in enumerate(fitted) if f.name in made.members]
+    ensemble = replace(whole, members=tuple(fitted[at] for at in kept))
+    scores = {f.name: every[:, at] for at, f in enumerate(fitted)}
+    scores |= {"mean": plain_mean(every), "stack": ensemble.combine(test.batch, every[:, kept])}
     done = Trained(None, ensemble, {}, data, test, rows.test, scores)
     asked: dict[str, Any] = {"groups": done.groups, "seconds": {f.name: f.seconds for f in fitted}, "against": "stack"}
     if task.target.kind == "multiclass":
@@ -204,10 +234,13 @@ def _stacked(
     board = {line.name: line.as_dict() for line in lines}
     record = {
         **_shares(test),
-        "members": {name: {**row, "fold_seconds": oof.seconds[name]} for name, row in board.items() if name in oof.members},
+        "members": {name: {**board[name], "fold_seconds": oof.seconds[name], **cost[name]} for name in oof.members},
         "mean": board["mean"],
-        "stack": board["stack"],
+        "stack": {**board["stack"], **_calibration(test.target, scores["stack"], done.groups)},
         "best_member": oof.best(data),
+        "final": made.record,
+        "refit": settings.refit in (None, True),
+        **_decisions(settings, made, rows.train, test, scores["stack"], done.groups),
         "reused": sorted(name for name, folds_reused in oof.reused.items() if folds_reused == len(folds)),
     }
     return done, folds, hashlib.sha256(oof.scores.tobytes()).hexdigest(), record
@@ -226,7 +259,7 @@ def _ranked(
 ) -> tuple[Trained, str, dict[str, Any]]:
     """Members that rank and their second stage, trained and tested: the run so far, a digest of its ranks, its part of the record."""
     own, choice = settings.own, None
-    exclude_seen, refit = bool(own.get("exclude_seen", True)), bool(own.get("refit", False))
+    exclude_seen, refit = bool(own.get("exclude_seen", True)), bool(settings.refit)
     recommender = fit_recommender(chosen, data, **work, progress=_part(say, "features", "folds"))
     if rows.validation is not None:
         recommender, choice = second_stage(
@@ -264,10 +297,53 @@ def _shares(test: TrainingData) -> dict[str, Any]:
     return {"classes": dict(zip(test.kind.classes, shares.tolist(), strict=True))}
 
 
-def _scores(ensemble: Ensemble, batch: FeatureBatch) -> dict[str, Array]:
-    scores = ensemble.member_scores(batch)
-    lines = {m.name: scores[:, i] for i, m in enumerate(ensemble.members)}
-    return lines | {"mean": plain_mean(scores), "stack": ensemble.combine(batch, scores)}
+def _cost(fitted: Fitted, batch: FeatureBatch, vocabulary: Vocabulary) -> dict[str, float]:
+    """``ms``: milliseconds a row, of scoring ``TIMED`` rows in one call; ``mb``: megabytes of its artefact."""
+    some, best = batch.take(np.arange(min(TIMED, len(batch)))), float("inf")
+    for _ in range(2):
+        started = perf_counter()
+        fitted.fitted.predict(seen(some, vocabulary, fitted.inputs))
+        best = min(best, perf_counter() - started)
+    artefact = fitted.fitted.save()
+    size = sum(a.nbytes for a in artefact.arrays.values()) + sum(len(t.encode()) for t in artefact.texts.values())
+    return {"ms": 1e3 * best / max(1, len(some)), "mb": size / 1e6}
+
+
+def _calibration(target: Array, scores: Array, groups: Array) -> dict[str, Any]:
+    """Slope and intercept of the stack with their intervals, and its reliability curve; of several classes those of the likeliest one."""
+    out: dict[str, Any] = {}
+    for name, found in calibration(target, scores, groups=groups).items():
+        out |= {name: found.value, f"{name}_interval": [found.low, found.high]}
+    out["reliability"] = [each.as_dict() for each in reliability(target, scores, groups=groups)]
+    plain: dict[str, Any] = _plain(out)
+    return plain
+
+
+def _decisions(
+    settings: TaskSettings, made: Chosen, train: Examples, test: TrainingData, scores: Array, groups: Array
+) -> dict[str, Any]:
+    """What acting by the stated costs and capacity does on the test rows; the capacity's threshold comes from held-out training rows."""
+    if test.kind.kind != "binary":
+        return {}
+    ratio, out = settings.cost_ratio, {}
+    if ratio is not None:
+        out["costs"] = decision(test.target, scores, threshold_of_costs(ratio), ratio, groups=groups).as_dict() | {"ratio": ratio}
+    known = np.isfinite(made.held_out[:, 0])
+    if settings.capacity is not None and known.any():
+        newest = known & (train.time == train.time[known].max()) if settings.capacity >= 1 else known
+        threshold = threshold_of_capacity(made.held_out[newest, 0], settings.capacity)
+        found = decision(test.target, scores, threshold, ratio, groups=groups)
+        out["capacity"] = found.as_dict() | {"capacity": settings.capacity}
+    return {"decisions": _plain(out)} if out else {}
+
+
+def _plain(value: Any) -> Any:
+    """JSON-ready: what is not finite is null."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _part(say: Progress, begin: str, end: str) -> Callable[[float, str], None]:
@@ -296,7 +372,8 @@ def _register(
         "log": view.lineage(),
         "service_hash": features.schema_hash(task.service),
         "plugins": {m.name: {"model": m.model, "distribution": m.distribution, "version": m.version} for m in ensemble.members},
-        "final": ensemble.final.model if isinstance(ensemble, Ensemble) else ensemble.reranker.chosen,
+        "final": record["final"]["chosen"] if isinstance(ensemble, Ensemble) else ensemble.reranker.chosen,
+        "stack": {name: getattr(settings, name) for name in STACK},
         "params": {name: dict(params) for name, params in settings.params.items()},
         "seed": settings.seed,
         "folds": [[len(a), len(b)] for a, b in folds],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +22,8 @@ OFTEN = 0.1
 LISTED = 5
 """Users without events that an answer names, at most."""
 METRICS = ("auc", "average_precision", "log_loss")
+COSTS = ("ms a row", "MB")
+"""What a member costs where it answers."""
 Workers = Annotated[int | None, typer.Option(help="Processes that fit models. Default: one a core.", min=1, metavar="N")]
 
 
@@ -92,8 +94,11 @@ def train(
                 f"In {trained.record['seen_before']:.0%} of the test rows the item is in the user's history, which exclude_seen = true "
                 "leaves out of every list: no model can name it. Set it to false in zoo.toml if these should be listed."
             )
-        if trained.record.get("refit"):
+        if second and trained.record.get("refit"):
             console.print("members were then fitted again on all rows before the test")
+        if trained.record.get("final"):
+            for line in of_stack(trained.record):
+                console.print(line)
         console.print(f"{trained.record.get('rows', 0):,} rows to train on, {trained.record.get('test_rows', 0):,} to test on")
         if trained.record.get("reused"):
             console.print(f"reused from an earlier run: {', '.join(map(str, trained.record['reused']))}")
@@ -121,10 +126,44 @@ def leaderboard(title: str, record: Mapping[str, Any]) -> Any:
         interval = line.get("auc_interval")
         shown = f"{cell(interval[0])} to {cell(interval[1])}" if interval else None
         seconds = line.get("seconds")
-        rows.append(
-            (name, line.get("auc"), shown, *(line.get(m) for m in METRICS[1:]), None if seconds is None else f"{seconds:.1f}")
+        took = None if seconds is None else f"{seconds:.1f}"
+        rows.append((name, line.get("auc"), shown, *(line.get(m) for m in METRICS[1:]), took, *_costs(line)))
+    heads = ["model", "AUC", "95 % interval", "average precision", "log-loss", "seconds", *COSTS]
+    return table(title, heads, rows)
+
+
+def _costs(line: Mapping[str, Any]) -> list[str | None]:
+    """What a member costs where it answers: milliseconds a row and megabytes; nothing of what is no member."""
+    return [None if line.get(name) is None else f"{line[name]:.3g}" for name in ("ms", "mb")]
+
+
+def of_stack(record: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences on what was chosen on later rows, on calibration, and on acting by the stated costs and capacity."""
+    from zoo.cli.render import cell
+
+    final, stack = record["final"], record["stack"]
+    tried = ", ".join(f"{name} {cell(loss)}" for name, loss in final.get("log_loss", {}).items())
+    yield f"final model {final['chosen']}" + (f", by log-loss on {final['rows']:,} later training rows: {tried}" if tried else "")
+    for member, why in final.get("dropped", {}).items():
+        yield f"{member} is left out: {why}"
+    if not record.get("refit", True):
+        yield "members are those that scored the newest fold (refit = false)"
+    mapped = final["calibration"]
+    tried = ", ".join(f"{name} {cell(loss)}" for name, loss in mapped["log_loss"].items())
+    yield f"calibration {mapped['chosen']}" + (f", by log-loss on later ones: {tried}" if tried else "")
+    said = []
+    for name, what in (("ece", "calibration error"), ("slope", "slope"), ("intercept", "intercept")):
+        if stack.get(name) is not None:
+            low, high = stack[f"{name}_interval"]
+            said.append(f"{what} {cell(stack[name])} ({cell(low)} to {cell(high)})")
+    yield "the stack on the test rows: " + ", ".join(said)
+    for name, act in record.get("decisions", {}).items():
+        stated = f"a missed positive costs {act['ratio']:g} needless acts" if name == "costs" else f"capacity {act['capacity']:g}"
+        worth = f"; cost a row {cell(act['cost'])}, of acting on nobody {cell(act['nobody'])}, on all {cell(act['everybody'])}"
+        yield (
+            f"{stated}: act from {cell(act['threshold'])} on, {act['acted']:.1%} of the test rows, "
+            f"precision {cell(act['precision'])}, recall {cell(act['recall'])}{worth if 'cost' in act else ''}"
         )
-    return table(title, ["model", "AUC", "95 % interval", "average precision", "log-loss", "seconds"], rows)
 
 
 def _of_classes(title: str, lines: Mapping[str, Mapping[str, Any]], classes: list[str]) -> Any:
@@ -136,9 +175,9 @@ def _of_classes(title: str, lines: Mapping[str, Mapping[str, Any]], classes: lis
         seconds = line.get("seconds")
         took = None if seconds is None else f"{seconds:.1f}"
         of_classes = [line.get(f"average_precision:{each}") for each in classes]
-        rows.append((name, line["log_loss"], f"{cell(low)} to {cell(high)}", line["accuracy"], *of_classes, took))
+        rows.append((name, line["log_loss"], f"{cell(low)} to {cell(high)}", line["accuracy"], *of_classes, took, *_costs(line)))
     heads = [f"AP {each}" for each in classes]
-    return table(title, ["model", "log-loss", "95 % interval", "accuracy", *heads, "seconds"], rows)
+    return table(title, ["model", "log-loss", "95 % interval", "accuracy", *heads, "seconds", *COSTS], rows)
 
 
 def rankings(title: str, record: Mapping[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from zoo.errors import UsageError, choices
-from zoo.evaluation.metrics import METRICS, Metric, Ranked
+from zoo.evaluation.metrics import METRICS, RANKING, Metric, Ranked
 from zoo.plugin import Array
 
 CELLS = 4_000_000
@@ -47,7 +47,7 @@ def evaluate(
     *,
     groups: Array | None = None,
     cuts: Array | None = None,
-    metrics: Sequence[str] = tuple(METRICS),
+    metrics: Sequence[str] = RANKING,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Estimate]:
@@ -66,14 +66,29 @@ def estimates_of_means(
     values: Mapping[str, Array], groups: Array | None = None, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Estimate]:
     """The mean of each named array (n,) with its percentile bootstrap interval; groups as in ``evaluate``. NaN without rows."""
-    rows = len(next(iter(values.values()), ()))
+    columns = list(values.values())
+    rows = len(columns[0]) if columns else 0
     if not rows:
         return {name: Estimate(np.nan, np.nan, np.nan) for name in values}
-    entities = np.arange(rows) if groups is None else np.unique(groups, return_inverse=True)[1]
-    size = np.bincount(entities).astype(np.float64)
-    sums = np.stack([np.bincount(entities, each) for each in values.values()], axis=1)
-    drawn = np.concatenate([counts @ sums / (counts @ size)[:, None] for counts in _counts(len(size), resamples, seed, rows)])
-    return {name: _estimate(drawn[:, at]) for at, name in enumerate(values)}
+    found = estimates_of_ratios(np.stack(columns, axis=1), np.ones((rows, 1)), groups, resamples, seed)
+    return dict(zip(values, found, strict=True))
+
+
+def estimates_of_ratios(
+    above: Array, below: Array, groups: Array | None = None, resamples: int = 1000, seed: int = 0
+) -> list[Estimate]:
+    """Of each column of above (n, k) its sum over that of below (n, k or 1), with the interval; NaN where the latter is 0."""
+    entities = np.arange(len(above)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    size = int(entities.max()) + 1
+    over, under = (
+        np.stack([np.bincount(entities, column, size) for column in np.asarray(part, np.float64).T], axis=1)
+        for part in (above, below)
+    )
+    drawn = []
+    for counts in _counts(size, resamples, seed, len(above)):
+        total = counts @ under
+        drawn.append(counts @ over / np.where(total > 0, total, np.nan))
+    return [_estimate(column) for column in np.concatenate(drawn).T]
 
 
 def compare(

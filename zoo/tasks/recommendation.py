@@ -24,12 +24,10 @@ DEFAULTS: Mapping[str, Any] = {
     "min_history": 1,
     "exclude_seen": True,
     "candidates": 100,
-    "refit": False,
 }
-"""Split does not look at the last three. exclude_seen: whether items of a user's history are left out of rankings and lists.
+"""Split does not look at the last two. exclude_seen: whether items of a user's history are left out of rankings and lists.
 
-candidates: how many each member brings to the second stage. refit: whether members are fitted again up to the test, validation rows
-among theirs, once the second stage is fitted.
+candidates: how many each member brings to the second stage.
 """
 
 
