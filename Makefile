@@ -48,7 +48,7 @@ test-nightly: install-dev ## every aggregation against the loop over events, 2,0
 	HYPOTHESIS_PROFILE=nightly OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --timeout 7200 \
 		tests/test_evaluate.py tests/test_reach.py $(ARGS)
 
-test-system: install-dev ## wheels in empty environments, a stranger's plugin
+test-system: install-dev ## wheels in empty environments, a stranger's plugin, reports in Chromium (on PATH)
 	$(BIN)/python -m pytest tests/system $(ARGS)
 
 lint: install-dev ## ruff: rules and format

@@ -161,6 +161,8 @@ def test_the_commands_are_those_of_the_documentation() -> None:
         "promote",
         "rollback",
         "predict",
+        "explain",
+        "report",
         "recommend",
         "serve",
         "key",

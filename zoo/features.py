@@ -144,6 +144,21 @@ class Features:
             digest.update(repr((parts, [(n, types[n]) for n in names])).encode())
         return digest.hexdigest()
 
+    def sequences(self, service: str) -> list[tuple[str, ...]]:
+        """Sequence columns of a service, those together whose entries are of the same events."""
+        from zoo.events.specs import SEQUENCES
+        from zoo.stores.source import EventSource
+
+        out: dict[Any, list[str]] = {}
+        for each in self._read_views(service):
+            source = each.feature_view.batch_source
+            specs = source.aggregation.features if isinstance(source, EventSource) and source.aggregation else ()
+            for spec in specs:
+                if spec.kind in SEQUENCES and spec.name in each.names:
+                    own = {name: value for name, value in vars(spec).items() if name not in ("name", "column", "of")}
+                    out.setdefault((each.block, repr(own)), []).append(spec.name)
+        return [tuple(names) for names in out.values()]
+
     def history(
         self, service: str, rows: Any, context: Mapping[str, str] | None = None, *, labelled: bool = False
     ) -> FeatureBatch:

@@ -16,8 +16,9 @@ import numpy as np
 from zoo.cache import Cache
 from zoo.evaluation.bootstrap import difference_of_means
 from zoo.evaluation.classes import class_losses
+from zoo.evaluation.columns import single
 from zoo.evaluation.metrics import Ranked, auc
-from zoo.fitting import Fit, Member, PluginSource, run_fits, seen, silent
+from zoo.fitting import Fit, Member, PluginSource, load_fitted, run_fits, seen, silent
 from zoo.jobs import Serial
 from zoo.plugin import Array, Column, Examples, Explains, FeatureBatch, Split, TrainingData
 from zoo.vocabulary import Vocabulary
@@ -136,8 +137,8 @@ def single_features(data: TrainingData) -> dict[str, float]:
     targets = [each for each in targets if FEWEST <= each.sum() <= len(each) - FEWEST]
     out: dict[str, float] = {}
     for target in targets:
-        for name, values in _numbers(data.batch, target).items():
-            value = _auc(target, values)
+        for name, column in single(data.batch).items():
+            value = _auc(target, _shares(column.values, target) if column.is_code else column.values)
             out[name] = max(out.get(name, 0.0), value, 1 - value)
     return out
 
@@ -221,7 +222,7 @@ def canary(
         return Finding("canary", True, f"not tried: {member.name} reads only {', '.join(model.plugin.spec.inputs)}")
     plain = _scored(member, data, train, scored, source, cache)
     fit = Fit(f"{member.name} beside a random column", member, train)
-    fitted = model.plugin.load(next(run_fits([fit], beside, source, Serial(), cache, silent)).artefact)
+    fitted = load_fitted(model.plugin, next(run_fits([fit], beside, source, Serial(), cache, silent)).artefact)
     vocabulary = Vocabulary.of(beside.take(train))
     batch = seen(beside.batch.take(scored), vocabulary, model.plugin.spec.inputs)
     losses = [_losses(data.target[scored], each) for each in (fitted.predict(batch), plain)]
@@ -272,29 +273,6 @@ def _sample(data: TrainingData) -> TrainingData:
     if len(data) <= SAMPLE:
         return data
     return data.take(np.sort(np.random.default_rng(0).permutation(len(data))[:SAMPLE]))
-
-
-def _numbers(batch: FeatureBatch, target: Array) -> dict[str, Array]:
-    """Name -> float64 (n,), what each column says of a row in one number."""
-    out: dict[str, Array] = {}
-    for name in batch.names:
-        column = batch.column(name)
-        if column.is_text:
-            continue
-        if column.offsets is None:
-            out[name] = column.values.astype(np.float64) if column.dictionary is None else _shares(column.values, target)
-            continue
-        lengths = column.lengths
-        out[f"{name} (how many)"] = lengths.astype(np.float64)
-        newest = np.zeros(len(lengths), column.values.dtype)
-        newest[lengths > 0] = column.values[column.offsets[1:][lengths > 0] - 1]
-        if column.dictionary is not None:
-            out[f"{name} (the newest)"] = _shares(newest, target)
-            continue
-        out[f"{name} (the newest)"] = np.where(lengths > 0, newest, np.nan)
-        sums = np.bincount(np.repeat(np.arange(len(lengths)), lengths), column.values, minlength=len(lengths))
-        out[f"{name} (their mean)"] = np.where(lengths > 0, sums / np.maximum(lengths, 1), np.nan)
-    return out
 
 
 def _shares(codes: Array, target: Array) -> Array:

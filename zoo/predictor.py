@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.contract import Array, FeatureBatch
-from zoo.errors import FeatureError, RegistryError, UsageError
+from zoo.errors import FeatureError, RegistryError, UsageError, choices
 from zoo.events.given import moment, table_of
 from zoo.events.items import items_where
 from zoo.features import Features
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+
+    from zoo.explaining import Explanation
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,37 @@ class Predictor:
         final = self.ensemble.combine(batch, scores)
         self.found.scored(self.version.model, self.version.number, {"rows": len(table), "score": final})
         return self._answer(table, batch, scores, final)
+
+    def explain(
+        self,
+        users: Sequence[Any],
+        *,
+        at: int | datetime | None = None,
+        output: str | None = None,
+        top: int = 10,
+        events: int = 10,
+    ) -> list[Explanation]:
+        """What moved each user's score: members, their columns and single events; an explanation a user, as in ``zoo.explaining``.
+
+        output: one of ``outputs``, default each user's likeliest. top: columns of each member; events: newest ones of each sequence.
+        Raises UsageError for a version that ranks items or whose rows have other keys, else as ``predict``.
+        """
+        from zoo.explaining import explain, rates
+
+        if isinstance(self.ensemble, Recommender) or self.entities != ("user_id",):
+            what = "ranks items" if isinstance(self.ensemble, Recommender) else f"has rows of {', '.join(self.entities)}"
+            raise UsageError(f"{self.version.reference} {what}; what moved a score can be said of tasks with a score a user")
+        if output is not None and output not in self.outputs:
+            raise UsageError(choices("output", output, self.outputs))
+        batch = self._read(self._keyed(table_of({"user_id": list(users)})), None if at is None else moment(at))
+        number = None if output is None else self.outputs.index(output)
+        asked: dict[str, Any] = {
+            "output": number,
+            "top": top,
+            "events": events,
+            "sequences": self.features.sequences(self.service),
+        }
+        return explain(self.ensemble, batch, rates(self.version.metrics, self.ensemble.target), **asked)
 
     def recommend(
         self,

@@ -17,8 +17,8 @@ import numpy as np
 from zoo.cache import Cache
 from zoo.candidates import FIRST, HISTORY, Candidates, ItemCounts
 from zoo.errors import ArtefactError, PluginError, UsageError
-from zoo.evaluation.bootstrap import Estimate
 from zoo.evaluation.ranking import CELLS, Ranking, best, comparisons, joined, ndcg, placed, slices, summary
+from zoo.evaluation.slices import against_best, as_dict
 from zoo.fitting import Member, PluginSource, silent
 from zoo.jobs import Executor, Serial
 from zoo.manager import Plugins
@@ -318,6 +318,13 @@ def second_stage(
     return replace(recommender, reranker=choice.reranker), choice
 
 
+def _against_best(members: Mapping[str, Ranking], answer: Ranking, rows: Array, users: Array) -> dict[str, Any]:
+    if not rows.any():
+        return {}
+    values = {name: ndcg(ranking.rank[rows]) for name, ranking in members.items()}
+    return against_best(values, ndcg(answer.rank[rows]), "ndcg@10", True, {"groups": users[rows]})
+
+
 def ranked(
     recommender: Recommender, test: TrainingData, choice: Choice | None, users: Array, exclude_seen: bool
 ) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -349,18 +356,12 @@ def ranked(
         "second_stage": None if choice is None or not choice.record else dict(choice.record),
         "comparisons": [vars(each) for each in comparisons(found, against=name, users=users)] if len(found) > 1 else [],
         "slices": {
-            name: {"rows": int(rows.sum()), **as_dict(summary(answer, users=users, rows=rows, cutoffs=(10,)))}
+            name: {
+                "rows": int(rows.sum()),
+                **as_dict(summary(answer, users=users, rows=rows, cutoffs=(10,))),
+                **_against_best({each: found[each] for each in seconds}, answer, rows, users),
+            }
             for name, rows in parts.items()
         },
     }
     return record, {name: ranking.rank for name, ranking in found.items()}
-
-
-def as_dict(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-    """A metric's value under its name, its interval under ``NAME_interval``; None where there is none."""
-    out: dict[str, Any] = {}
-    for name, each in estimates.items():
-        low, high = each.low, each.high
-        out[name] = None if math.isnan(each.value) else each.value
-        out[f"{name}_interval"] = None if math.isnan(low) else [low, high]
-    return out

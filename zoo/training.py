@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from zoo.artefacts import ArtefactStore
 from zoo.cache import Cache, array_digest
 from zoo.contract import Array, Examples, FeatureBatch, Progress, Split, Task, TrainingData
 from zoo.errors import UsageError
@@ -27,11 +28,13 @@ from zoo.evaluation import (
     threshold_of_capacity,
     threshold_of_costs,
 )
+from zoo.evaluation.kept import TestScores
+from zoo.explaining import over_folds
 from zoo.features import Features
 from zoo.finals import Chosen, Scores, choose
 from zoo.fitting import Member, PluginSource, seen, silent
 from zoo.jobs import Executor, Serial
-from zoo.leaks import fits, look
+from zoo.judging import command, judged
 from zoo.manager import Plugins
 from zoo.project import Project, TaskSettings
 from zoo.recommender import Recommender, fit_recommender, ranked, second_stage
@@ -178,13 +181,15 @@ def train(
     else:
         done, folds, run, record = _stacked(plugins, settings, task, chosen, rows, data, test, work, say)
     say(STEPS["evaluation"], "evaluation")
-    guards = look(rows, data, test)
-    if folds:
-        taken = {name: line["fold_seconds"] for name, line in record["members"].items()}
-        guards += fits(chosen, data, folds, _groups(rows.train), taken, anyhow=check_leaks, source=source, cache=cache)
-    record["guards"] = [vars(each) for each in guards]
+    whose = _groups(rows.train), done.groups
+    own: dict[str, Any] = {"members": chosen, "folds": folds, "check_leaks": check_leaks, "source": source, "cache": cache}
+    record |= judged(record, done.ensemble, view, rows, data, test, done.scores, whose, **own, seed=settings.seed)
+    record["command"] = command(task_name, test_start=_iso(begin), test_end=_iso(end), member=members, check_leaks=check_leaks)
     about = {"task": task_name, "rows": len(data), "test_rows": len(test), "train": _span(rows.train), "test": _span(rows.test)}
     record = {**about, **record, "seconds": perf_counter() - started}
+    if register:
+        kept = TestScores.of(test.target, done.groups, test.time, done.scores, task.target)
+        record["scores"] = ArtefactStore(project.artefacts).write(kept.save())
     version = _register(project, record, done.ensemble, features, task, settings, view, folds, run) if register else None
     plugins.trained(record)
     return replace(done, version=version, record=record)
@@ -239,6 +244,7 @@ def _stacked(
         "stack": {**board["stack"], **_calibration(test.target, scores["stack"], done.groups)},
         "best_member": oof.best(data),
         "final": made.record,
+        "weights": over_folds(level, made.record["chosen"], ensemble),
         "refit": settings.refit in (None, True),
         **_decisions(settings, made, rows.train, test, scores["stack"], done.groups),
         "reused": sorted(name for name, folds_reused in oof.reused.items() if folds_reused == len(folds)),
@@ -349,6 +355,10 @@ def _plain(value: Any) -> Any:
 def _part(say: Progress, begin: str, end: str) -> Callable[[float, str], None]:
     low, high = STEPS[begin], STEPS[end]
     return lambda done, text: say(low + (high - low) * done, text)
+
+
+def _iso(time: int | None) -> str | None:
+    return None if time is None else datetime.fromtimestamp(time / 1e6, UTC).isoformat()
 
 
 def _span(rows: Examples) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli import data, forget, init, models, plugins, recommend
+from zoo.cli import data, explain, forget, init, models, plugins, recommend, report
 from zoo.cli.state import ZooCommand, ZooGroup
 
 app = typer.Typer(
@@ -54,6 +54,8 @@ _COMMANDS = (
     ("promote", models.promote, "zoo promote churn@3"),
     ("rollback", models.rollback, "zoo rollback churn"),
     ("predict", models.predict, "zoo predict churn --user 1 --user 42"),
+    ("explain", explain.explain, "zoo explain churn --user 42"),
+    ("report", report.report, "zoo report churn@3"),
     ("recommend", recommend.recommend, "zoo recommend --user 1 -k 5 --where category=toys"),
     ("serve", models.serve, "zoo serve churn --port 8000"),
     ("key", models.key, "zoo key shop-backend --role read --role push"),

@@ -102,6 +102,9 @@ def train(
         console.print(f"{trained.record.get('rows', 0):,} rows to train on, {trained.record.get('test_rows', 0):,} to test on")
         if trained.record.get("reused"):
             console.print(f"reused from an earlier run: {', '.join(map(str, trained.record['reused']))}")
+        for part, line in trained.record.get("slices", {}).items():
+            if line.get("worse"):
+                console.print(f"Worse than {line['best_member']} on {line['rows']:,} rows: {part}")
         for guard in trained.record.get("guards", ()):
             if not guard["fine"]:
                 console.print(f"Leak? {guard['guard']}: {guard['seen']}. What to do: {guard['advice']}.")

@@ -186,16 +186,22 @@ def slices(lengths: Array, target: Array, popularity: Array) -> dict[str, Array]
     for q, name in enumerate(("shortest", "second", "third", "longest")):
         out[f"{name} histories"] = some & (quartile == q)
     out["cold users"] = ~some
-    order = np.argsort(-popularity[FIRST:], kind="stable") + FIRST
-    held = np.cumsum(popularity[order])
-    third = np.full(len(popularity), 3)
-    third[order] = np.minimum(2, np.floor((held - popularity[order]) * 3 / max(1.0, held[-1] if len(held) else 0)))
-    third[popularity <= 0] = 3
+    third = thirds(popularity)
     target = np.asarray(target).astype(np.int64)
     of_target = np.where((target >= FIRST) & (target < len(popularity)), third[np.minimum(target, len(popularity) - 1)], 3)
     for part, name in enumerate(("head items", "middle items", "tail items", "cold items")):
         out[name] = of_target == part
     return out
+
+
+def thirds(popularity: Array) -> Array:
+    """int64 (m,): 0 for head items, which hold the first third of all events, 1 and 2 for middle and tail, 3 for items without any."""
+    order = np.argsort(-popularity[FIRST:], kind="stable") + FIRST
+    held = np.cumsum(popularity[order])
+    third = np.full(len(popularity), 3)
+    third[order] = np.minimum(2, np.floor((held - popularity[order]) * 3 / max(1.0, held[-1] if len(held) else 0)))
+    third[popularity <= 0] = 3
+    return third
 
 
 @dataclass(frozen=True)
