@@ -8,10 +8,13 @@ from pathlib import Path
 
 import generate
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import recommend_page
+import recommend_peers
 from figures import Figure, report
 
 ROOT = Path(__file__).parents[1]
@@ -84,3 +87,34 @@ def test_a_generated_log_has_its_size_is_repeatable_and_has_a_tail(tmp_path: Pat
     counts = np.sort(np.bincount(np.asarray(table["item_id"]))[1:])
     assert counts[-1] > 20 * np.median(counts)
     assert pc.count_distinct(table["timestamp"]).as_py() < 30_000
+
+
+def test_the_page_of_recommendation_runs_has_every_test_run_best_first(tmp_path: Path) -> None:
+    def run(model: str, part: str, gain: float, tail: float | None, **more: object) -> None:
+        each = {"value": gain, "low": gain - 0.01, "high": gain + 0.01}
+        record = {"model": model, "part": part, "rows": 1200, "items": 30, "machine": "a machine", "seed": 0, **more}
+        record["metrics"] = {"ndcg@10": each, "hr@10": each, "coverage@10": each}
+        record |= {"slices": {"tail items": {"ndcg@10": {"value": tail}}}, "fit_seconds": 90, "rank_seconds": 2, "peak_mb": 1500}
+        (tmp_path / "shop").mkdir(exist_ok=True)
+        (tmp_path / "shop" / f"{model}-{part}-{gain}.json").write_text(json.dumps(record))
+
+    for gain in (0.1, 0.2):
+        run("ease", "validation", gain, None)
+    run("ease", "test", 0.15, 0.05)
+    run("als tuned", "test", 0.25, None, tried=[{}, {}, {}])
+    lines = recommend_page.page(tmp_path).splitlines()
+    assert "## shop" in lines
+    assert "1,200 test rows, 30 items; a machine." in lines
+    assert lines[-2:] == [
+        "| als tuned | 0.2500 (0.2400 to 0.2600) | 0.2500 |  | 0.250 | 3 | 0 | 1.5 | 2.0 | 1,500 |",
+        "| ease | 0.1500 (0.1400 to 0.1600) | 0.1500 | 0.0500 | 0.150 | 2 | 0 | 1.5 | 2.0 | 1,500 |",
+    ]
+
+
+def test_a_peers_ranks_are_places_in_its_lists_with_the_most_popular_behind_them(tmp_path: Path) -> None:
+    lists = pl.DataFrame({"items": [[5, 3, 0], [2, 4, 5], [0, 0, 0]]}, schema={"items": pl.Array(pl.Int64, 3)})
+    lists.write_parquet(tmp_path / "lists.parquet")
+    popularity = np.array([0.0, 0.0, 1.0, 9.0, 2.0, 3.0])
+    top = recommend_peers.listed(tmp_path / "lists.parquet", np.array([False, False, True]), popularity)
+    assert top.tolist() == [[5, 3, 4], [2, 4, 5], [3, 5, 4]]
+    assert recommend_peers.ranking(top, np.array([4, 3, 3]), 4).rank.tolist() == [3, 0, 1]

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,8 @@ class Dataset:
     """events: writes the files for ``zoo init`` into a folder, and returns its options. settings: of [tasks.recommendation].
 
     titles: whether the words of most items are their own, so that held out ones can be told by them. peers: whether RecTools' and
-    implicit's models are run beside ours; else published figures stand there.
+    implicit's models are run beside ours; else published figures stand there. most: rows of validation and of the test, drawn where there
+    are more; 0 for all.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Dataset:
     exclude_seen: bool = True
     titles: bool = False
     peers: bool = False
+    most: int = 0
 
 
 def movielens(folder: Path) -> list[str]:
@@ -108,7 +110,7 @@ DATASETS = {
     for each in (
         Dataset("movielens_1m", movielens, {"protocol": "leave_one_out"}, timed=False, titles=True),
         Dataset("retailrocket_purchase", retailrocket, cut("2015-08-15", "rolling", event_type="purchase"), **SHOP),
-        Dataset("retailrocket_event", retailrocket, cut("2015-08-15", "rolling"), **SHOP),
+        Dataset("retailrocket_event", retailrocket, cut("2015-08-15", "rolling"), **SHOP, most=2_500),
         Dataset("grocery", grocery, cut("2017-11-01"), **SHOP),
     )
 }
@@ -194,6 +196,13 @@ class Prepared:
         parts = {name: getattr(self.kept["split"], name).keys["user_id"] for name in ("train", "validation", "test")}
         return np.searchsorted(np.unique(np.concatenate(list(parts.values()))), parts[part])
 
+    def _drawn(self, whole: Any) -> Any:
+        def some(rows: Any) -> Any:
+            few = self.dataset.most and len(rows) > self.dataset.most
+            return rows.take(np.sort(np.random.default_rng(0).permutation(len(rows))[: self.dataset.most])) if few else rows
+
+        return replace(whole, validation=some(whole.validation), test=some(whole.test))
+
     def clusters(self, part: str) -> Any:
         """``users`` where some have several rows, else None."""
         users = self.users(part)
@@ -205,7 +214,7 @@ class Prepared:
         from zoo.training import training_data
 
         if "split" not in self.kept:
-            self.kept["split"] = split(self._features.reader.view(), self.dataset.settings)
+            self.kept["split"] = self._drawn(split(self._features.reader.view(), self.dataset.settings))
         if part not in self.kept:
             started = time.perf_counter()
             self.kept[part] = training_data(self._features, TASK, getattr(self.kept["split"], part))
@@ -329,8 +338,6 @@ def stack(prepared: Prepared, runs: list[dict[str, Any]], again: bool) -> list[d
 
     The second stage is chosen and fitted on the validation rows; members are those fitted on the training rows, and stay as they are.
     """
-    from dataclasses import replace
-
     from zoo.evaluation.ranking import Ranking
     from zoo.recommender import second_stage
     from zoo.reranking import MEAN, STACK

@@ -32,7 +32,7 @@ def page(folder: Path) -> str:
         for run in runs:
             if run.get("part") == "validation":
                 tried[run["model"]] = tried.get(run["model"], 0) + 1
-        parts.append(f"## {dataset}\n\n{told[0]['rows']:,} test rows, {told[0]['items']:,} items; {told[0]['machine']}.\n")
+        parts.append(f"## {dataset.name}\n\n{told[0]['rows']:,} test rows, {told[0]['items']:,} items; {told[0]['machine']}.\n")
         lines = [COLUMNS, ("---",) * len(COLUMNS), *(_row(run, tried) for run in told)]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
     return "\n".join(parts)
@@ -47,7 +47,7 @@ def _row(run: dict[str, Any], tried: dict[str, int]) -> tuple[str, ...]:
         f"{of['hr@10']['value']:.4f}",
         "" if tail is None else f"{tail:.4f}",
         f"{of['coverage@10']['value']:.3f}",
-        str(len(run.get("tried", ())) or tried.get(run["model"], "")),
+        str(len(run.get("tried", ())) or tried.get(run["model"], 0) or ""),
         str(run["seed"]),
         f"{run['fit_seconds'] / 60:.1f}",
         f"{run['rank_seconds']:.1f}",
