@@ -144,12 +144,7 @@ SHOP_GRIDS: dict[str, dict[str, list[Any]]] = {
         "learning_rate": [0.002, 0.005],
         **{k: [v] for k, v in EVENTS.items()},
     },
-    "gru": {
-        "ranking": [
-            {"loss": "sampled", "negatives": 512, "epochs": 12, "hidden": 64, "learning_rate": rate, **EVENTS}
-            for rate in (0.002, 0.005)
-        ]
-    },
+    "gru": {"ranking": [{"loss": "sampled", "negatives": 512, "epochs": 12, "hidden": 64, "learning_rate": 0.003, **EVENTS}]},
 }
 """Of shops, whose logs have times and too many items for the softmax over all of them in these few passes: networks sample 512 items."""
 

@@ -28,7 +28,7 @@ PEERS: dict[str, list[dict[str, list[Any]]]] = {
     "implicit_bm25": [{}, {"K": [100, 500], "K1": [0.3, 1.2], "B": [0.25]}],
     "implicit_als": [{}, {"factors": [64, 128], "regularization": [0.01, 1.0], "alpha": [20.0]}],
     "implicit_bpr": [{}, {"factors": [64], "learning_rate": [0.01, 0.05], "iterations": [100, 300]}],
-    "rectools_sasrec": [{}, {"n_factors": [64], "n_heads": [2], "session_max_len": [50], "epochs": [12], "lr": [0.002, 0.005]}],
+    "rectools_sasrec": [{}, {"n_factors": [64], "n_heads": [2], "session_max_len": [50], "epochs": [12], "lr": [0.002]}],
     "rectools_bert4rec": [{}, {"n_factors": [64], "n_heads": [2], "session_max_len": [50], "epochs": [12], "lr": [0.002]}],
 }
 """By peer, grids of parameters; every combination is tried: together as many as ours."""
