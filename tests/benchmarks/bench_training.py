@@ -194,7 +194,7 @@ def prepare() -> None:
     kept = events.with_columns(code=code).group_by("user_id", maintain_order=True).agg(pl.col("code").tail(LENGTH + 1))
     lists = kept["code"].head(600 if QUICK else len(kept))
     WORK.mkdir(parents=True, exist_ok=True)
-    offsets = np.concatenate([[0], np.cumsum(lists.list.len().to_numpy())])
+    offsets = np.concatenate([[0], np.cumsum(lists.list.len().to_numpy())]).astype(np.int64)
     np.savez(WORK / "sequences.npz", items=lists.explode().to_numpy(), offsets=offsets)
 
 
