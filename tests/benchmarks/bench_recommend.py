@@ -110,7 +110,7 @@ DATASETS = {
     for each in (
         Dataset("movielens_1m", movielens, {"protocol": "leave_one_out"}, timed=False, titles=True),
         Dataset("retailrocket_purchase", retailrocket, cut("2015-08-15", "rolling", event_type="purchase"), **SHOP),
-        Dataset("retailrocket_event", retailrocket, cut("2015-08-15", "rolling"), **SHOP, most=2_500),
+        Dataset("retailrocket_event", retailrocket, cut("2015-08-15", "rolling"), **SHOP, most=1_500),
         Dataset("grocery", grocery, cut("2017-11-01"), **SHOP),
     )
 }
