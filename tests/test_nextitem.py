@@ -181,6 +181,17 @@ def test_it_learns_what_follows_what() -> None:
     assert (told == fresh.target)[begun].mean() > 0.9
 
 
+def test_rounded_products_learn_as_much_and_are_set_back_whatever_happens() -> None:
+    rounded = TINY.model_copy(update={"epochs": 12, "precision": "bfloat16"})
+    model, fresh = fit(cycle(80), rounded), cycle(40, seed=9)
+    told = model.score_items(fresh.batch)[:, 2:].argmax(1) + 2
+    assert (told == fresh.target)[fresh.batch.column("items").lengths > 0].mean() > 0.9
+    with pytest.raises(PluginError, match="lower learning_rate"):
+        fit(cycle(60), rounded.model_copy(update={"learning_rate": 1e30, "weight_decay": 1.0}))
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"  # type: ignore[attr-defined]
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 @pytest.mark.parametrize("loss", ["sampled", "gbce"])
 def test_it_learns_from_samples(loss: str) -> None:
     chosen = TINY.model_copy(update={"epochs": 12, "loss": loss, "negatives": 5})
@@ -239,15 +250,15 @@ class Kept:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("after", [1, 3, 4])
-def test_a_stopped_run_goes_on_to_the_same_bits(after: int) -> None:
-    data = cycle(300)
-    whole = fit(data)
+@pytest.mark.parametrize(("after", "precision"), [(1, "float32"), (3, "bfloat16"), (4, "float32")])
+def test_a_stopped_run_goes_on_to_the_same_bits(after: int, precision: str) -> None:
+    data, params = cycle(300), TINY.model_copy(update={"precision": precision})
+    whole = fit(data, params)
     kept = Kept(after)
     with pytest.raises(KeyboardInterrupt):
-        fit(data, checkpoint=kept)
+        fit(data, params, checkpoint=kept)
     rest = Kept(held=kept.held)
-    gone_on = fit(data, checkpoint=rest)
+    gone_on = fit(data, params, checkpoint=rest)
     assert rest.saves == TINY.epochs - after
     assert gone_on.training["passes"] == whole.training["passes"]
     assert gone_on.training["best"] == whole.training["best"]

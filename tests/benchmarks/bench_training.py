@@ -56,7 +56,7 @@ def said(seen: list[tuple[float, float]]) -> dict[str, float]:
     return {"seconds": min(each[0] for each in seen), "cpu_seconds": min(each[1] for each in seen), "peak_mb": peak_mb()}
 
 
-def ours(model: str) -> dict[str, float]:
+def ours(model: str, precision: str) -> dict[str, float]:
     """The training loop that ``zoo`` runs, without early stopping's look at held-out rows."""
     import torch
     from zoo_gpt.network import GPTNetwork
@@ -73,7 +73,14 @@ def ours(model: str) -> dict[str, float]:
     none = np.zeros(len(codes), np.int32)
     data = Sequences(codes, none, none, offsets, np.ones(len(rows), bool))
     items = int(codes.max()) + 1
-    chosen: dict[str, Any] = {"width": WIDTH, "max_length": LENGTH, "epochs": PASSES, "validation": 0.0, "loss": "softmax"}
+    chosen: dict[str, Any] = {
+        "width": WIDTH,
+        "max_length": LENGTH,
+        "epochs": PASSES,
+        "validation": 0.0,
+        "loss": "softmax",
+        "precision": precision,
+    }
     torch.manual_seed(0)
     network = (
         GPTNetwork(GPTParams(**chosen), items, 2)
@@ -176,8 +183,10 @@ def rectools() -> dict[str, float]:
 
 
 RUNS: dict[str, Callable[[], dict[str, float]]] = {
-    "gpt": lambda: ours("gpt"),
-    "gru": lambda: ours("gru"),
+    "gpt": lambda: ours("gpt", "float32"),
+    "gru": lambda: ours("gru", "float32"),
+    "gpt_bfloat16": lambda: ours("gpt", "bfloat16"),
+    "gru_bfloat16": lambda: ours("gru", "bfloat16"),
     "rectools": rectools,
     "transformer": lambda: plain("transformer"),
     "padded_gru": lambda: plain("gru"),

@@ -130,10 +130,11 @@ def rectools(name: str, params: Mapping[str, Any], train: pd.DataFrame) -> Rank:
             row, item = np.arange(len(asked)), np.full(len(asked), item_map.external_ids[0])
         if not len(row):
             return out
+        users = np.unique(row)
+        # one more user, who is not asked for: the matrix of users by items ends with the last item that somebody has
+        row, item = np.append(row, len(asked)), np.append(item, item_map.external_ids[-1])
         when = pd.Timestamp("2030-01-01") + pd.to_timedelta(np.arange(len(row)), unit="s")
-        found = model.recommend(
-            np.unique(row), dataset(row, item, when), k=DEPTH, filter_viewed=False, on_unsupported_targets="warn"
-        )
+        found = model.recommend(users, dataset(row, item, when), k=DEPTH, filter_viewed=False, on_unsupported_targets="warn")
         out[found[Columns.User].to_numpy(), found[Columns.Rank].to_numpy() - 1] = found[Columns.Item].to_numpy()
         return out
 

@@ -41,6 +41,11 @@ class NextItemParams(BaseModel):
     tokens: int = Field(6_400, ge=1, description="Events of a batch, padding included.")
     learning_rate: float = Field(2e-3, gt=0, description="Peak of the schedule (linear warm-up, cosine decay).")
     weight_decay: float = Field(0.0, ge=0)
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="What the factors of matrix products are rounded to in training; sums, weights and scores stay float32. bfloat16 is "
+        "quicker on processors that multiply it (avx512_bf16, amx_bf16) and no different on others.",
+    )
     device: str = Field("auto", description="auto: a GPU where torch sees one, else the processor; or a torch device.")
 
 

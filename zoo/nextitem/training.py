@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -82,6 +83,20 @@ def rate(done: float) -> float:
     )
 
 
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Float32 matrix products of this process on the processor with their factors rounded to bfloat16, or as they are."""
+    if precision != "bfloat16":
+        yield
+        return
+    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # not in its stubs
+    before, setting.fp32_precision = setting.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
+
+
 @dataclass
 class Trainer:
     """A network in training. counts: float64 by item code, how often training holds each. weight: float32, as ``Sequences.weights``."""
@@ -150,7 +165,8 @@ class Trainer:
         parts = batches(size, self.params.tokens, order)
         total, tokens = 0.0, 0
         self.network.train()
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if self.device.type == "cuda" else []):
+        devices = range(torch.cuda.device_count()) if self.device.type == "cuda" else []
+        with products(self.params.precision), torch.random.fork_rng(devices=devices):
             torch.manual_seed(int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0]))
             for step, rows in enumerate(parts):
                 done = (number - 1 + step / len(parts)) / self.params.epochs
