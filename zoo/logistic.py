@@ -225,5 +225,6 @@ def _forward(rows: _Rows, folds: Sequence[tuple[Array, Array]], strength: float)
 @hookimpl
 def zoo_models() -> Sequence[ModelPlugin]:
     from zoo.blend import Blend  # of rankings
+    from zoo.linear import Linear  # the plain model of features
 
-    return [Logistic(), Average(), Blend()]
+    return [Logistic(), Average(), Blend(), Linear()]

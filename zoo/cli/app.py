@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli import data, explain, forget, init, models, plugins, recommend, report
+from zoo.cli import data, explain, forget, init, models, plugins, recommend, report, uplift
 from zoo.cli.state import ZooCommand, ZooGroup
 
 app = typer.Typer(
@@ -57,6 +57,7 @@ _COMMANDS = (
     ("explain", explain.explain, "zoo explain churn --user 42"),
     ("report", report.report, "zoo report churn@3"),
     ("recommend", recommend.recommend, "zoo recommend --user 1 -k 5 --where category=toys"),
+    ("uplift", uplift.uplift, "zoo uplift trial.parquet --treatment sent --outcome visit --budget 5000"),
     ("serve", models.serve, "zoo serve churn --port 8000"),
     ("key", models.key, "zoo key shop-backend --role read --role push"),
     ("plugins", plugins.plugins, "zoo plugins"),

@@ -5,7 +5,7 @@ Efron and Tibshirani (1993), "An Introduction to the Bootstrap", chapters 13 (pe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,6 +134,23 @@ def samples_of_classes(
         k: _samples((target == k).astype(np.float64), scores[:, k], groups, None, [metric], resamples, seed)[metric]
         for k in np.unique(target).tolist()
     }
+
+
+def resampled(
+    compute: Callable[[Array], Array], rows: int, groups: Array | None = None, resamples: int = 1000, seed: int = 0
+) -> Array:
+    """Any statistic of weighted rows, float64 (1 + resamples,): on the rows themselves, then on each resample.
+
+    compute: ``weight (b, rows) -> (b,)``. groups as in ``evaluate``.
+    """
+    entities = np.arange(rows) if groups is None else np.unique(groups, return_inverse=True)[1]
+    counts = _counts(int(entities.max()) + 1, resamples, seed, rows)
+    return np.concatenate([compute(each[:, entities]) for each in counts])
+
+
+def difference_of(metric: str, samples: Array) -> Difference:
+    """A difference on the rows themselves, first in samples (1 + resamples,), with the interval and p-value of the rest."""
+    return _difference(metric, samples)
 
 
 def estimate_of(samples: Array) -> Estimate:

@@ -1,0 +1,241 @@
+"""Learners on trials whose effect is known, the choice among them, the check of the treatment, tables and the command."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from zoo.errors import UsageError
+from zoo.evaluation.uplift import qini
+from zoo.fitting import Member
+from zoo.manager import plugins
+from zoo.uplift.choice import candidates, choose, cross_fitted, dealt, fit
+from zoo.uplift.learners import LEARNERS, Base
+from zoo.uplift.rules import one_variable
+from zoo.uplift.study import randomised, study
+from zoo.uplift.trial import Layout, read_table, trial_of
+
+LINEAR = Member("linear", "linear")
+
+
+def table(n=3000, seed=0, arms=("none", "mail"), effect=0.3, biased=False, amounts=False):
+    """Mail helps customers of kind b only; the outcome without it depends on x."""
+    rng = np.random.default_rng(seed)
+    x, kind = rng.normal(size=n), rng.choice(["a", "b"], n)
+    chance = 1 / (1 + np.exp(-2 * x)) if biased else np.full(n, 1 / len(arms))
+    arm = (rng.random(n) < chance).astype(int) if biased else rng.integers(0, len(arms), n)
+    p = 0.2 + 0.15 * (x > 0) + effect * (arm > 0) * (kind == "b")
+    outcome = (rng.random(n) < p) * (10.0 + x if amounts else 1.0)
+    return pl.DataFrame({"id": [f"c{i}" for i in range(n)], "x": x, "kind": kind, "sent": np.array(arms)[arm], "visit": outcome})
+
+
+def trial(**given):
+    return trial_of(table(**given), "sent", "visit", "none", ["id"])[0]
+
+
+@pytest.fixture(scope="module")
+def found():
+    return plugins()
+
+
+@pytest.mark.parametrize("amounts", [False, True])
+@pytest.mark.parametrize("model", ["linear", "gbdt"])
+@pytest.mark.parametrize("learner", [name for name in LEARNERS if name != "response"])
+def test_learners_find_whom_the_treatment_changes(found, learner, model, amounts):
+    if (learner, model, amounts) == ("dr", "gbdt", True):
+        return  # as with outcomes of 0 and 1, at twice the time
+    rows, other = trial(amounts=amounts), trial(seed=1, amounts=amounts)
+    params = {"num_trees": 40, "learning_rate": 0.1, "num_threads": 1, "feature_fraction": 1.0} if model == "gbdt" else {}
+    score = LEARNERS[learner](rows, Base(Member(model, model, params), found))(other.batch)
+    helped = other.batch.column("kind").values == 3  # "b"
+    effect = 3.0 if amounts else 0.3
+    assert score[helped].mean() - score[~helped].mean() == pytest.approx(effect, rel=0.5)
+    assert qini(other.outcome, score, other.arm) > 0.1
+
+
+def test_the_doubly_robust_learner_with_linear_models_is_the_formula(found):
+    rows = trial(n=1000)
+    base = Base(LINEAR, found)
+    score = LEARNERS["dr"](rows, base)(rows.batch)
+    part = np.random.default_rng(0).permutation(1000) % 5
+    pseudo = np.zeros(1000)
+    for number in range(5):
+        inside, held = np.flatnonzero(part != number), np.flatnonzero(part == number)
+        means = []
+        for arm in (1, 0):
+            of_arm = inside[rows.arm[inside] == arm]
+            means.append(base.fit(rows.batch.take(of_arm), rows.outcome[of_arm])(rows.batch.take(held)))
+        for at, row in enumerate(held):
+            arm, share = rows.arm[row], rows.arm.mean()
+            wrong = (rows.outcome[row] - means[1 - arm][at]) / (share if arm else 1 - share)
+            pseudo[row] = means[0][at] - means[1][at] + (wrong if arm else -wrong)
+    np.testing.assert_allclose(score, base.fit(rows.batch, pseudo, binary=False)(rows.batch), rtol=1e-6)
+
+
+def test_the_transformed_class_allows_for_arms_of_unlike_size(found):
+    rows = trial(n=6000, effect=0.0)
+    rows = rows.take(np.flatnonzero((rows.arm == 1) | (np.arange(len(rows)) % 4 == 0)))
+    score = LEARNERS["class"](rows, Base(LINEAR, found))(rows.batch)
+    assert abs(score.mean()) < 0.05
+
+
+def test_the_rule_is_the_variable_whose_effects_differ_most(found):
+    rows = trial()
+    rule = one_variable(rows)
+    assert rule.name == "kind"
+    assert rule.words(rows.batch).startswith("kind: a ")
+    of_b = rows.batch.column("kind").values == 3
+    by_hand = rows.outcome[of_b & (rows.arm == 1)].mean() - rows.outcome[of_b & (rows.arm == 0)].mean()
+    np.testing.assert_allclose(rule(rows.batch)[of_b], by_hand)
+    numbers = one_variable(
+        trial_of(table().with_columns(pl.col("visit") * pl.col("x").abs()), "sent", "visit", "none", ["id", "kind"])[0]
+    )
+    assert numbers.name == "x"
+    assert len(numbers.effect) == 5
+
+
+def test_parts_hold_alike_many_of_each_arm_and_outcome():
+    rows = trial()
+    part = dealt(rows, 5, np.random.default_rng(0))
+    for arm in (0, 1):
+        for outcome in (0, 1):
+            counts = np.bincount(part[(rows.arm == arm) & (rows.outcome == outcome)], minlength=5)
+            assert counts.max() - counts.min() <= 1
+
+
+def test_cross_fitting_scores_rows_that_took_no_part(found):
+    rows, of = trial(n=600), candidates([LINEAR], ["t"])
+    values = cross_fitted(of, rows, folds=3, repeats=1)
+    part = dealt(rows, 3, np.random.default_rng([0, 0]))
+    inside, outside = rows.take(np.flatnonzero(part != 1)), rows.take(np.flatnonzero(part == 1))
+    score = fit(of, inside, found)["t:linear"](outside.batch)[:, 0]
+    assert values["t:linear"][1, 0] == pytest.approx(qini(outside.outcome, score, outside.arm))
+    assert values["everyone"][:, 0] == pytest.approx(0.0)
+
+
+def test_the_simplest_is_chosen_where_nothing_is_better_beyond_noise():
+    noisy = {"everyone": np.zeros(10), "t": np.array([0.1, -0.1] * 5) + 0.001, "x": np.full(10, -0.1)}
+    assert choose(noisy).chosen == "everyone"
+    clear = {**noisy, "dr": np.linspace(0.1, 0.12, 10)}
+    choice = choose(clear)
+    assert choice.chosen == "dr"
+    mean, error = choice.better["everyone"]
+    assert mean == pytest.approx(-0.11)
+    apart = -clear["dr"]
+    assert error == pytest.approx(apart.std(ddof=1) * np.sqrt(1 / 10 + 1 / 4))
+
+
+def test_treatment_that_features_tell_is_warned_of(found):
+    base = Base(LINEAR, found)
+    assert randomised(trial(), base).warning == ""
+    warning = randomised(trial(biased=True), base).warning
+    assert "not given at random" in warning
+    assert "mail: AUC 0.8" in warning
+
+
+def test_three_arms_are_compared_with_the_first_and_a_budget_is_kept():
+    rows = trial(n=2000, arms=("none", "mail", "call"))
+    done = study(rows, [LINEAR], budget=200, resamples=50)
+    record = json.loads(json.dumps(done.record))
+    assert list(record["uplift"]) == ["call", "mail"]
+    values = record["policy"]["values"]
+    assert set(values) == {"none to all", "call to all", "mail to all", "best arm for each", "best arm within the budget"}
+    assert values["best arm within the budget"]["contacted"] <= 100
+    assert record["rows"] + record["test_rows"] == 2000
+    curve = record["uplift"]["mail"]["curve"]["chosen"]
+    assert curve["contacted"][0] == curve["gain"][0] == 0
+    assert len(curve["gain"]) == 101
+    assert record["warning"] == ""
+    assert done.effects(rows.batch).shape == done.policy(rows.batch).shape == (2000, 2)
+
+
+def test_what_the_caller_says_of_the_treatment_is_warned_of():
+    assert "the caller says" in study(trial(n=600), [LINEAR], declared=False, resamples=20).record["warning"]
+
+
+def test_tables_become_features_and_codes_stay():
+    rows, layout = trial_of(table(), "sent", "visit", "none", [])
+    assert layout.left_out == ("id",)
+    assert rows.batch.names == ("x", "kind")
+    new = layout.batch(pl.DataFrame({"x": [1, None], "kind": ["b", "c"]}))
+    assert new.column("kind").values.tolist() == [3, 1]
+    assert np.isnan(new.column("x").values[1])
+    with pytest.raises(UsageError, match="lacks the column 'kind'"):
+        layout.batch(pl.DataFrame({"x": [1]}))
+
+
+@pytest.mark.parametrize(
+    ("change", "given", "message"),
+    [
+        ({}, {"treatment": "sen"}, "treatment"),
+        ({}, {"outcome": "kind"}, "outcome 'kind' holds String; expected numbers"),
+        ({}, {"control": None}, "name the one to compare with, as in --control 'mail'"),
+        ({}, {"control": "nothing"}, "nothing"),
+        ({"sent": pl.lit("mail")}, {}, "is 'mail' in every row"),
+        ({"visit": pl.lit(None, pl.Float64)}, {}, "is empty in 3,000 rows"),
+        ({"visit": pl.lit(np.inf)}, {}, "not finite"),
+        ({}, {"without": ["id", "x", "kind"]}, "no column is left as a feature"),
+    ],
+)
+def test_tables_that_cannot_be_meant_are_refused(change, given, message):
+    asked = {"treatment": "sent", "outcome": "visit", "control": "none", "without": ["id"], **given}
+    with pytest.raises(UsageError, match=message):
+        trial_of(table().with_columns(**change), **asked)
+
+
+def test_arms_of_few_rows_are_refused():
+    with pytest.raises(UsageError, match=r"arm .* has .* rows; expected at least 50"):
+        study(trial(n=60), [LINEAR])
+
+
+def test_treatments_of_0_and_1_need_no_control():
+    numbers = table().with_columns(sent=pl.col("sent") == "mail")
+    assert trial_of(numbers, "sent", "visit")[0].arms == ("0", "1")
+    assert trial_of(numbers.with_columns(pl.col("sent").cast(pl.Float64)), "sent", "visit")[0].arms == ("0", "1")
+
+
+def test_files_that_are_no_table_are_refused(tmp_path):
+    (tmp_path / "x.parquet").write_text("no")
+    for name, message in (("x.parquet", "cannot read"), ("y.parquet", "no file")):
+        with pytest.raises(UsageError, match=message):
+            read_table(tmp_path / name)
+
+
+def test_the_command_warns_records_and_decides(tmp_path):
+    from zoo.cli.app import app
+
+    table(n=800, biased=True).write_csv(tmp_path / "trial.csv")
+    table(n=50, seed=3).write_parquet(tmp_path / "new.parquet")
+    paths = {name: str(tmp_path / name) for name in ("trial.csv", "new.parquet", "out.csv", "record.json")}
+    words = ["uplift", paths["trial.csv"], "--treatment", "sent", "--outcome", "visit", "--control", "none", "--ignore", "id"]
+    words += [
+        "--member",
+        "linear",
+        "--budget",
+        "10",
+        "--workers",
+        "1",
+        "--score",
+        paths["new.parquet"],
+        "--out",
+        paths["out.csv"],
+    ]
+    shown = CliRunner().invoke(app, [*words, "--record", paths["record.json"]])
+    assert shown.exit_code == 0, shown.output
+    assert "WARNING: treatment was not given at random" in shown.output
+    assert "(chosen)" in shown.output
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["warning"]
+    decided = pl.read_csv(tmp_path / "out.csv")
+    assert decided["id"].to_list() == pl.read_parquet(tmp_path / "new.parquet")["id"].to_list()
+    assert (decided["contact"] == "mail").sum() == record["scored"]["contacted"] <= 10
+    assert CliRunner().invoke(app, [*words[:-2]]).exit_code == 2
+
+
+def test_layouts_leave_out_what_is_no_number_and_no_text():
+    frame = table().with_columns(when=pl.lit("2024-01-01").str.to_date())
+    assert Layout.of(frame, ["id", "sent", "visit"]).left_out == ("when",)

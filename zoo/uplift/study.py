@@ -1,0 +1,188 @@
+"""A trial from its rows to a tested choice: which learner, how good on rows that took no part in choosing, what policies are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from zoo.errors import UsageError
+from zoo.evaluation import evaluate
+from zoo.evaluation.bootstrap import Difference, Estimate
+from zoo.evaluation.uplift import best_arms, compare_qini, evaluate_qini, policy_values, qini_curve
+from zoo.fitting import Member, PluginSource, silent
+from zoo.jobs import Executor
+from zoo.plugin import Array, Progress
+from zoo.uplift.choice import HERE, Candidate, Choice, Effects, candidates, choose, cross_fitted, dealt, fit
+from zoo.uplift.learners import Base
+from zoo.uplift.trial import Trial
+
+LEAST = 50
+"""Rows that each arm needs at least."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """record: JSON-ready. effects: what was chosen for each arm, fitted on all rows. policy: the candidate whose best arms are taken."""
+
+    record: dict[str, Any]
+    effects: Effects
+    policy: Effects
+
+
+@dataclass(frozen=True)
+class Randomised:
+    """How well features tell who was treated, on held-out rows. auc: by arm; its whole interval above 0.5 says: not at random."""
+
+    auc: Mapping[str, Estimate]
+
+    @property
+    def told(self) -> list[str]:
+        return [arm for arm, each in self.auc.items() if each.low > 0.5]
+
+    @property
+    def warning(self) -> str:
+        """Empty where there is nothing to warn of."""
+        if not self.told:
+            return ""
+        seen = "; ".join(f"{arm}: AUC {self.auc[arm]}" for arm in self.told)
+        return (
+            f"treatment was not given at random: features tell who was treated ({seen}). Uplift, Qini and policy values below are then "
+            "differences between unlike customers. Leave out columns that became known after the treatment, or run a randomised trial"
+        )
+
+
+def randomised(rows: Trial, base: Base, *, folds: int = 5, seed: int = 0, resamples: int = 500) -> Randomised:
+    """Whether treatment can be predicted from features: each arm against the first, every row scored by a model of other rows."""
+    found = {}
+    for arm in range(1, len(rows.arms)):
+        pair = rows.against(arm)
+        part = np.random.default_rng([seed, arm]).permutation(len(pair)) % folds
+        score = np.zeros(len(pair))
+        for number in range(folds):
+            inside, outside = np.flatnonzero(part != number), np.flatnonzero(part == number)
+            model = base.fit(pair.batch.take(inside), pair.arm[inside].astype(np.float64))
+            score[outside] = model(pair.batch.take(outside))
+        found[rows.arms[arm]] = evaluate(
+            pair.arm.astype(np.float64), score, cuts=part, metrics=["auc"], resamples=resamples, seed=seed
+        )["auc"]
+    return Randomised(found)
+
+
+def study(
+    rows: Trial,
+    members: Sequence[Member],
+    *,
+    budget: int | None = None,
+    declared: bool | None = None,
+    seed: int = 0,
+    resamples: int = 1000,
+    source: PluginSource = PluginSource(),  # noqa: B008 - frozen and empty
+    executor: Executor = HERE,
+    progress: Progress = silent,
+) -> Study:
+    """Choose on one half of the rows, test on the other, then fit what was chosen on all.
+
+    budget: of all the rows, how many may be contacted; the test half is given its share. declared: what the caller says of the
+    treatment; False is warned of like a failed test. Raises UsageError for arms of too few rows.
+    """
+    for arm, name in enumerate(rows.arms):
+        if (count := int((rows.arm == arm).sum())) < LEAST:
+            raise UsageError(f"arm {name!r} has {count} rows; expected at least {LEAST}, or leave it out")
+    plugins, of = source.load(), candidates(members)
+    check = randomised(rows, Base(members[0], plugins), seed=seed)
+    half = dealt(rows, 2, np.random.default_rng([seed, 7]))
+    train, test = (rows.take(np.flatnonzero(half == side)) for side in (0, 1))
+    values = cross_fitted(of, train, seed=seed, source=source, executor=executor, progress=lambda d, t: progress(0.8 * d, t))
+    arms = range(1, len(rows.arms))
+    picked = [choose({name: each[:, arm - 1] for name, each in values.items()}) for arm in arms]
+    policy = choose({name: each[:, -1] for name, each in values.items()})
+    progress(0.8, "test")
+    fitted = fit(of, train, plugins)
+    scores = {name: each(test.batch) for name, each in fitted.items()}
+    board = {rows.arms[arm]: _board(test, arm, scores, picked[arm - 1], resamples, seed) for arm in arms}
+    share = None if budget is None else round(budget * len(test) / len(rows))
+    worth = _policies(train, test, scores[policy.chosen], share, resamples, seed)
+    warning = check.warning or ("the caller says that treatment was not given at random" if declared is False else "")
+    record = {
+        "kind": "uplift",
+        "rows": len(train),
+        "test_rows": len(test),
+        "arms": {name: int((rows.arm == arm).sum()) for arm, name in enumerate(rows.arms)},
+        "features": list(rows.batch.names),
+        "randomised": {"declared": declared, "auc": {arm: _estimate(each) for arm, each in check.auc.items()}},
+        "warning": warning,
+        "uplift": board,
+        "policy": {"chosen": policy.chosen, "budget": budget, "values": worth},
+    }
+    progress(0.9, "fitting on all rows")
+    wanted = {each.chosen for each in (*picked, policy)}
+    last = fit(_with_parts(of, wanted), rows, plugins)
+    effects = Effects(tuple(last[each.chosen].arms[at] for at, each in enumerate(picked)))
+    return Study(record, effects, last[policy.chosen])
+
+
+def _with_parts(of: Sequence[Candidate], wanted: set[str]) -> list[Candidate]:
+    parts = {part for each in of if each.name in wanted for part in each.parts}
+    return [each for each in of if each.name in wanted | parts]
+
+
+def _board(test: Trial, arm: int, scores: Mapping[str, Array], choice: Choice, resamples: int, seed: int) -> dict[str, Any]:
+    """Every candidate on the test rows of one arm and the first, with the curve of the chosen one and of the perfect order."""
+    pair = np.flatnonzero((test.arm == arm) | (test.arm == 0))
+    outcome, treated = test.outcome[pair], (test.arm[pair] == arm).astype(np.float64)
+    lines = {}
+    for name, each in scores.items():
+        line: dict[str, Any] = {
+            "qini": _estimate(evaluate_qini(outcome, each[pair, arm - 1], treated, resamples=resamples, seed=seed))
+        }
+        line["chosen_on"] = {"qini": float(np.nanmean(choice.values[name])), "against_chosen": list(choice.better[name])}
+        if name != choice.chosen:
+            chosen = scores[choice.chosen][pair, arm - 1]
+            line["difference"] = _difference(
+                compare_qini(outcome, each[pair, arm - 1], chosen, treated, resamples=resamples, seed=seed)
+            )
+        lines[name] = line
+    curves = {"chosen": scores[choice.chosen][pair, arm - 1], "perfect": outcome * (2 * treated - 1)}
+    thin = {name: qini_curve(outcome, each, treated).thinned() for name, each in curves.items()}
+    effect = float(outcome[treated == 1].mean() - outcome[treated == 0].mean())
+    return {
+        "chosen": choice.chosen,
+        "rows": len(pair),
+        "effect": effect,
+        "lines": lines,
+        "curve": {name: {"contacted": c.contacted.tolist(), "gain": c.gain.tolist()} for name, c in thin.items()},
+    }
+
+
+def _policies(
+    train: Trial, test: Trial, effects: Array, budget: int | None, resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Policies on the test rows, compared with the arm to all that was best in training."""
+    to_all = {f"{name} to all": np.full(len(test), arm) for arm, name in enumerate(train.arms)}
+    best = max(range(len(train.arms)), key=lambda arm: float(train.outcome[train.arm == arm].mean()))
+    policies = {**to_all, "best arm for each": best_arms(effects)}
+    if budget is not None:
+        policies["best arm within the budget"] = best_arms(effects, budget)
+    found = policy_values(test.outcome, test.arm, policies, against=f"{train.arms[best]} to all", resamples=resamples, seed=seed)
+    out = {}
+    for name, (value, apart) in found.items():
+        line: dict[str, Any] = {"value": _estimate(value), "contacted": int((policies[name] > 0).sum())}
+        if apart is not None:
+            line["difference"] = _difference(apart)
+        out[name] = line
+    return out
+
+
+def _estimate(each: Estimate) -> dict[str, Any]:
+    return {"value": _finite(each.value), "interval": [_finite(each.low), _finite(each.high)]}
+
+
+def _difference(each: Difference) -> dict[str, Any]:
+    return {"value": _finite(each.value), "interval": [_finite(each.low), _finite(each.high)], "p_value": _finite(each.p_value)}
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
