@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import figures
 import tasks_behaviour
+import tasks_uplift
 
 if __name__ == "__main__":
     figures.chosen(
         "tasks",
         {
+            "T4": tasks_uplift.t4,
+            "T5": tasks_uplift.t5,
+            "T6": tasks_uplift.t6,
             "T7": tasks_behaviour.t7,
             "T8": tasks_behaviour.t8,
             "imbalance": tasks_behaviour.imbalance,

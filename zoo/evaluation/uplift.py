@@ -6,7 +6,7 @@ lift"): the area between the curve and the straight line of contacting at random
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,22 +76,10 @@ def policy_values(
         raise UsageError(f"{len(outcome)} outcomes and {len(arm)} arms; expected one arm of each policy for every row")
     if against is not None and against not in policies:
         raise UsageError(f"policy {against!r} is not among those to value: {', '.join(policies)}")
-    arms = range(int(max(arm.max(), *(np.max(each) for each in policies.values()))) + 1)
-    given = np.stack([arm == each for each in arms], axis=1).astype(np.float64)
-
-    def value(policy: Array) -> Array:
-        agreed = given * (policy[:, None] == np.arange(len(arms)))
-        asked = [k for k in arms if (policy == k).any()]
-
-        def compute(weight: Array) -> Array:
-            share = weight @ given[:, asked]
-            with np.errstate(invalid="ignore", divide="ignore"):
-                total: Array = ((weight @ (agreed[:, asked] * outcome[:, None])) / share).sum(axis=1)
-            return total
-
-        return resampled(compute, len(outcome), None, resamples, seed)
-
-    samples = {name: value(np.asarray(policy)) for name, policy in policies.items()}
+    samples = {
+        name: resampled(weighted_value(outcome, arm, np.asarray(policy)), len(outcome), None, resamples, seed)
+        for name, policy in policies.items()
+    }
     return {
         name: (
             estimate_of(each),
@@ -99,6 +87,20 @@ def policy_values(
         )
         for name, each in samples.items()
     }
+
+
+def weighted_value(outcome: Array, arm: Array, policy: Array) -> Callable[[Array], Array]:
+    """What a policy is worth, as a function of row weights (b, n): float64 (b,); see ``policy_values``."""
+    asked = np.unique(policy)
+    given = np.stack([arm == each for each in asked], axis=1).astype(np.float64)
+    gained = given * (policy[:, None] == asked) * np.asarray(outcome, np.float64)[:, None]
+
+    def compute(weight: Array) -> Array:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            total: Array = ((weight @ gained) / (weight @ given)).sum(axis=1)
+        return total
+
+    return compute
 
 
 def best_arms(uplift: Array, budget: int | None = None) -> Array:
@@ -146,8 +148,8 @@ class _Ordered:
         return np.concatenate([zero, treated + others], axis=1), np.concatenate([zero, gained - anyway * ratio], axis=1)
 
 
-def _qini(outcome: Array, uplift: Array, treated: Array, resamples: int, seed: int) -> Array:
-    """float64 (1 + resamples,): on the rows themselves, then on each resample; NaN where the perfect order gains nothing."""
+def weighted_qini(outcome: Array, uplift: Array, treated: Array) -> Callable[[Array], Array]:
+    """The Qini coefficient as a function of row weights (b, n): float64 (b,), NaN where the perfect order gains nothing."""
     outcome, uplift, treated = _checked(outcome, uplift, treated)
     ours, perfect = (_Ordered.of(outcome, each, treated) for each in (uplift, outcome * (2 * treated - 1)))
 
@@ -158,7 +160,12 @@ def _qini(outcome: Array, uplift: Array, treated: Array, resamples: int, seed: i
         share: Array = np.divide(_area(x, y) - at_random, best, out=np.full(len(weight), np.nan), where=best > 0)
         return share
 
-    return resampled(compute, len(outcome), None, resamples, seed)
+    return compute
+
+
+def _qini(outcome: Array, uplift: Array, treated: Array, resamples: int, seed: int) -> Array:
+    """float64 (1 + resamples,): on the rows themselves, then on each resample."""
+    return resampled(weighted_qini(outcome, uplift, treated), len(outcome), None, resamples, seed)
 
 
 def _area(x: Array, y: Array) -> Array:
@@ -178,4 +185,14 @@ def _checked(outcome: Array, uplift: Array, treated: Array) -> Sequence[Array]:
     return outcome, uplift, treated
 
 
-__all__ = ["Curve", "best_arms", "compare_qini", "evaluate_qini", "policy_values", "qini", "qini_curve"]
+__all__ = [
+    "Curve",
+    "best_arms",
+    "compare_qini",
+    "evaluate_qini",
+    "policy_values",
+    "qini",
+    "qini_curve",
+    "weighted_qini",
+    "weighted_value",
+]
