@@ -21,6 +21,8 @@ from zoo.uplift.trial import Trial
 
 FOLDS = 5
 REPEATS = 2
+MARGIN = 0.5
+"""Standard errors: a whole one, as is usual, gives away more than it saves where all differences are of the size of noise."""
 MEAN = "mean"
 BASELINES = ("everyone", "rule")
 HERE = Serial()
@@ -157,7 +159,7 @@ def dealt(rows: Trial, parts: int, rng: np.random.Generator) -> Array:
 
 
 def choose(values: Mapping[str, Array], folds: int = FOLDS) -> Choice:
-    """The simplest candidate (they come in that order) whose mean is within a standard error of the best one's.
+    """The simplest candidate (they come in that order) whose mean is within ``MARGIN`` standard errors of the best one's.
 
     The error of a difference between overlapping trainings is that of Nadeau and Bengio (2003): its variance over the parts times
     1 / parts + 1 / (folds - 1).
@@ -168,5 +170,5 @@ def choose(values: Mapping[str, Array], folds: int = FOLDS) -> Choice:
         apart = values[name] - values[than]
         return float(np.nanmean(apart)), float(np.nanstd(apart, ddof=1) * np.sqrt(1 / len(apart) + 1 / (folds - 1)))
 
-    chosen = next(name for name in values if -gap(name, best)[0] <= gap(name, best)[1])
+    chosen = next(name for name in values if -gap(name, best)[0] <= MARGIN * gap(name, best)[1])
     return Choice(chosen, values, {name: gap(name, chosen) for name in values})
