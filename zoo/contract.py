@@ -456,12 +456,14 @@ class Split:
     """A task's rows on both sides of its test. validation: the rows that choices are made on; None where folds of ``train`` are.
 
     refit: training rows up to the test, those of validation among them, for what is fitted again once choices are made; None for none.
+    baselines: scores (test rows,) of what a task always compares with, by name.
     """
 
     train: Examples
     test: Examples
     validation: Examples | None = None
     refit: Examples | None = None
+    baselines: Mapping[str, Array] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True)
@@ -475,6 +477,9 @@ class Task:
     split: ``(log, settings, test_start, test_end) -> Split`` where a task's rows are not parted by one instant (leave-one-out), or
         want rows of another kind on either side; instants in microseconds UTC or None.
     targets: ``(log, settings) -> Target`` where the classes are the log's (``target`` then says the kind only).
+    contexts: ``(settings) -> context`` where the request columns depend on the settings.
+    baselines: ``(log, settings, train, test) -> scores (test rows,) by name``, what the leaderboard always shows beside the members.
+    facts: ``(log, settings, test, scores) -> JSON-ready``, what the stack's scores (test rows,) mean for the task; kept with the run.
     """
 
     name: str
@@ -483,6 +488,9 @@ class Task:
     examples: Callable[..., Examples]
     split: Callable[..., Split] | None = None
     targets: Callable[..., Target] | None = None
+    contexts: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None
+    baselines: Callable[..., Mapping[str, Array]] | None = None
+    facts: Callable[..., Mapping[str, Any]] | None = None
     context: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     feature_service: str = ""
     summary: str = ""
@@ -493,5 +501,10 @@ class Task:
         return self.feature_service or self.name
 
     def resolved(self, view: Any, settings: Mapping[str, Any]) -> Task:
-        """The task with its target as this log and these settings have it."""
-        return self if self.targets is None else replace(self, target=self.targets(view, settings), targets=None)
+        """The task with its target and context as this log and these settings have them."""
+        target = self.target if self.targets is None else self.targets(view, settings)
+        return replace(self, target=target, context=self.context_of(settings), targets=None, contexts=None)
+
+    def context_of(self, settings: Mapping[str, Any]) -> Mapping[str, str]:
+        """The context columns under these settings."""
+        return self.context if self.contexts is None else self.contexts(settings)

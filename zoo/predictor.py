@@ -88,7 +88,7 @@ class Predictor:
     def context(self) -> Mapping[str, str]:
         """Further columns that rows must have, with their numpy dtype."""
         task = self.found.tasks.get(self.version.lineage["task"]["kind"])
-        return task.context if task else {}
+        return task.context_of(self.version.lineage["settings"]) if task else {}
 
     @property
     def members(self) -> tuple[str, ...]:

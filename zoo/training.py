@@ -96,23 +96,27 @@ def split(
     end = view.end or 0
     if test_start is None:
         rows = task.examples(view, own, begin, end + 1)
-        known = rows.time[rows.known_at <= end + 1]
+        known = np.setdiff1d(rows.time, rows.time[rows.known_at > end + 1])
         if not len(known):
             raise UsageError(
                 f"no row of {settings.name} has a known label yet: the log ends before the first label window closes"
             )
-        test_start = int(known.max())
+        origins = min(int(own.get("origins", 1)), len(known))
+        test_start, test_end = int(known[-origins]), int(known[-1]) + 1 if test_end is None else test_end
     train = task.examples(view, own, begin, test_start)
-    gap = duration(settings.own["gap"]) if "gap" in settings.own else duration(own["horizon"]) if "horizon" in own else 0
+    window = module.window(own) if hasattr(module, "window") else 0
+    gap = duration(settings.own["gap"]) if "gap" in settings.own else window
     train = train.take(np.flatnonzero(train.known_at + gap <= test_start))
-    test = task.examples(view, own, test_start, test_start + 1 if test_end is None else test_end)
+    span = module.span(own) if hasattr(module, "span") else 1
+    test = task.examples(view, own, test_start, test_start + span if test_end is None else test_end)
     if not open_labels:
         test = test.take(np.flatnonzero(test.known_at <= end + 1))
     for name, part in (("training", train), ("test", test)):
         if not len(part):
             at = datetime.fromtimestamp(test_start / 1e6, UTC).isoformat()
             raise UsageError(f"{settings.name} has no {name} rows around {at}; name another --test-start, or more history")
-    return Split(train, test)
+    baselines = {} if task.baselines is None else task.baselines(view, own, train, test)
+    return Split(train, test, baselines=baselines)
 
 
 def training_data(features: Features, task: Task, examples: Examples) -> TrainingData:
@@ -185,6 +189,7 @@ def train(
     own: dict[str, Any] = {"members": chosen, "folds": folds, "check_leaks": check_leaks, "source": source, "cache": cache}
     record |= judged(record, done.ensemble, view, rows, data, test, done.scores, whose, **own, seed=settings.seed)
     record["command"] = command(task_name, test_start=_iso(begin), test_end=_iso(end), member=members, check_leaks=check_leaks)
+    record |= _beside(task, view, settings.own, rows, done)
     about = {"task": task_name, "rows": len(data), "test_rows": len(test), "train": _span(rows.train), "test": _span(rows.test)}
     record = {**about, **record, "seconds": perf_counter() - started}
     if register:
@@ -288,6 +293,31 @@ def _ranked(
     record, ranks = ranked(recommender, test, choice, done.groups, exclude_seen)
     record["refit"] = refit and rows.refit is not None
     return replace(done, scores=ranks), array_digest(np.stack(list(ranks.values()))), record
+
+
+def _beside(task: Task, view: LogView, own: Mapping[str, Any], rows: Split, done: Trained) -> dict[str, Any]:
+    """What a run's record says beside its members: the task's baselines, each part of the context, what the scores mean."""
+    out: dict[str, Any] = {}
+    if "stack" not in done.scores or np.ndim(done.test.target) != 1 or task.target.kind != "binary":
+        return out
+    stack = np.asarray(done.scores["stack"])[:, 0]
+    lines = {**rows.baselines, "stack": stack}
+    if rows.baselines:
+        board = leaderboard(done.test.target, lines, groups=done.groups, against="stack")
+        out["baselines"] = {line.name: line.as_dict() for line in board if line.name != "stack"}
+    for name in task.context:
+        parts = rows.test.keys[name]
+        out[name] = {
+            f"{part:g}": {
+                line.name: line.as_dict()
+                for line in leaderboard(done.test.target[at], {n: each[at] for n, each in lines.items()}, groups=done.groups[at])
+            }
+            for part in np.unique(parts)
+            for at in (np.flatnonzero(parts == part),)
+        }
+    if task.facts is not None:
+        out["facts"] = dict(task.facts(view, {k: v for k, v in own.items() if k != "gap"}, rows.test, stack))
+    return out
 
 
 def _groups(rows: Examples) -> Array:

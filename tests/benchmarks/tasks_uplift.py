@@ -37,9 +37,9 @@ TREES = Member(
 """Small trees: effects are a tenth of the outcome's spread."""
 
 
-def those() -> list[Candidate]:
-    """What is chosen among: every learner over the linear model, and the two cheapest over trees."""
-    trees = [each for each in candidates([TREES], ["s", "t"]) if each.member is not None]
+def those(*of_trees: str) -> list[Candidate]:
+    """What is chosen among: every learner over the linear model, and the cheap ones over trees."""
+    trees = [each for each in candidates([TREES], of_trees) if each.member is not None]
     return [*candidates([LINEAR]), *trees]
 
 
@@ -88,11 +88,11 @@ def names_of(made: list[Half]) -> str:
     return ", ".join(f"{name} {count}" for count, name in sorted(zip(counts, chosen), reverse=True))
 
 
-def ordered(row: str, arm: str, must: float, peer: str, others: tuple[str, ...]) -> Figure:
+def ordered(row: str, arm: str, must: float, peer: str, others: tuple[str, ...], of_trees: tuple[str, ...]) -> Figure:
     """Qini of visits, one arm against none."""
     rows = trial("visit", arm)
     lines = (peer, *others)
-    made = halves(rows, 0, lines, those())
+    made = halves(rows, 0, lines, those(*of_trees))
 
     def compute(half: Half, line: str) -> Callable[[Array], Array]:
         return weighted_qini(rows.outcome[half.rows], half.scores[line][:, 0], rows.arm[half.rows].astype(np.float64))
@@ -126,12 +126,12 @@ def ordered(row: str, arm: str, must: float, peer: str, others: tuple[str, ...])
 
 def t4() -> list[Figure]:
     """Visits, Womens e-mail against none."""
-    return [ordered("T4", WOMENS, 0.072, "t:linear", ("t:gbdt", "rule")), definition()]
+    return [ordered("T4", WOMENS, 0.072, "t:linear", ("t:gbdt", "rule"), ("s", "t")), definition()]
 
 
 def t5() -> list[Figure]:
     """Visits, Mens e-mail against none."""
-    return [ordered("T5", MENS, 0.034, "response:linear", ("t:linear", "rule"))]
+    return [ordered("T5", MENS, 0.034, "response:linear", ("t:linear", "rule"), ("response", "s", "t"))]
 
 
 def t6() -> list[Figure]:

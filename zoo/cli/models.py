@@ -122,6 +122,7 @@ def leaderboard(title: str, record: Mapping[str, Any]) -> Any:
     from zoo.cli.render import cell, table
 
     lines = {**record.get("members", {}), **{name: record[name] for name in ("mean", "stack") if record.get(name)}}
+    lines |= record.get("baselines", {})
     if "classes" in record:
         return _of_classes(title, lines, list(record["classes"]))
     rows = []
