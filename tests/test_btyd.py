@@ -104,14 +104,18 @@ def test_a_fit_in_other_units_is_the_same():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_silence_begins_at_the_chance_of_being_dead_and_ends_at_one(name):
+def test_silence_falls_from_one_to_the_chance_of_no_purchase_ever(name):
     model, parameters = MODELS[name], {"bg_nbd": BG, "pareto_nbd": PARETO}[name]
-    now, later = (model.silent(parameters, SOME, ahead) for ahead in (1e-9, 1e9))
-    assert (now < later).all()
-    np.testing.assert_allclose(later, 1.0, atol=0.05)
-    if name == "pareto_nbd":
+    now, soon, later, ever = (model.silent(parameters, SOME, ahead) for ahead in (0, 10, 100, 1e12))
+    np.testing.assert_allclose(now, 1.0)
+    assert (now > soon).all()
+    assert (soon > later).all()
+    assert (later >= ever).all()
+    if name == "bg_nbd":
+        assert ever[0] == pytest.approx(0, abs=0.01)  # nobody dies before the first purchase after the first one
+    else:
         alive, dead = pareto_parts(PARETO, SOME)
-        np.testing.assert_allclose(now, 1 / (1 + np.exp(alive - dead)), atol=1e-6)
+        assert (ever > 1 / (1 + np.exp(alive - dead))).all()
 
 
 def test_histories_count_periods_with_a_purchase():

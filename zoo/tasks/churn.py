@@ -9,6 +9,7 @@ import numpy as np
 
 from zoo.contract import Array, Examples, Target, Task
 from zoo.errors import UsageError, choices
+from zoo.events.index import FIXED, from_fixed
 from zoo.tasks import btyd
 from zoo.tasks.settings import MICROSECONDS, duration, instant, known
 
@@ -181,9 +182,11 @@ def _events(view: LogView, chosen: Mapping[str, Any], columns: tuple[str, ...] =
 
 def _worth(view: LogView, chosen: Mapping[str, Any], rows: Examples) -> Array:
     """float64 (n,): the sum of the value column over each row's active window."""
-    if chosen["value"] not in view.kinds("user_id"):
-        raise UsageError(choices("value in [tasks.churn]", chosen["value"], view.kinds("user_id")))
+    names = {*FIXED, *(name for name, kind in view.kinds("user_id").items() if kind == "<f8")}
+    if chosen["value"] not in names:
+        raise UsageError(choices("value in [tasks.churn]", chosen["value"], names))
     users, times, values = _events(view, chosen, (chosen["value"],))
+    values = from_fixed(values) if chosen["value"] in FIXED else values
     code = view.log.dictionary("user_id").encode(rows.keys["user_id"].tolist())
     out = np.zeros(len(rows))
     for cut in np.unique(rows.time).tolist():
