@@ -164,6 +164,7 @@ def test_the_commands_are_those_of_the_documentation() -> None:
         "explain",
         "report",
         "recommend",
+        "uplift",
         "serve",
         "key",
         "plugins",

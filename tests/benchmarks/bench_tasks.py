@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import figures
 import tasks_behaviour
+import tasks_churn
 import tasks_uplift
 
 if __name__ == "__main__":
@@ -15,6 +16,7 @@ if __name__ == "__main__":
             "T6": tasks_uplift.t6,
             "T7": tasks_behaviour.t7,
             "T8": tasks_behaviour.t8,
+            "cdnow": tasks_churn.cdnow,
             "imbalance": tasks_behaviour.imbalance,
         },
         __doc__,

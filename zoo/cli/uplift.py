@@ -51,7 +51,7 @@ def uplift(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Tell whom a treatment changes, from a table of a randomised trial.
+    """Tell whom a treatment changes, from a randomised trial.
 
     Half of the rows choose among learners of uplift, the other half tests the choice; then it is fitted on all rows. The answer
     warns where the treatment seems not to have been given at random. No log and no project are needed.
