@@ -52,18 +52,18 @@ def examples(view: LogView, settings: Mapping[str, Any], start: int, end: int) -
         later = (times >= cut) & (times < cut + ahead[-1])
         next_at = np.full(size, np.iinfo(np.int64).max)
         np.minimum.at(next_at, users[later], times[later])
-        for before, window in zip((0, *ahead), ahead):
+        for before, until in zip((0, *ahead), ahead):
             asked = here[next_at[here] >= cut + before] if chosen["hazard"] else here
             who.append(asked)
             cuts.append(np.full(len(asked), cut, np.int64))
-            windows.append(np.full(len(asked), window, np.int64))
-            targets.append(next_at[asked] >= cut + window)
+            windows.append(np.full(len(asked), until, np.int64))
+            targets.append(next_at[asked] >= cut + until)
     codes = np.concatenate([*who, np.zeros(0, np.int64)]).astype(np.int32)
-    time, window = (np.concatenate([*each, np.zeros(0, np.int64)]) for each in (cuts, windows))
+    time, far = (np.concatenate([*each, np.zeros(0, np.int64)]) for each in (cuts, windows))
     keys = {"user_id": np.asarray(view.log.dictionary("user_id").decode(codes))}
     if chosen["horizons"] is not None:
-        keys[DAYS] = window / DAY
-    return Examples(keys, time, np.concatenate([*targets, np.zeros(0, bool)]).astype(np.float64), time + window)
+        keys[DAYS] = far / DAY
+    return Examples(keys, time, np.concatenate([*targets, np.zeros(0, bool)]).astype(np.float64), time + far)
 
 
 def horizons(settings: Mapping[str, Any]) -> tuple[int, ...]:
