@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,27 +15,39 @@ class Proxy:
     """Passes connections on to a server.
 
     cut: the number of bytes of the coming replies after which their connection is reset, None for none. cuts: how many resets are left.
-    flowing: while it is not set, replies are held back. port: where it listens; 0 for any that is free.
+    politely: closed as if that were all, instead of reset. flowing: while it is not set, replies are held back; delay: seconds that each is
+    late. port: where it listens; 0 for any that is free.
     """
 
     def __init__(self, server: tuple[str, int], port: int = 0) -> None:
         self.server = server
         self.cut: int | None = None
         self.cuts = 0
+        self.politely = False
+        self.delay = 0.0
         self.flowing = threading.Event()
         self.flowing.set()
-        self._listener = socket.create_server(("127.0.0.1", port))
-        self.port = int(self._listener.getsockname()[1])
+        self.port = port
         self._open: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.open()
 
-    def _accept(self) -> None:
+    def open(self) -> None:
+        """Listen, again after ``close``."""
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
-                client, _ = self._listener.accept()
+                client, _ = listener.accept()
             except OSError:
                 return
-            upstream = socket.create_connection(self.server)
+            try:
+                upstream = socket.create_connection(self.server)
+            except OSError:  # the server is not there, and so neither are we
+                reset(client)
+                continue
             self._open += [client, upstream]
             threading.Thread(target=self._ask, args=(client, upstream), daemon=True).start()
             threading.Thread(target=self._answer, args=(client, upstream), daemon=True).start()
@@ -51,9 +64,13 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := upstream.recv(1 << 16):
                 self.flowing.wait()
+                if self.delay:
+                    time.sleep(self.delay)
                 if self.cut is not None and self.cuts > 0:
                     self.cuts -= 1
                     client.sendall(data[: self.cut])
+                    if self.politely:
+                        break
                     reset(client)
                     return
                 client.sendall(data)

@@ -165,6 +165,7 @@ def test_the_commands_are_those_of_the_documentation() -> None:
         "report",
         "recommend",
         "uplift",
+        "trace",
         "serve",
         "key",
         "plugins",
@@ -494,7 +495,7 @@ def test_predict_answers_for_users_known_and_unknown(trained_shop: Shop, zoo: Zo
     answer = zoo("--repo", trained_shop.root, "predict", "churn", "--user", 5, "--user", 999_999, "--json")
     assert answer.code == 0
     known, unknown = answer.json["rows"]
-    assert list(known) == ["user_id", "score", "gbdt", "gru", "newest_event_age", "known", "version"]
+    assert list(known) == ["user_id", "score", "gbdt", "gru", "newest_event_age", "known", "version", "missing", "features", "id"]
     assert (known["user_id"], known["known"], known["version"]) == (5, True, "churn@1")
     assert (unknown["user_id"], unknown["known"], unknown["newest_event_age"]) == (999_999, False, None)
     text = zoo("--repo", trained_shop.root, "predict", "churn@1", "--user", 5, "--user", 999_999).out

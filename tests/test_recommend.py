@@ -179,8 +179,9 @@ def test_lists_are_those_of_the_history_at_the_same_instant(predictor: Predictor
     answer = predictor.recommend(users, 4, at=at)
     assert answer.column_names == [
         *("user_id", "place", "item_id", "title", "score", "rank:covisit", "rank:popularity"),
-        *("cold", "newest_event_age", "version"),
+        *("cold", "newest_event_age", "version", "features", "id"),
     ]
+    assert answer.group_by("user_id").aggregate([("id", "count_distinct")])["id_count_distinct"].to_pylist() == [1] * 20
     assert isinstance(predictor.ensemble, Recommender)
     batch = features.history("recommendation", {"user_id": users, "time": np.full(20, at)})
     lists = predictor.ensemble.lists(batch, 4)
@@ -308,8 +309,10 @@ def test_the_command_line_lists_the_same(predictor: Predictor, root: Path, capfd
     options = ("--user", 3, "--user", STRANGER, "-k", 2, "--where", f"category={shop.CATEGORIES[2]}", "--no-exclude-seen")
     code, out, _ = run(capfd, "--repo", root, "recommend", *options, "--json")
     assert code == 0
-    expected = predictor.recommend([3, STRANGER], 2, where={"category": shop.CATEGORIES[2]}, exclude_seen=False).to_pylist()
-    assert json.loads(out) == {"task": "recommendation", "rows": expected}
+    expected = predictor.recommend([3, STRANGER], 2, where={"category": shop.CATEGORIES[2]}, exclude_seen=False)
+    found = json.loads(out)
+    assert all(row.pop("id") for row in found["rows"])
+    assert found == {"task": "recommendation", "rows": expected.drop_columns("id").to_pylist()}
     code, out, _ = run(capfd, "--repo", root, "recommend", "--user", STRANGER)
     assert code == 0
     assert "recommendation: 10 items" in out

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import rankdata
 
 from zoo import recommender as module
 from zoo.candidates import ItemCounts
@@ -14,7 +15,7 @@ from zoo.errors import ArtefactError, UsageError
 from zoo.evaluation.ranking import of_rows
 from zoo.fitting import Member, PluginSource
 from zoo.plugin import UNKNOWN, Array, Artefact, Catalogue, FeatureBatch, TrainingData
-from zoo.recommender import Recommender, Stage, fit_recommender, ranked
+from zoo.recommender import Recommender, Stage, average_ranks, fit_recommender, ranked
 from zoo.reranking import rank_average
 from zoo.testing import Echo, Follower, toy
 from zoo.vocabulary import Vocabulary
@@ -213,3 +214,11 @@ def test_what_cannot_be_meant_is_named(data: TrainingData, both: Recommender) ->
         fit_recommender(MEMBERS, toy(20), source=SOURCE)
     with pytest.raises(UsageError, match="from the column 'items', which the feature service lacks; it has: user_recency"):
         both.lists(data.batch.select(["user_recency"]), 5)
+
+
+def test_average_ranks_are_those_of_scipy() -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1), (3, 50), (20, 7), (0, 5)):
+        values = rng.normal(size=shape).astype(np.float32).round(1)
+        values[rng.random(shape) < 0.2] = np.inf
+        np.testing.assert_array_equal(average_ranks(values), rankdata(values, axis=1).astype(np.float32))

@@ -132,7 +132,7 @@ def test_answers_are_the_predictors_in_the_order_of_the_rows(served: Served) -> 
     expected = served.predictors["churn"].predict(users=asked, at=START + 91 * DAY).to_pylist()
     assert [a["keys"]["user_id"] for a in answers] == asked
     for answer, one in zip(answers, expected):
-        assert list(answer) == ["keys", "score", "members", "newest_event_age", "known", "version"]
+        assert list(answer) == ["keys", "score", "members", "newest_event_age", "known", "version", "missing", "features", "id"]
         assert (answer["score"], answer["members"]) == (one["score"], {"gbdt": one["gbdt"], "gru": one["gru"]})
         assert (answer["newest_event_age"], answer["known"]) == (one["newest_event_age"], one["known"])
         assert answer["version"] == "churn@1"
@@ -141,7 +141,10 @@ def test_answers_are_the_predictors_in_the_order_of_the_rows(served: Served) -> 
 
 
 def test_users_are_short_for_rows(served: Served) -> None:
-    assert served.predict(users=[1, 2]).json() == served.predict(rows=[{"user_id": 1}, {"user_id": 2}]).json()
+    one, other = served.predict(users=[1, 2]).json(), served.predict(rows=[{"user_id": 1}, {"user_id": 2}]).json()
+    ids = [each.pop("id") for answers in (one, other) for each in answers["answers"]]
+    assert one == other
+    assert len(set(ids)) == 4
 
 
 def test_no_rows_are_no_answers(served: Served) -> None:

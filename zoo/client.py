@@ -46,14 +46,19 @@ class DeadlineError(UnavailableError):
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one row. newest_event_age: seconds, None where there is no event. known: False for a user without events."""
+    """The answer for one row. newest_event_age: seconds, None where there is no event. known: False for a user without events, None
+    where the store did not say. missing: members that failed or were late, whose scores are None. features: fresh, last_known or cold.
+    id: for ``zoo trace``."""
 
     keys: Mapping[str, Id]
     score: Score
-    members: Mapping[str, Score]
+    members: Mapping[str, Score | None]
     newest_event_age: float | None
-    known: bool
+    known: bool | None
     version: str
+    missing: Sequence[str]
+    features: str
+    id: str
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,8 @@ class Recommendation:
     cold: bool | None
     newest_event_age: float | None
     version: str
+    features: str | None
+    id: str | None
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,10 @@ class FeatureError(ZooError):
     """Features cannot be computed as declared (unknown view, order-only log, missing table)."""
 
 
+class LateError(ZooError):
+    """There is no answer by the deadline that the caller gave."""
+
+
 def choices(name: str, seen: object, valid: object) -> str:
     """One sentence naming what was seen and the valid choices: ``unknown task 'chrun'; choose one of campaign, churn``."""
     listed = ", ".join(sorted(str(v) for v in valid)) if hasattr(valid, "__iter__") else str(valid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -16,6 +16,8 @@ import numpy as np
 from zoo.contract import Array, Block, Column, FeatureBatch, Progress
 from zoo.errors import FeatureError, UsageError, choices
 from zoo.events.given import Given, context_block, distinct, given_columns, moment, table_of, timed
+from zoo.traces import FILE as TRACES
+from zoo.traces import Traces
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from zoo.events.ingest import IngestReport
     from zoo.events.view import LogView
     from zoo.stores.reader import LogReader
+    from zoo.stores.recent import Recent
 
 
 @dataclass(frozen=True)
@@ -200,16 +203,50 @@ class Features:
         return replace(batch, catalogue=view.catalogue(frozenset(batch.catalogue.names) | view.item_dictionaries()))
 
     def online(
-        self, service: str, rows: Any, at: int | datetime | None = None, context: Mapping[str, str] | None = None
+        self,
+        service: str,
+        rows: Any,
+        at: int | datetime | None = None,
+        context: Mapping[str, str] | None = None,
+        *,
+        seen: Callable[[Recent], None] | None = None,
     ) -> FeatureBatch:
         """Features of n rows as of ``at`` (microseconds UTC or an aware datetime; default: the repository's clock), from the online store.
 
-        ``newest`` of the batch says how fresh each row is: the time of its user's newest event, -1 where there is none. Raises
-        UsageError for rows or an ``at`` that cannot be meant.
+        ``newest`` of the batch says how fresh each row is: the time of its user's newest event, -1 where there is none. seen: called
+        with what the store gave. Raises UsageError for rows or an ``at`` that cannot be meant, FeatureError where the store does not
+        answer (under ``zoo.deadline.until``: not in time).
         """
         view, given, times, asked = self._asked_online(service, rows, at)
         store = self._online_store
         recent = store.recent(self.store.config, view, self._wanted(store, asked))
+        if seen is not None:
+            seen(recent)
+        return self._online_batch(store, view, given, times, asked, recent, context)
+
+    def remembered(
+        self,
+        service: str,
+        rows: Any,
+        at: int | datetime | None = None,
+        context: Mapping[str, str] | None = None,
+        *,
+        values: Callable[[LogView, str, Array], Sequence[bytes | None]],
+        seen: Callable[[Recent], None] | None = None,
+    ) -> FeatureBatch:
+        """As ``online``, without asking the store: of events that it gave earlier.
+
+        values: (view, entity kind, codes) -> the packed events of each, as in ``Recent``, None for an entity without events. seen: called
+        with what is made of them.
+        """
+        from zoo.stores.recent import Recent
+
+        view, given, times, asked = self._asked_online(service, rows, at)
+        store = self._online_store
+        wanted = self._wanted(store, asked)
+        recent = Recent(view, wanted, {kind: values(view, kind, codes) for kind, codes in wanted.items()})
+        if seen is not None:
+            seen(recent)
         return self._online_batch(store, view, given, times, asked, recent, context)
 
     async def online_async(
@@ -346,7 +383,7 @@ class Features:
         return copied
 
     def forget(self, users: Iterable[Any] = (), before: int | datetime | None = None) -> Forgotten:
-        """Remove people, or all events before an instant, from the log, the online store and what training has cached.
+        """Remove people, or all events before an instant, from the log, the online store, answers' traces and what training has cached.
 
         See ``zoo.events.forget``. Models trained before stay as they are, and so do files that were ingested.
         """
@@ -355,7 +392,11 @@ class Features:
         config, log, store = self.store.config, self.reader.log, self._online_store
         instant = microseconds(before) if isinstance(before, datetime) else before
 
-        def online(codes: Array) -> None:
+        users = list(users)
+        traces = Traces(Path(self.store.repo_path) / "data" / TRACES, 0)
+
+        def elsewhere(codes: Array) -> None:
+            traces.forget(users, instant)
             if instant is None:
                 store.forget(config, log.id, "user_id", codes.tolist())
                 return
@@ -363,7 +404,7 @@ class Features:
                 store.drop(config, space)
             store.erase(config)
 
-        done: Forgotten = log.forget(users, instant, online)
+        done: Forgotten = log.forget(users, instant, elsewhere)
         # out-of-fold scores and encoders' states are of rows that are gone, and cost time only to make again
         shutil.rmtree(Path(self.store.repo_path) / "data" / "cache", ignore_errors=True)
         return done

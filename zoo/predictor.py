@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.contract import Array, FeatureBatch
-from zoo.errors import FeatureError, RegistryError, UsageError, choices
+from zoo.contract import Array
+from zoo.deadline import Threads
+from zoo.errors import FeatureError, LateError, PluginError, RegistryError, UsageError, choices
+from zoo.events.dictionary import FIRST
 from zoo.events.given import moment, table_of
 from zoo.events.items import items_where
+from zoo.fallbacks import Fallbacks
 from zoo.features import Features
+from zoo.lineage import Tracer
 from zoo.manager import Plugins, plugins
+from zoo.policy import Policy
 from zoo.project import Project
+from zoo.reading import FRESH, Read, Reader
 from zoo.recommender import FILE, Lists, Recommender
 from zoo.registry import Registry, Version
+from zoo.scoring import Scorer, Scores
 from zoo.stacking import Ensemble
+from zoo.traces import FILE as TRACES
+from zoo.traces import Traces
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,15 +40,28 @@ if TYPE_CHECKING:
 
     from zoo.explaining import Explanation
 
+BATCH = 4_096
+"""Rows of a batch of ``predict_batches``."""
+
 
 @dataclass(frozen=True)
 class Predictor:
-    """Answers for one model version. Thread-safe; ``load`` makes one."""
+    """Answers for one model version. Thread-safe; ``load`` makes one.
+
+    policy: what an answer may lack. fallbacks: what is answered then; None of versions from before there were any, and of rankings. tracer:
+    keeps what answers were made of; None where the project asks for no traces.
+    """
 
     version: Version
     ensemble: Ensemble | Recommender
     features: Features
     found: Plugins
+    policy: Policy = field(default_factory=Policy)
+    fallbacks: Fallbacks | None = None
+    tracer: Tracer | None = None
+    _scorer: Scorer = field(default_factory=Scorer, repr=False)
+    # not the scorer's: who waits for a thread must not hold the last one
+    _callers: Threads = field(default_factory=Threads, repr=False)
 
     @classmethod
     def load(
@@ -58,7 +84,11 @@ class Predictor:
                 f"train one with: zoo train {version.model}"
             )
         ensemble = (Recommender if FILE in artefact.texts else Ensemble).load(artefact, found)
-        predictor = cls(version, ensemble, features or Features.open(project.root), found)
+        kept, spares = Policy.kept(version.lineage.get("serving")), Fallbacks.load(artefact.part("fallbacks"), found)
+        tracer = None
+        if project.traces:
+            tracer = Tracer.of(Traces(project.data / TRACES, project.traces), version, ensemble.members, artefact)
+        predictor = cls(version, ensemble, features or Features.open(project.root), found, kept, spares, tracer)
         predictor._check_service()
         return predictor
 
@@ -105,27 +135,42 @@ class Predictor:
         import pyarrow as pa
 
         nobody = {name: pa.nulls(1) for name in self.entities} | {n: pa.array([0]) for n in self.context}
-        batch = self._read(nobody, None)
+        batch = self.features.online(self.service, nobody, None, self.context)
         if isinstance(self.ensemble, Recommender):
-            self.ensemble.lists(batch, 1)
+            self.ensemble.lists(self.features.described(batch), 1)
         else:
             self.ensemble.combine(batch, self.ensemble.member_scores(batch))
 
-    def _read(self, rows: Any, at: int | None) -> FeatureBatch:
-        """The features of rows as of ``at``, with what the model is told of items beside them."""
-        batch = self.features.online(self.service, rows, at, self.context)
-        return self.features.described(batch) if isinstance(self.ensemble, Recommender) else batch
+    @cached_property
+    def _reader(self) -> Reader:
+        return Reader(self.features, self.service, self.context, self.policy, self._scorer.threads)
 
-    def predict(self, rows: Any = None, *, users: Sequence[Any] | None = None, at: int | datetime | None = None) -> pa.Table:
+    def _read(self, rows: Any, at: int | None, instant: float | None = None) -> Read:
+        """The features of rows as of ``at``, with what the model is told of items beside them."""
+        read = self._reader.read(rows, at, instant)
+        return replace(read, batch=self.features.described(read.batch)) if isinstance(self.ensemble, Recommender) else read
+
+    def predict(
+        self,
+        rows: Any = None,
+        *,
+        users: Sequence[Any] | None = None,
+        at: int | datetime | None = None,
+        deadline: float | None = None,
+    ) -> pa.Table:
         """Scores of n rows as of ``at`` (microseconds UTC or an aware datetime; default: the repository's clock).
 
         rows: a table, frame, mapping or list of mappings of entity keys and request context; ``users=[...]`` is short for one column
-        ``user_id``. Returns n rows in order: the keys, ``score`` (float32), one column a member, ``newest_event_age`` (seconds; null
-        where there is no event), ``known`` (False: a user without events before ``at``, answered as cold) and ``version``; where
-        there are several ``outputs``, each score is a column an output, ``score:OUTPUT``.
-        Raises UsageError for rows or an ``at`` that cannot be meant, UnknownIdError for an identifier of the wrong type, FeatureError
-        where the features cannot be read.
+        ``user_id``. deadline: seconds from now by which the store and the members have to answer; a member that is late is given up.
+        Returns n rows in order: the keys, ``score`` (float32), one column a member (null where it is missing), ``newest_event_age``
+        (seconds; null where there is no event), ``known`` (False: a user without events before ``at``, answered as cold; null where
+        the store did not say), ``version``, ``missing`` (names of the members that failed, were late or gave no number) and ``features``
+        (``fresh`` from the store, or what the policy has instead: ``last_known``, ``cold``) and ``id`` (of the row's answer, by which
+        ``zoo trace`` finds what it was made of); where there are several ``outputs``, each score is a column an output, ``score:OUTPUT``.
+        Raises UsageError for rows, an ``at`` or a deadline that cannot be meant, UnknownIdError for an identifier of the wrong type; where
+        the policy does without no more, FeatureError for features, PluginError for members, LateError for either of them late.
         """
+        instant = _instant(deadline)
         if isinstance(self.ensemble, Recommender):
             raise UsageError(
                 f"{self.version.reference} ranks items and has no score a row; ask it for lists: recommend(users), "
@@ -139,12 +184,66 @@ class Predictor:
         table = self._keyed(table_of({"user_id": list(users)} if users is not None else rows))
         if not len(table):
             none = np.zeros((0, len(self.members), self.ensemble.target.width), np.float32)
-            return self._answer(table, None, none, none[:, 0])
-        batch = self._read(table, at)
-        scores = self.ensemble.member_scores(batch)
-        final = self.ensemble.combine(batch, scores)
+            return self._answer(table, None, Scores(none, np.zeros(none.shape[:2], bool), {}), none[:, 0])
+        return self._scored(table, self._read(table, at, instant), instant)
+
+    def _scored(self, table: pa.Table, read: Read, instant: float | None) -> pa.Table:
+        assert isinstance(self.ensemble, Ensemble)
+        scores = self._scorer.ask(self.ensemble, read.batch, instant)
+        self._enough(scores)
+        if self.fallbacks is None:
+            final = self.ensemble.combine(read.batch, scores.scores)
+        else:
+            final = self.fallbacks.combine(self.ensemble, read.batch, scores.scores, scores.lost)
         self.found.scored(self.version.model, self.version.number, {"rows": len(table), "score": final})
-        return self._answer(table, batch, scores, final)
+        return self._answer(table, read, scores, final)
+
+    def predict_batches(self, rows: Any = None, *, at: int | datetime | None = None, size: int = BATCH) -> Iterator[pa.Table]:
+        """``predict`` of a whole population, ``size`` rows at a time, in order: every user whom the log knows, or these rows.
+
+        Features are the log's history at ``at``, of the version of the log at the first batch: the online store is not asked, equals it,
+        and may be down. Memory holds one batch. Returns tables as ``predict`` does, without ``id``. Raises as ``predict``.
+        """
+        if isinstance(self.ensemble, Recommender):
+            raise UsageError(f"{self.version.reference} ranks items; ask it for lists: recommend(users)")
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise UsageError(f"size is {size!r}; expected how many rows a batch has, at least 1")
+        features = self.features.pinned()
+        now = features.reader.now() if at is None else moment(at)
+        table = self._keyed(self.everyone() if rows is None else table_of(rows))
+        times = {"time": np.full(len(table), now)}
+        batches = features.history_batches(
+            self.service, {**dict(zip(table.column_names, table.columns)), **times}, size, self.context
+        )
+        for begin, batch in zip(range(0, len(table), size), batches, strict=True):
+            read = Read(batch, np.full(len(batch), FRESH, object), None)
+            yield self._scored(table.slice(begin, size), read, None).drop_columns("id")
+
+    def everyone(self) -> pa.Table:
+        """Every user whom the log knows, in the order in which they came. Raises UsageError where a row is more than a user."""
+        import pyarrow as pa
+
+        if self.entities != ("user_id",) or self.context:
+            raise UsageError(
+                f"{self.version.model} is asked about {', '.join((*self.entities, *self.context))}, not about users alone; give rows"
+            )
+        view = self.features.reader.view()
+        return pa.table({"user_id": view.ids("user_id", np.arange(FIRST, view.size("user_id"))).drop_null()})
+
+    def _enough(self, scores: Scores) -> None:
+        """Raise PluginError, or LateError, where the policy has no answer with what the members gave."""
+        if not scores.why:
+            return
+        lost = [self.members[at] for at in np.flatnonzero(scores.lost.any(axis=0))]
+        needed = [name for name in lost if self.fallbacks is None or name in self.policy.required]
+        if not needed and (~scores.lost).sum(axis=1).min() >= self.policy.at_least:
+            return
+        told = ", ".join(f"{name} {_WHY[scores.why[name]]}" for name in needed or lost)
+        rule = "every member is required" if self.fallbacks is None else f"required = {list(self.policy.required)}"
+        error = LateError if set(scores.why.values()) == {"late"} else PluginError
+        raise error(
+            f"{told}; {self.version.reference} answers with at least {self.policy.at_least} of its members ({rule}). The log says more"
+        )
 
     def explain(
         self,
@@ -167,7 +266,7 @@ class Predictor:
             raise UsageError(f"{self.version.reference} {what}; what moved a score can be said of tasks with a score a user")
         if output is not None and output not in self.outputs:
             raise UsageError(choices("output", output, self.outputs))
-        batch = self._read(self._keyed(table_of({"user_id": list(users)})), None if at is None else moment(at))
+        batch = self._read(self._keyed(table_of({"user_id": list(users)})), None if at is None else moment(at)).batch
         number = None if output is None else self.outputs.index(output)
         asked: dict[str, Any] = {
             "output": number,
@@ -185,14 +284,16 @@ class Predictor:
         exclude_seen: bool | None = None,
         where: Mapping[str, Any] | None = None,
         at: int | datetime | None = None,
+        deadline: float | None = None,
     ) -> pa.Table:
         """The ``k`` items that each user takes next, most likely first: at most k rows a user, users in the order given.
 
         exclude_seen: whether items of the user's history are left out (default: as the task was trained). where: columns of the item
-        table and the value that an item must have, as it stands now. at: as in ``predict``. Returns columns ``user_id``, ``place``
+        table and the value that an item must have, as it stands now. at, deadline: as in ``predict``. Returns ``user_id``, ``place``
         (from 1), ``item_id``, ``title``, ``score`` (float32, comparable within a user), ``rank:MEMBER`` (the member's own rank of the
         item among those that may be listed), ``cold`` (True: nothing is known of the user that training knew, so this is what is
-        popular), ``newest_event_age`` (seconds; null where there is no event) and ``version``.
+        popular), ``newest_event_age`` (seconds; null where there is no event), ``version``, ``features`` and ``id`` (of the user's
+        list), as in ``predict``.
         Raises UsageError for arguments that cannot be meant, else as ``predict``.
         """
         import pyarrow as pa
@@ -203,18 +304,20 @@ class Predictor:
             raise UsageError(f"users is the text {users!r}; expected a list of identifiers, as in [{users!r}]")
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise UsageError(f"k is {k!r}; expected how many items to list, at least 1")
-        at = None if at is None else moment(at)
+        at, instant = None if at is None else moment(at), _instant(deadline)
         if exclude_seen is None:
             exclude_seen = bool(self.version.lineage["settings"].get("exclude_seen", True))
         view = self.features.reader.view()
         among = None if where is None else items_where(view, where)
         table = self._keyed(table_of({"user_id": list(users)}))
         if len(table):
-            batch = self._read(table, at)
-            lists = self.ensemble.lists(batch, k, exclude_seen=exclude_seen, among=among)
+            read = self._read(table, at, instant)
+            batch, source = read.batch, read.source
+            work = partial(self.ensemble.lists, batch, k, exclude_seen=exclude_seen, among=among)
+            lists = work() if instant is None else self._scorer.threads.within(work, instant, "lists were")
             ages = pa.array((batch.as_of - batch.newest) / 1e6, mask=batch.newest < 0)
         else:
-            lists, ages = Lists.joined([], k, len(self.members)), pa.array([], pa.float64())
+            lists, ages, source = Lists.joined([], k, len(self.members)), pa.array([], pa.float64()), np.zeros(0, object)
         row, place = np.nonzero(lists.items)
         codes = lists.items[row, place]
         columns: dict[str, Any] = {"user_id": table["user_id"].take(pa.array(row)), "place": pa.array(place + 1)}
@@ -225,8 +328,45 @@ class Predictor:
         columns["cold"] = pa.array(lists.cold[row])
         columns["newest_event_age"] = ages.take(pa.array(row))
         columns["version"] = pa.array([self.version.reference] * len(row), pa.string())
+        columns["features"] = pa.array(source[row], pa.string())
+        ids = _ids(len(table))
+        columns["id"] = pa.array([ids[each] for each in row], pa.string())
+        if self.tracer is not None and len(table):
+            listed = pa.table(columns).drop_columns(["user_id", "id", "features", "newest_event_age"]).to_pylist()
+            parts: list[dict[str, Any]] = [{"items": []} for _ in ids]
+            for each, line in zip(row.tolist(), listed, strict=True):
+                parts[each]["items"].append(line)
+            self.tracer.keep(ids, {"user_id": table["user_id"].to_pylist()}, read, parts)
         self.found.scored(self.version.model, self.version.number, {"rows": len(table), "items": columns["item_id"]})
         return pa.table(columns)
+
+    async def predict_async(
+        self,
+        rows: Any = None,
+        *,
+        users: Sequence[Any] | None = None,
+        at: int | datetime | None = None,
+        deadline: float | None = None,
+    ) -> pa.Table:
+        """As ``predict``, in a thread; the event loop goes on. May be cancelled: what has begun then ends unheard."""
+        return await self._asked(partial(self.predict, rows, users=users, at=at, deadline=deadline))
+
+    async def recommend_async(
+        self,
+        users: Sequence[Any],
+        k: int = 10,
+        *,
+        exclude_seen: bool | None = None,
+        where: Mapping[str, Any] | None = None,
+        at: int | datetime | None = None,
+        deadline: float | None = None,
+    ) -> pa.Table:
+        """As ``recommend``, in a thread."""
+        ask = partial(self.recommend, users, k, exclude_seen=exclude_seen, where=where, at=at, deadline=deadline)
+        return await self._asked(ask)
+
+    async def _asked(self, work: Callable[[], pa.Table]) -> pa.Table:
+        return await asyncio.wrap_future(self._callers.submit(work))
 
     def _keyed(self, table: pa.Table) -> pa.Table:
         """The table, if every row has every column that is needed; without rows and columns it is an empty one."""
@@ -245,23 +385,52 @@ class Predictor:
                 raise UsageError(f"row {row} of {len(table)} has no {name}; {self.version.model} needs it in every row")
         return table
 
-    def _answer(self, table: pa.Table, batch: FeatureBatch | None, scores: Array, final: Array) -> pa.Table:
+    def _answer(self, table: pa.Table, read: Read | None, scores: Scores, final: Array) -> pa.Table:
         import pyarrow as pa
 
         columns: dict[str, Any] = {name: table[name] for name in self.entities}
         columns |= _named("score", final, self.outputs)
         for i, name in enumerate(self.members):
-            columns |= _named(name, scores[:, i], self.outputs)
-        newest = np.full(len(table), -1, np.int64) if batch is None else batch.newest
-        as_of = newest if batch is None else batch.as_of
+            columns |= _named(name, scores.scores[:, i], self.outputs, scores.lost[:, i] if scores.why else None)
+        newest = np.full(len(table), -1, np.int64) if read is None else read.batch.newest
+        as_of = newest if read is None else read.batch.as_of
+        source = np.zeros(0, object) if read is None else read.source
         columns["newest_event_age"] = pa.array((as_of - newest) / 1e6, mask=newest < 0)
-        columns["known"] = pa.array(newest >= 0)
+        columns["known"] = pa.array(newest >= 0, mask=source != FRESH)
         columns["version"] = pa.array([self.version.reference] * len(table), pa.string())
-        return pa.table(columns)
+        missing = [[name for name, away in zip(self.members, row, strict=True) if away] for row in scores.lost]
+        columns["missing"] = pa.array(missing, pa.list_(pa.string()))
+        columns["features"] = pa.array(source, pa.string())
+        columns["id"] = pa.array(_ids(len(table)), pa.string())
+        answer = pa.table(columns)
+        if self.tracer is not None and read is not None and read.recent is not None:
+            keys = {name: table[name].to_pylist() for name in (*self.entities, *self.context)}
+            told = answer.drop_columns([*self.entities, "id", "features"]).to_pylist()
+            self.tracer.keep(columns["id"].to_pylist(), keys, read, told)
+        return answer
 
 
-def _named(name: str, scores: Array, outputs: tuple[str, ...]) -> dict[str, Array]:
-    """One column, or one an output: ``score:purchase``."""
-    if not outputs:
-        return {name: scores[:, 0]}
-    return {f"{name}:{output}": scores[:, k] for k, output in enumerate(outputs)}
+def _ids(rows: int) -> list[str]:
+    """One a row, unlike any other's."""
+    first = secrets.token_hex(8)
+    return [f"{first}-{row}" for row in range(rows)]
+
+
+_WHY = {"late": "was late", "failed": "failed", "no number": "gave a score that is not finite"}
+
+
+def _instant(deadline: float | None) -> float | None:
+    """Of ``time.monotonic()``, so many seconds from now."""
+    if deadline is None:
+        return None
+    if isinstance(deadline, bool) or not isinstance(deadline, (int, float)) or not deadline > 0:
+        raise UsageError(f"deadline is {deadline!r}; expected seconds from now, more than 0")
+    return time.monotonic() + deadline
+
+
+def _named(name: str, scores: Array, outputs: tuple[str, ...], lost: Array | None = None) -> dict[str, Any]:
+    """One column, or one an output: ``score:purchase``; null where a score is lost."""
+    import pyarrow as pa
+
+    columns = {f"{name}:{output}": scores[:, k] for k, output in enumerate(outputs)} if outputs else {name: scores[:, 0]}
+    return columns if lost is None else {column: pa.array(values, mask=lost) for column, values in columns.items()}

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UsageError, choices
+from zoo.policy import Policy
 
 FILE = "zoo.toml"
 _ZOO = {"timezone", "registry"}
 _LOG = {"user_id": str, "item_id": str, "clock": str, "timezone": str, "event_types": list, "session": bool, "extra": dict}
 _STACK = {"refit": bool, "calibration": str, "price": float, "cost_ratio": float, "capacity": float}
-_TASK = {"members", "folds", "final", "params", "seed", "task", "seeds", "bagging", *_STACK}
+_TASK = {"members", "folds", "final", "params", "seed", "task", "seeds", "bagging", "serving", *_STACK}
 """Keys of a task's table that training reads; the rest belongs to the task."""
 
 
@@ -27,6 +28,7 @@ class TaskSettings:
     seeds are averaged, and the share of the rows that each is fitted on. refit: whether members are fitted again on all training rows;
     None for the default of the task's kind. calibration: its kind; None: chosen on later rows. price: what a millisecond a row is worth in
     log-loss. cost_ratio: how many needless acts a missed positive costs. capacity: rows, or a share of them, that can be acted on.
+    serving: what an answer may lack.
     """
 
     name: str
@@ -44,6 +46,7 @@ class TaskSettings:
     price: float = 0.0
     cost_ratio: float | None = None
     capacity: float | None = None
+    serving: Policy = field(default_factory=Policy)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Project:
 
     root: the repository's folder. timezone: for calendar features and naive input. registry: SQLAlchemy URL.
     log: ``[log]``, the schema of an event log that has to be made (fields of ``LogSchema``); empty where the file does not say.
-    service: ``[service]`` as it stands; ``zoo.service`` checks it.
+    service: ``[service]`` as it stands; ``zoo.service`` checks it. traces: answers whose traces are kept (``[traces] keep``), 0 for none.
     """
 
     root: Path
@@ -70,6 +73,7 @@ class Project:
     ingest: IngestSettings = field(default_factory=IngestSettings)
     log: Mapping[str, Any] = field(default_factory=dict)
     service: Mapping[str, Any] = field(default_factory=dict)
+    traces: int = 0
 
     @classmethod
     def open(cls, root: Path | str = ".") -> Project:
@@ -86,8 +90,8 @@ class Project:
             raise UsageError(f"{path} is not TOML: {error}") from error
         top = raw.get("zoo", {})
         for key in raw:
-            if key not in ("zoo", "tasks", "ingest", "log", "service"):
-                raise UsageError(f"{path}: {choices('table', key, ('zoo', 'log', 'ingest', 'service', 'tasks.NAME'))}")
+            if key not in ("zoo", "tasks", "ingest", "log", "service", "traces"):
+                raise UsageError(f"{path}: {choices('table', key, ('zoo', 'log', 'ingest', 'service', 'traces', 'tasks.NAME'))}")
         for key in top:
             if key not in _ZOO:
                 raise UsageError(f"{path}: {choices('key in [zoo]', key, _ZOO)}")
@@ -101,6 +105,7 @@ class Project:
             _ingest(path, raw.get("ingest", {})),
             _log(path, raw.get("log", {})),
             _service(path, raw.get("service", {})),
+            _traces(path, raw.get("traces", {})),
         )
 
     def task(self, name: str) -> TaskSettings:
@@ -148,6 +153,13 @@ def _service(path: Path, table: Any) -> Mapping[str, Any]:
     return table
 
 
+def _traces(path: Path, table: Any) -> int:
+    keep = table.get("keep", 0) if isinstance(table, dict) and table.keys() <= {"keep"} else None
+    if not isinstance(keep, int) or isinstance(keep, bool) or keep < 0:
+        raise UsageError(f"{path}: [traces] is {table!r}; expected keep = 100000, how many answers' traces are kept, 0 for none")
+    return keep
+
+
 def _ingest(path: Path, table: Any) -> IngestSettings:
     columns, unit = (table.get("columns", {}), table.get("time_unit")) if isinstance(table, dict) else (None, None)
     if not isinstance(columns, dict) or not all(isinstance(name, str) for name in columns.values()):
@@ -187,7 +199,8 @@ def _task(path: Path, name: str, table: Any) -> TaskSettings:
         "bagging": _by_member(path, name, table, "bagging", float, 0.01, 1),
     }
     own = {k: v for k, v in table.items() if k not in _TASK}
-    return TaskSettings(name, table.get("task", name), tuple(members), params=params, own=own, **known)
+    serving = Policy.of(table.get("serving", {}), members, f"{path}: [tasks.{name}.serving]")
+    return TaskSettings(name, table.get("task", name), tuple(members), params=params, own=own, serving=serving, **known)
 
 
 def _by_member(path: Path, name: str, table: Any, key: str, kind: type, low: float, high: float) -> dict[str, Any]:

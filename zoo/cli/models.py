@@ -15,6 +15,8 @@ from zoo.errors import UsageError, choices
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from zoo.contract import Progress
+    from zoo.predictor import Predictor
     from zoo.registry import Version
 
 OFTEN = 0.1
@@ -289,9 +291,13 @@ def predict(
     at: Annotated[str | None, typer.Option(help="Answer as of this time. Default: the project's clock.", metavar="TIME")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the N highest scores.", min=1, metavar="N")] = None,
     of: Annotated[str | None, typer.Option(help="The class whose scores --limit looks at.", metavar="CLASS")] = None,
+    everyone: Annotated[bool, typer.Option("--all", help="Everybody whom the log knows, into the file --out.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the scores to this Parquet or Arrow file (.parquet, .arrow).", metavar="FILE")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Predict for users or the rows of a file.
+    """Predict for users, the rows of a file, or everybody.
 
     A file has the task's key columns. An answer says how old the newest event behind it is, and whether there is any: a user
     without events is answered as one with an empty history. TIME is ISO 8601, such as 2017-09-01 or 2017-09-01T12:00Z; without an
@@ -299,8 +305,12 @@ def predict(
     """
     own = state(ctx)
     project = own.project
-    if bool(user) == bool(rows):
-        raise UsageError("say whom to predict for: either --user ID, which may be repeated, or --rows FILE")
+    if [bool(user), bool(rows), everyone].count(True) != 1:
+        raise UsageError("say whom to predict for: either --user ID, which may be repeated, or --rows FILE, or --all")
+    if everyone and out is None:
+        raise UsageError("--all writes a file; say which, as in --out scores.parquet")
+    if out is not None and (user or limit is not None):
+        raise UsageError("--out is for --all or --rows FILE, and writes every row; leave out --user and --limit")
     moment = None if at is None else instant(at, project.timezone)
     from zoo.cli.survey import keyed_rows
 
@@ -310,6 +320,9 @@ def predict(
         say(0.0, "loading the model")
         from zoo.predictor import Predictor
 
+        if out is not None:
+            _into(own, out, Predictor.load(task, repo=project.root, without=own.without), table, moment, say, as_json)
+            return
         predictor = Predictor.load(task, repo=project.root, without=own.without)
         answer = predictor.predict(table, users=users or None, at=moment)
     if limit is not None:
@@ -325,18 +338,22 @@ def predict(
     def human(console: Console) -> None:
         from zoo.cli.render import duration, table
 
+        usual = {"missing": [], "features": "fresh"}
+        rare = [name for name, value in usual.items() if any(row[name] != value for row in answer.to_pylist())]
+        left_out = {*usual} - {*rare} | ({"id"} if not project.traces else set())
+        shown = answer.select([name for name in answer.column_names if name not in left_out])
         records = [
             {
                 ("newest event" if k == "newest_event_age" else k): duration(v) if k == "newest_event_age" else v
                 for k, v in r.items()
             }
-            for r in answer.to_pylist()
+            for r in shown.to_pylist()
         ]
         rows = [[str(v) if k.endswith("_id") else v for k, v in r.items()] for r in records]
         console.print(
             table(
                 f"{task}: {len(rows):,} prediction{'s' * (len(rows) != 1)}",
-                list(records[0]) if records else answer.column_names,
+                list(records[0]) if records else shown.column_names,
                 rows,
             )
         )
@@ -346,6 +363,17 @@ def predict(
             console.print(f"No event of {some} before this time, so answered as new. {_example(own)}".rstrip())
 
     own.answer(as_json, {"task": task, "rows": answer.to_pylist()}, human)
+
+
+def _into(own: State, out: Path, predictor: Predictor, rows: Any, at: int | None, say: Progress, as_json: bool) -> None:
+    """Predictions of rows, or of everybody, in a file."""
+    from zoo.population import check, write
+
+    check(out)
+    given = predictor.everyone() if rows is None else rows
+    done = write(predictor.predict_batches(given, at=at), out, len(given), say)
+    document = {"model": predictor.version.reference, "rows": done, "file": str(out)}
+    own.answer(as_json, document, lambda console: console.print(f"{done:,} rows of {predictor.version.reference} in {out}"))
 
 
 def serve(

@@ -51,7 +51,7 @@ def recommend(
     def human(console: Console) -> None:
         from zoo.cli.render import table
 
-        hidden = ("newest_event_age", "version")
+        hidden = ("newest_event_age", "version", "features", "id")
         names = [name for name in answer.column_names if name not in hidden]
         rows = [[str(row[name]) if name.endswith("_id") else row[name] for name in names] for row in answer.to_pylist()]
         console.print(table(f"{task}: {len(rows):,} items", names, rows))

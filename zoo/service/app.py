@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from zoo.errors import UsageError, choices
+from zoo.errors import LateError, UsageError, choices
 from zoo.features import Features
 from zoo.predictor import Predictor
 from zoo.service.access import ADMIN, OPEN, PUSH, READ, Access, Rules, needs, rules_of
@@ -31,7 +31,7 @@ from zoo.service.messages import (
     Swapped,
 )
 from zoo.service.metrics import CONTENT_TYPE, Metrics
-from zoo.service.problems import MAX_BODY, Json, LateError, UnknownModelError, handle
+from zoo.service.problems import MAX_BODY, Json, UnknownModelError, handle
 from zoo.service.v2 import add_v2
 from zoo.service.versions import Versions
 
@@ -73,11 +73,14 @@ def app(
         for predictor in versions.values():
             predictor.warm()
 
-    def in_time(http: Request) -> None:
-        """Nothing is begun for a caller who has gone."""
+    def in_time(http: Request) -> float | None:
+        """Seconds that an answer may take; nothing is begun for a caller who has gone."""
         until = http.scope.get("zoo.until")
-        if until is not None and perf_counter() > until:
-            raise LateError("the deadline has passed")
+        if until is None:
+            return None
+        if (left := until - perf_counter()) <= 0:
+            raise LateError("the deadline passed before work on this began")
+        return float(left)
 
     @api.get("/health/live", openapi_extra=needs(OPEN), response_model=Status, tags=["health"])
     async def live() -> Json:
@@ -136,8 +139,7 @@ def app(
         predictor = known(request.model)
         if request.rows is not None:
             _only_known(predictor, request.rows)
-        in_time(http)
-        table = predictor.predict(request.rows, users=request.users, at=request.instant())
+        table = predictor.predict(request.rows, users=request.users, at=request.instant(), deadline=in_time(http))
         return Json({"answers": [_answer(predictor, row) for row in table.to_pylist()]})
 
     @api.post(
@@ -150,9 +152,13 @@ def app(
     def recommend(http: Request, request: RecommendRequest) -> Json:
         """List the items that each user takes next, most likely first."""
         predictor = known(request.model)
-        in_time(http)
         table = predictor.recommend(
-            request.users, request.k, exclude_seen=request.exclude_seen, where=request.where or None, at=request.instant()
+            request.users,
+            request.k,
+            exclude_seen=request.exclude_seen,
+            where=request.where or None,
+            at=request.instant(),
+            deadline=in_time(http),
         )
         return Json({"answers": _lists(predictor, request.users, table.to_pylist())})
 
@@ -204,9 +210,11 @@ def _only_known(predictor: Predictor, rows: list[dict[str, Any]]) -> None:
 
 
 def _answer(predictor: Predictor, row: Mapping[str, Any]) -> dict[str, Any]:
+    missing = row["missing"]
+
     def score(name: str) -> Any:
-        outputs = predictor.outputs
-        return {output: row[f"{name}:{output}"] for output in outputs} if outputs else row[name]
+        outputs = predictor.outputs if name not in missing else ()
+        return {output: row[f"{name}:{output}"] for output in outputs} if outputs else row.get(name)
 
     return {
         "keys": {name: row[name] for name in predictor.entities},
@@ -215,6 +223,9 @@ def _answer(predictor: Predictor, row: Mapping[str, Any]) -> dict[str, Any]:
         "newest_event_age": row["newest_event_age"],
         "known": row["known"],
         "version": row["version"],
+        "missing": missing,
+        "features": row["features"],
+        "id": row["id"],
     }
 
 
@@ -235,7 +246,7 @@ def _lists(predictor: Predictor, users: Sequence[Any], rows: Sequence[Mapping[st
             for row in rows[begin:at]
         ]
         first = rows[begin] if at > begin else {}
-        facts = {name: first.get(name) for name in ("cold", "newest_event_age")}
+        facts = {name: first.get(name) for name in ("cold", "newest_event_age", "features", "id")}
         out.append({"user_id": user, "items": items, **facts, "version": predictor.version.reference})
     return out
 

@@ -110,12 +110,19 @@ class Answer(BaseModel):
 
     keys: dict[str, Id]
     score: Score = Field(description="The ensemble's answer.")
-    members: dict[str, Score] = Field(description="What each of its members said.")
+    members: dict[str, Score | None] = Field(description="What each of its members said; null for one that is missing.")
     newest_event_age: float | None = Field(
         description="Seconds from the user's newest event to the prediction's time; null for none."
     )
-    known: bool = Field(description="False: no event of this user before that time; the score is that of an empty history.")
+    known: bool | None = Field(
+        description="False: no event of this user before that time; the score is that of an empty history. Null: the store did not say."
+    )
     version: str = Field(description="The model version that answered.")
+    missing: list[str] = Field(description="Members that failed, were late or gave no number; the answer is that of the others.")
+    features: Literal["fresh", "last_known", "cold"] = Field(
+        description="Where the features are from: the store, or, while it does not answer, what the task's policy has instead."
+    )
+    id: str = Field(description="Of this answer; `zoo trace ID` shows what it was made of, where the project keeps traces.")
 
 
 class Predictions(BaseModel):
@@ -131,6 +138,9 @@ class Predictions(BaseModel):
                     "newest_event_age": 86400.5,
                     "known": True,
                     "version": "churn@3",
+                    "missing": [],
+                    "features": "fresh",
+                    "id": "5f0c7d2a91be44d3-0",
                 }
             ]
         }
@@ -195,6 +205,8 @@ class Recommendation(BaseModel):
         description="Seconds from the user's newest event to the answer's time; null for none."
     )
     version: str = Field(description="The model version that answered.")
+    features: Literal["fresh", "last_known", "cold"] | None = Field(description="As in a prediction. Null for an empty list.")
+    id: str | None = Field(description="As in a prediction. Null for an empty list.")
 
 
 class Recommendations(BaseModel):
@@ -209,6 +221,8 @@ class Recommendations(BaseModel):
                     "cold": False,
                     "newest_event_age": 86400.5,
                     "version": "recommendation@1",
+                    "features": "fresh",
+                    "id": "5f0c7d2a91be44d3-0",
                 }
             ]
         }

@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
-from zoo.errors import FeatureError, PluginError, SchemaError, UnknownIdError, UsageError, ZooError
+from zoo.errors import FeatureError, LateError, PluginError, SchemaError, UnknownIdError, UsageError, ZooError
 
 MISTAKES: dict[type[ZooError], str] = {UsageError: "usage", SchemaError: "schema", UnknownIdError: "identifier"}
 """Errors that the caller can mend (422), and the type they are told as."""
@@ -42,10 +42,6 @@ class Json(Response):
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
-
-
-class LateError(ZooError):
-    """The caller's deadline has passed before work began."""
 
 
 def problem(status: int, kind: str, message: str, headers: Any = None, path: str = "") -> Json:
@@ -115,7 +111,7 @@ async def _zoo(request: Request, error: Exception) -> Json:
     if isinstance(error, UnknownModelError):
         return problem(404, "unknown_model", str(error), path=path)
     if isinstance(error, LateError):
-        return problem(504, "deadline", "the deadline passed before work on this began", path=path)
+        return problem(504, "deadline", str(error), path=path)
     for mistake, kind in MISTAKES.items():
         if isinstance(error, mistake):
             return problem(422, kind, str(error), path=path)

@@ -59,7 +59,8 @@ class Output(BaseModel):
 
 
 class InferResponse(BaseModel):
-    """``score``, a tensor ``member:NAME`` a member, ``newest_event_age`` (seconds, -1 where there is no event) and ``known``."""
+    """``score``, a tensor ``member:NAME`` a member, ``newest_event_age`` (seconds, -1 where there is no event), ``known``, ``missing`` and
+    ``features``; a missing member's score is -1."""
 
     id: str | None = None
     model_name: str
@@ -108,10 +109,10 @@ def add_v2(
     api: FastAPI,
     known: Callable[[str], Predictor],
     warm: Callable[[], None],
-    in_time: Callable[[Request], None],
+    in_time: Callable[[Request], float | None],
     features: Features,
 ) -> None:
-    """Add the protocol's routes. known: the predictor of a model name; warm, in_time: raise where nothing can be answered."""
+    """Add the protocol's routes. known: the predictor of a model name; warm, in_time (seconds left): raise where there is no answer."""
     failing: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorV2, "description": "As for /v1; the body has a text only"}
         for status in (400, 404, 413, 415, 422, 500, 503, 504)
@@ -173,8 +174,7 @@ def add_v2(
     def infer(http: Request, name: str, request: InferRequest, version: str | None = None) -> Json:
         """Predict for every row of the input tensors, in order."""
         predictor = of(name, version)
-        in_time(http)
-        return Json(_infer(predictor, name, request))
+        return Json(_infer(predictor, name, request, in_time(http)))
 
 
 def _inputs(predictor: Predictor, features: Features) -> dict[str, str]:
@@ -191,10 +191,11 @@ def _datatype(dtype: Any) -> str:
 def _outputs(predictor: Predictor) -> dict[str, tuple[str, list[int]]]:
     width = [len(predictor.outputs)] if predictor.outputs else []
     members = {f"member:{name}": ("FP32", width) for name in predictor.members}
-    return {"score": ("FP32", width), **members, "newest_event_age": ("FP64", []), "known": ("BOOL", [])}
+    more: dict[str, tuple[str, list[int]]] = {"missing": ("BYTES", []), "features": ("BYTES", [])}
+    return {"score": ("FP32", width), **members, "newest_event_age": ("FP64", []), "known": ("BOOL", []), **more}
 
 
-def _infer(predictor: Predictor, name: str, request: InferRequest) -> dict[str, Any]:
+def _infer(predictor: Predictor, name: str, request: InferRequest, deadline: float | None) -> dict[str, Any]:
     columns = {tensor.name: _column(tensor) for tensor in request.inputs}
     if len(columns) < len(request.inputs):
         raise UsageError("two inputs have one name; expected a tensor a column")
@@ -216,7 +217,7 @@ def _infer(predictor: Predictor, name: str, request: InferRequest) -> dict[str, 
         instant = read_instant(at)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    table = predictor.predict(columns, at=instant)
+    table = predictor.predict(columns, at=instant, deadline=deadline)
     answer = {
         "model_name": name,
         "model_version": str(predictor.version.number),
@@ -242,10 +243,14 @@ def _column(tensor: Tensor) -> list[Any]:
 
 def _data(predictor: Predictor, table: Any, name: str) -> list[Any]:
     if name == "known":
-        found: list[Any] = table["known"].to_pylist()
-        return found
+        return [known is True for known in table["known"].to_pylist()]
     if name == "newest_event_age":
         return [-1.0 if age is None else age for age in table["newest_event_age"].to_pylist()]
+    if name == "missing":
+        return [",".join(names) for names in table["missing"].to_pylist()]
+    if name == "features":
+        found: list[Any] = table["features"].to_pylist()
+        return found
     own = name.removeprefix("member:")
     columns: Mapping[str, Any] = {o: table[f"{own}:{o}"].to_pylist() for o in predictor.outputs} or {own: table[own].to_pylist()}
-    return [value for row in zip(*columns.values()) for value in row]
+    return [-1.0 if value is None else value for row in zip(*columns.values()) for value in row]

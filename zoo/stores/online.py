@@ -11,6 +11,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from threading import RLock
@@ -20,6 +21,7 @@ import numpy as np
 from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 
 from zoo.contract import Array, Column, Progress
+from zoo.deadline import left, until
 from zoo.errors import FeatureError
 from zoo.events.clock import moved
 from zoo.events.encode import columns_of, encode, encode_few
@@ -51,6 +53,14 @@ _FEW = 64
 """Events an entity up to which columns are written as they are: frames of one layout are read together, and most of one is its header."""
 _ALWAYS = ("user_id", "item_id", "event_type", "time", "seq")
 """Columns of the log that are read whatever is kept."""
+
+
+@contextmanager
+def _releasing(lock: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class EventOnlineStore(ABC):
@@ -291,10 +301,13 @@ class EventOnlineStore(ABC):
         """Bring in what the log holds and the store does not; returns how many events that were. Any number may do so at once.
 
         known: how far each space was to this process's knowledge before the events came that are to be brought in. What another
-        thread brought in since is there, and nothing is asked of the store.
+        thread brought in since is there, and nothing is asked of the store. A deadline bounds the wait for other threads that do so,
+        not the work itself: what was brought in too late for one answer is there for the next.
         """
-        log = LogReader.of(config).log
-        with self._following:
+        log, seconds = LogReader.of(config).log, left()
+        if not self._following.acquire(timeout=-1 if seconds is None else seconds):
+            raise FeatureError("the online store is being brought up to date with the log, which takes longer than the deadline")
+        with until(None), _releasing(self._following):
             state = log.state()
             space, count = self._place(config, log, state.epoch), state.count
             held = began = self._held.get(space.name, -1)

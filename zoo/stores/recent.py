@@ -26,10 +26,13 @@ class Space:
 
 
 class Recent:
-    """The kept events of one call's entities: of each kind an evaluator over them, the i-th of ``codes`` being its entity i + 2."""
+    """The kept events of one call's entities: of each kind an evaluator over them, the i-th of ``codes`` being its entity i + 2.
+
+    values: what it was made of, by kind a packed value an entity, None where nothing is kept.
+    """
 
     def __init__(self, view: LogView, codes: Mapping[str, Array], values: Mapping[str, Sequence[bytes | None]]) -> None:
-        self.codes = codes
+        self.view, self.codes, self.values = view, codes, values
         self.evaluators: dict[str, Evaluator] = {}
         self._since: dict[str, Array] = {}
         for entity, found in values.items():

@@ -17,6 +17,7 @@ import numpy as np
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
 
 from zoo.contract import Array
+from zoo.deadline import left
 from zoo.errors import FeatureError
 from zoo.stores.frames import IDENTITY
 from zoo.stores.online import EventOnlineStore
@@ -110,7 +111,8 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
 
         Connections are kept between commands, and none is with a reply unread.
 
-        A client's own command would count, measure and look at the socket, which takes longer than the server does.
+        A client's own command would count, measure and look at the socket, which takes longer than the server does. Under a deadline
+        neither connecting nor the reply is waited for beyond it.
         """
         from redis.exceptions import ConnectionError
 
@@ -120,7 +122,8 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
         try:
             connection = idle.pop()
         except IndexError:
-            connection = pool.get_connection()
+            # the pool would connect with the usual timeout
+            connection = pool.get_connection() if left() is None else pool.connection_class(**pool.connection_kwargs)
         try:
             try:
                 found = _reply(connection, command)
@@ -146,9 +149,11 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
         self._asking.add(asking)
         asking.add_done_callback(self._asking.discard)
         try:
-            return _split(codes, await asyncio.shield(asking))
-        except asyncio.CancelledError:
+            return _split(codes, await asyncio.wait_for(asyncio.shield(asking), left()))
+        except (asyncio.CancelledError, TimeoutError) as error:
             asking.add_done_callback(lambda done: done.cancelled() or done.exception())
+            if isinstance(error, TimeoutError):
+                raise _unanswered(config, error) from error
             raise
         except RedisError as error:
             raise _unanswered(config, error) from error
@@ -303,13 +308,30 @@ def _digest(script: str) -> str:
 
 
 def _reply(connection: Any, command: Sequence[Any]) -> Any:
-    connection.send_packed_command(connection.pack_command(*command))
-    return connection.read_response()
+    seconds = left()
+    if seconds is None:
+        connection.send_packed_command(connection.pack_command(*command))
+        return connection.read_response()
+    usual = connection.socket_timeout, connection.socket_connect_timeout
+    _wait_for(connection, max(seconds, 0.001), max(seconds, 0.001))
+    try:
+        connection.send_packed_command(connection.pack_command(*command))
+        return connection.read_response()
+    finally:
+        _wait_for(connection, *usual)
+
+
+def _wait_for(connection: Any, reply: float | None, connected: float | None) -> None:
+    """Seconds that a connection, open or not, waits for each."""
+    connection.socket_timeout, connection.socket_connect_timeout = reply, connected
+    if connection._sock is not None:
+        connection._sock.settimeout(reply)
 
 
 def _unanswered(config: Any, error: Exception) -> FeatureError:
     where = config.online_store.connection_string.split(",")[0]
-    return FeatureError(f"Redis at {where} does not answer: {error}. Start it, or name another in feature_store.yaml")
+    told = str(error) or "not by the deadline"
+    return FeatureError(f"Redis at {where} does not answer: {told}. Start it, or name another in feature_store.yaml")
 
 
 def _asked(space: Space, codes: Mapping[str, Array]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -77,13 +78,18 @@ class SqliteEventOnlineStore(EventOnlineStore, SqliteOnlineStore):
     def _connection(self, path: str) -> sqlite3.Connection:
         # one connection a thread: sqlite3 connections may not be shared, and WAL lets readers and a writer work at once
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is not None and self._local.process != os.getpid():
+            self._local.parents, connection = (
+                connection,
+                None,
+            )  # connections do not survive a fork; the child leaves the parent's alone
         if connection is None:
             connection = sqlite3.connect(path, timeout=30, isolation_level=None)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("PRAGMA secure_delete=ON")
             connection.executescript(_TABLES)
-            self._local.connection = connection
+            self._local.connection, self._local.process = connection, os.getpid()
         return connection
 
     @staticmethod

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -327,6 +329,32 @@ def test_contributions_name_codes_by_their_text_where_each_has_its_own() -> None
     assert {"code.share of red", "code.share of green"} <= set(layout.said(data))
     twice = replace(data, catalogue=Catalogue({"colour": np.array(["", "", "red", "red"], object)}))
     assert layout.said(twice) == tuple(layout.names())
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"), [("binary", {"seeds": 2}), ("binary", {"focal": 2.0}), ("multiclass", {}), ("value", {})], ids=str
+)
+def test_one_row_alone_is_what_the_boosters_say_of_it_to_the_bit(kind: Any, more: dict[str, Any]) -> None:
+    data = toy(60, kind=kind)
+    model = fit(data, **more)
+    rows = table(data.batch, model.layout)
+    for number in range(len(rows)):
+        for booster, single in zip(model.boosters, model._single, strict=True):
+            expected = booster.predict(rows[number : number + 1], num_threads=1).ravel()
+            assert np.array_equal(single(rows[number : number + 1]), expected)
+    together = model.predict(data.batch)
+    alone = [model.predict(data.batch.take(np.array([number])))[0] for number in range(len(rows))]
+    np.testing.assert_allclose(alone, together, rtol=0, atol=1e-7)
+
+
+def test_threads_and_copies_ask_boosters_of_their_own() -> None:
+    data = toy(80)
+    model = fit(data)
+    rows = [data.batch.take(np.array([number])) for number in range(80)]
+    expected = [model.predict(row).tolist() for row in rows]
+    with ThreadPoolExecutor(8) as pool:
+        assert [answer.tolist() for answer in pool.map(model.predict, rows * 5)] == expected * 5
+    assert pickle.loads(pickle.dumps(model)).predict(rows[3]).tolist() == expected[3]
 
 
 def test_threads_come_from_the_parameter_then_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

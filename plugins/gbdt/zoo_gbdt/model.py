@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from zoo.plugin import (
     thinned,
 )
 from zoo_gbdt.layout import Layout
+from zoo_gbdt.single import SingleRow
 from zoo_gbdt.table import table
 
 if TYPE_CHECKING:
@@ -113,8 +115,11 @@ class FittedGBDT:
         if not len(batch):
             return np.zeros((0, self.width), np.float32)
         rows = table(batch, self.layout)
-        cores = 1 if len(batch) <= FEW_ROWS else threads(self.num_threads)
-        each = [booster.predict(rows, num_threads=cores) for booster in self.boosters]
+        if len(batch) == 1:
+            each = [single(rows) for single in self._single]
+        else:
+            cores = 1 if len(batch) <= FEW_ROWS else threads(self.num_threads)
+            each = [booster.predict(rows, num_threads=cores) for booster in self.boosters]
         if self.focal:
             each = [1 / (1 + np.exp(-np.clip(scores + self.start, -500, 500))) for scores in each]
         found = np.reshape(each, (len(each), len(batch), self.width))
@@ -132,6 +137,10 @@ class FittedGBDT:
                 each = booster.predict(rows, num_threads=threads(self.num_threads), pred_contrib=True)
                 found += np.reshape(each, found.shape) / len(self.boosters)
         return Contributions(names, found[:, :, :-1], found[:, :, -1] + self.start)
+
+    @cached_property
+    def _single(self) -> tuple[SingleRow, ...]:
+        return tuple(SingleRow(booster, booster.num_feature(), self.width) for booster in self.boosters)
 
     def save(self) -> Artefact:
         model = {"kind": self.kind, "width": self.width, "seeds": len(self.boosters), "num_threads": self.num_threads}

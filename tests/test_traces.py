@@ -1,0 +1,171 @@
+"""What an answer was made of is kept, bounded, found by its id, and forgotten with its people."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from shop import DAY, START, Shop
+
+from zoo.errors import UsageError, ZooError
+from zoo.features import Features
+from zoo.lineage import ROWS, digest
+from zoo.plugin import Artefact
+from zoo.predictor import Predictor
+from zoo.project import Project
+from zoo.registry import Registry
+from zoo.traces import Trace, Traces
+
+
+@pytest.fixture(scope="module")
+def shop(trained_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """A copy that keeps traces."""
+    copy = trained_shop.copy(tmp_path_factory.mktemp("traced") / "shop")
+    with (copy.root / "zoo.toml").open("a") as file:
+        file.write("\n[traces]\nkeep = 500\n")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def churn(shop: Shop) -> Predictor:
+    return Predictor.load("churn", shop.root)
+
+
+def found(predictor: Predictor, id: str) -> Any:
+    assert predictor.tracer is not None
+    return predictor.tracer.traces.find(id)
+
+
+def test_a_trace_leads_back_to_values_events_versions_and_models(shop: Shop, churn: Predictor) -> None:
+    at = START + 100 * DAY
+    answer = churn.predict(users=[3, 5], at=at)
+    ids = answer["id"].to_pylist()
+    trace = found(churn, ids[1])
+    row = answer.to_pylist()[1]
+    assert trace["keys"] == {"user_id": 5}
+    assert {name: trace["answer"][name] for name in ("score", "gbdt", "gru", "missing")} == {
+        name: row[name] for name in ("score", "gbdt", "gru", "missing")
+    }
+    batch = churn.features.history("churn", {"user_id": [5], "time": [at]})
+    assert trace["features"]["user_purchases_28d"] == batch.column("user_purchases_28d").values[0]
+    items = shop.log.dictionary("item_id").decode(batch.column("items").values).to_pylist()
+    assert trace["features"]["items"] == items
+    events = shop.log.table(columns=["user_id", "time"])
+    own = np.asarray(events["time"])[np.asarray(events["user_id"]) == 5]
+    times = np.sort(own[own < at])[::-1]
+    said = [np.datetime64(each.removesuffix("+00:00")).astype("M8[us]").astype(int) for each in trace["events"]]
+    assert said == times[: len(said)].tolist()
+    assert len(said) > 5
+    assert trace["log"]["events"] == shop.log.count()
+    assert trace["model"] == "churn@1"
+    project = Project.open(shop.root)
+    with Registry.open(project.registry_url, project.artefacts) as registry:
+        version, artefact = registry.load("churn")
+    assert trace["artefact"] == version.digest
+    assert trace["members"]["gru"]["sha256"] == digest(artefact.part("members/gru"))
+    assert trace["members"]["gru"]["distribution"] == "feature-zoo-recurrent"
+    assert trace["code"]["feature-zoo"]
+
+
+def test_each_row_has_an_id_of_its_own_and_a_batch_is_not_traced(churn: Predictor) -> None:
+    users = [1] * (ROWS + 1)
+    ids = churn.predict(users=users)["id"].to_pylist()
+    assert len(set(ids)) == len(users)
+    with pytest.raises(UsageError, match="no trace of the answer"):
+        found(churn, ids[0])
+
+
+def test_answers_without_traces_have_ids_too(trained_shop: Shop) -> None:
+    plain = Predictor.load("churn", trained_shop.root)
+    assert plain.tracer is None
+    assert len(plain.predict(users=[1])["id"][0].as_py()) == 18
+    assert not (trained_shop.root / "data" / "traces.db").exists()
+
+
+def test_the_command_shows_a_trace(shop: Shop, churn: Predictor) -> None:
+    (id,) = churn.predict(users=[7])["id"].to_pylist()
+    command = [sys.executable, "-m", "zoo", "--repo", str(shop.root), "trace", id]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert all(text in shown for text in ("churn@1", "user_purchases_28d", "feature-zoo-gbdt", "events before it"))
+    body = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    assert body["keys"] == {"user_id": 7}
+    wrong = subprocess.run([*command[:-1], "nothing"], capture_output=True, text=True, check=False)
+    assert (wrong.returncode, "no trace of the answer 'nothing'" in wrong.stderr) == (2, True)
+
+
+def test_forgetting_a_person_removes_the_traces_that_name_them_to_the_byte(shop: Shop, tmp_path: Path) -> None:
+    copy = shop.copy(tmp_path / "shop")
+    churn = Predictor.load("churn", copy.root)
+    first, second = (churn.predict(users=[user])["id"][0].as_py() for user in (11, 12))
+    assert churn.features.forget([11]).users == 1
+    with pytest.raises(UsageError, match="was forgotten"):
+        found(churn, first)
+    assert found(churn, second)["keys"] == {"user_id": 12}
+    held = b"".join(path.read_bytes() for path in (copy.root / "data").glob("traces.db*"))
+    assert first.encode() not in held
+    assert second.encode() in held
+    Features.open(copy.root).forget(before=START + 1_000 * DAY)
+    with pytest.raises(UsageError, match="no trace"):
+        found(churn, second)
+
+
+# The store
+
+
+def trace(number: int, *people: Any) -> Trace:
+    return Trace(f"id-{number}", number, people, {"number": number})
+
+
+def test_a_trace_goes_with_everyone_whom_it_names(tmp_path: Path) -> None:
+    traces = Traces(tmp_path / "traces.db", 10)
+    traces.add([trace(1, 1, 2), trace(2, "1"), trace(3, 3)])
+    assert traces.forget([2]) == 1
+    assert traces.forget([1]) == 0
+    assert traces.find("id-2") == {"number": 2}
+    assert traces.forget(before=4) == 2
+    assert Traces(tmp_path / "other.db", 10).forget([1]) == 0
+    assert not (tmp_path / "other.db").exists()
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    traces = Traces(tmp_path / "traces.db", 100)
+    for start in range(0, 1_000, 100):
+        traces.add([trace(number, number % 7) for number in range(start, start + 100)])
+    assert traces.find("id-999")
+    assert traces.find("id-900")
+    with pytest.raises(UsageError, match="newer ones took its place"):
+        traces.find("id-899")
+
+
+def test_a_trace_that_cannot_be_kept_costs_no_answer(tmp_path: Path, churn: Predictor, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "traces.db").write_bytes(b"no database" * 1_000)
+    broken = Traces(tmp_path / "traces.db", 10)
+    assert churn.tracer is not None
+    assert len(replace(churn, tracer=replace(churn.tracer, traces=broken)).predict(users=[1])) == 1
+    assert "1 traces are not kept" in caplog.text
+    with pytest.raises(ZooError, match="cannot be used: file is not a database"):
+        broken.forget([1])
+
+
+@pytest.mark.parametrize("line", ["keep = -1", "keep = true", "rows = 3"])
+def test_a_number_of_traces_that_cannot_be_meant_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "zoo.toml").write_text(f"[traces]\n{line}\n")
+    with pytest.raises(UsageError, match=r"\[traces\] is .*expected keep"):
+        Project.open(tmp_path)
+
+
+def test_digests_tell_contents_apart() -> None:
+    one = Artefact({"a": np.zeros(3)}, {"t": "x"})
+    assert digest(one) == digest(Artefact({"a": np.zeros(3)}, {"t": "x"}))
+    for other in (
+        Artefact({"a": np.zeros(3, np.float32)}, {"t": "x"}),
+        Artefact({"a": np.ones(3)}, {"t": "x"}),
+        Artefact({}, {"t": "x"}),
+    ):
+        assert digest(one) != digest(other)

@@ -1,0 +1,93 @@
+"""Until when an answer is waited for, and threads whose work may be given up. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from typing import Any, TypeVar
+
+from zoo.errors import LateError
+
+T = TypeVar("T")
+MOST = 64
+"""Threads of one pool; further work waits for one."""
+_until: ContextVar[float | None] = ContextVar("zoo_deadline", default=None)
+
+
+def left() -> float | None:
+    """Seconds until the deadline of this thread's work, at least 0; None where there is none."""
+    until = _until.get()
+    return None if until is None else max(until - time.monotonic(), 0.0)
+
+
+@contextmanager
+def until(instant: float | None) -> Iterator[None]:
+    """Work in this block has to be done at an instant of ``time.monotonic()``, or, with None, whenever it is."""
+    token = _until.set(instant)
+    try:
+        yield
+    finally:
+        _until.reset(token)
+
+
+class Threads:
+    """Runs work in threads that nobody has to wait for: one that hangs keeps neither its caller nor the end of the process.
+
+    ``concurrent.futures`` waits for every thread at the end. A child of a fork, which has no thread of its parent's, starts its own.
+    """
+
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self._threads = self._idle = 0
+
+    def submit(self, work: Callable[[], T], instant: float | None = None) -> Future[T]:
+        """Begin the work, in the caller's context and under this deadline; its answer, or its exception, is the future's."""
+        if self._pid != os.getpid():
+            self._begin()
+        context, future = copy_context(), Future[T]()
+
+        def run() -> T:
+            with until(instant):
+                return work()
+
+        with self._lock:
+            if self._idle:
+                self._idle -= 1  # the thread that waits is this work's
+            elif self._threads < self._most:
+                self._threads += 1
+                threading.Thread(target=self._run, name="zoo-answer", daemon=True).start()
+        self._work.put((future, lambda: context.run(run)))
+        return future
+
+    def within(self, work: Callable[[], T], instant: float, what: str) -> T:
+        """The answer of work that is done by the instant. Raises LateError naming ``what`` where it is not; its thread goes on."""
+        future = self.submit(work, instant)
+        try:
+            return future.result(max(instant - time.monotonic(), 0))
+        except TimeoutError:
+            future.cancel()
+            raise LateError(f"{what} not there by the deadline") from None
+
+    def _run(self) -> None:
+        while True:
+            future, work = self._work.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as error:  # noqa: BLE001 - whoever waits for the future is told
+                    future.set_exception(error)
+            del future, work  # an answer that nobody holds is not kept by a thread that waits
+            with self._lock:
+                self._idle += 1

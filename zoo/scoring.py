@@ -1,0 +1,112 @@
+"""The members' scores of one batch by a deadline: who failed, was late or gave no number is lost, and said to be."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from zoo.contract import Array, FeatureBatch, Target
+from zoo.deadline import Threads
+from zoo.fitting import checked
+from zoo.stacking import Ensemble, Fitted
+
+STUCK = 4
+"""Calls of a member that were given up and still run, from which on it is not asked: it has enough threads."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """scores: float32 (n, m, k), 0 where lost. lost: bool (n, m). why: lost member -> "failed", "late" or "no number"."""
+
+    scores: Array
+    lost: Array
+    why: Mapping[str, str]
+
+
+@dataclass
+class Scorer:
+    """Asks an ensemble's members: in this thread, or, where there is a deadline, each in one of its own. Thread-safe."""
+
+    threads: Threads = field(default_factory=Threads)
+    _stuck: dict[str, int] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def ask(self, ensemble: Ensemble, batch: FeatureBatch, instant: float | None = None) -> Scores:
+        """Scores of a batch in the log's codes, by ``instant`` (of ``time.monotonic()``)."""
+        target, members = ensemble.target, ensemble.members
+        known = ensemble.vocabulary.apply(batch)
+        scores = np.zeros((len(batch), len(members), target.width), np.float32)
+        lost = np.zeros((len(batch), len(members)), bool)
+        why: dict[str, str] = {}
+
+        def work(member: Fitted) -> Callable[[], Array]:
+            return lambda: member.fitted.predict(known.select(member.inputs))
+
+        asked: list[Callable[[], Array]] = [work(member) for member in members]
+        if instant is not None:
+            asked = [self._begun(member.name, call, instant) for member, call in zip(members, asked, strict=True)]
+        for at, (member, answer) in enumerate(zip(members, asked, strict=True)):
+            try:
+                found, good = _finite(np.asarray(answer()), len(batch), target, member.name)
+            except TimeoutError:
+                why[member.name], lost[:, at] = "late", True
+                continue
+            except Exception:  # noqa: BLE001 - a member may fail in any way, and the others have an answer
+                _log.exception("member %s failed, and answers are given without it", member.name)
+                why[member.name], lost[:, at] = "failed", True
+                continue
+            if good.all():
+                scores[:, at] = found
+            else:
+                scores[good, at] = found[good]
+                why[member.name], lost[:, at] = "no number", ~good
+        return Scores(scores, lost, why)
+
+    def _begun(self, name: str, call: Callable[[], Array], instant: float) -> Callable[[], Array]:
+        """What waits for the call, begun in a thread, until the instant; TimeoutError then."""
+        with self._lock:
+            if self._stuck.get(name, 0) >= STUCK:
+                return _too_late
+        future = self.threads.submit(call, instant)
+
+        def wait() -> Array:
+            try:
+                return future.result(max(instant - time.monotonic(), 0))
+            except TimeoutError:
+                if not future.done():
+                    self._give_up(name, future)
+                raise
+
+        return wait
+
+    def _give_up(self, name: str, future: Future[Array]) -> None:
+        with self._lock:
+            self._stuck[name] = self._stuck.get(name, 0) + 1
+
+        def ended(_: Future[Array]) -> None:
+            with self._lock:
+                self._stuck[name] -= 1
+
+        future.cancel()  # where it has not begun
+        future.add_done_callback(ended)
+
+
+def _finite(scores: Array, rows: int, target: Target, who: str) -> tuple[Array, Array]:
+    """(the scores, bool (n,): which rows have numbers). Raises PluginError where they are not what the contract says beside that."""
+    good: Array = np.ones(len(scores), bool)
+    if scores.shape == (rows, target.width):
+        good &= np.isfinite(scores).all(axis=1)
+    some = scores if good.all() else scores[good]
+    checked(some, rows - int((~good).sum()), target, who)
+    return scores, good
+
+
+def _too_late() -> Array:
+    raise TimeoutError
