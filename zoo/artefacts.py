@@ -14,7 +14,7 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,10 @@ TEXTS = "texts/"
 # What safetensors reads back into numpy.
 DTYPES = ("bool", "complex64", *(f"float{n}" for n in (16, 32, 64)), *(f"{k}int{n}" for k in ("", "u") for n in (8, 16, 32, 64)))
 LARGEST_MANIFEST = 1 << 24
+LARGEST = 1 << 36
+"""Bytes of one artefact."""
+LARGEST_TEXTS = {"": 1 << 20, ".json": 1 << 26, ".txt": 1 << 30}
+"""The formats that a text may have, by the end of its name, and the most bytes of one. Everything else is refused unread."""
 UNFINISHED = ".unfinished"
 _NAME = re.compile(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -74,11 +78,12 @@ class ArtefactStore:
             packed = files.pop(ARRAYS, None)
             arrays = {} if packed is None else load_arrays(packed)
             texts = {name.removeprefix(TEXTS): content.decode("utf-8") for name, content in files.items()}
-        except (SafetensorError, KeyError, ValueError) as error:
+            arrays = {_valid(name): _storable(name, array) for name, array in arrays.items()}
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError) as error:
             raise ArtefactError(
                 f"artefact {digest} is as it was written, but cannot be parsed: {error}; train it again"
             ) from error
-        return Artefact({_valid(name): array for name, array in arrays.items()}, texts)
+        return Artefact(arrays, texts)
 
     def verify(self, digest: str) -> None:
         """Hash every file without parsing any; raises ArtefactError as ``read`` does."""
@@ -185,6 +190,14 @@ def _valid(name: str) -> str:
     return name
 
 
+def _text(name: str, size: int) -> None:
+    """Raise ArtefactError for a text of a format that is not loaded, or too long for it."""
+    most = LARGEST_TEXTS.get(Path(name).suffix)
+    if most is None or size > most:
+        listed = ", ".join(f"{suffix or 'no ending'} (to {largest >> 20} MiB)" for suffix, largest in LARGEST_TEXTS.items())
+        raise ArtefactError(f"text {name!r} of {size} bytes is in no format that zoo loads; expected a name with {listed}")
+
+
 def _files(artefact: Artefact) -> dict[str, bytes]:
     """What is written: file name -> content. Arrays share one safetensors file, which is left out when there are none."""
     files = {}
@@ -200,6 +213,7 @@ def _files(artefact: Artefact) -> dict[str, bytes]:
             raise ArtefactError(
                 f"text {name!r} is no valid Unicode ({error.reason} at {error.start}); write such bytes as an array"
             ) from error
+        _text(name, len(files[TEXTS + name]))
     return files
 
 
@@ -228,10 +242,15 @@ def _entries(manifest: bytes, digest: str) -> dict[str, tuple[int, str]]:
         if stated["format"] != FORMAT:
             raise ArtefactError(f"artefact {digest} has format {stated['format']!r}, expected {FORMAT}; upgrade feature-zoo")
         for name, entry in stated["files"].items():
+            size, expected = entry["size"], entry["sha256"]
+            if type(size) is not int or size < 0 or not _DIGEST.fullmatch(expected):
+                raise ValueError(f"{name[:80]!r} has size {str(size)[:40]} and sha256 {str(expected)[:80]!r}")
             if name != ARRAYS:
-                _valid(name.removeprefix(TEXTS) if name.startswith(TEXTS) else "/")
-            entries[name] = (int(entry["size"]), str(entry["sha256"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+                _text(_valid(name.removeprefix(TEXTS) if name.startswith(TEXTS) else "/"), size)
+            entries[name] = (size, expected)
+        if sum(size for size, _ in entries.values()) > LARGEST:
+            raise ArtefactError(f"artefact {digest} states more than {LARGEST >> 30} GiB, which is too much to load")
+    except (RecursionError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtefactError(
             f"artefact {digest}: {MANIFEST} is not one that zoo writes ({error!r}); train the model again"
         ) from error
@@ -251,10 +270,7 @@ def _content(directory: Path, name: str, size: int | None, expected: str) -> byt
         if not stat.S_ISREG(status.st_mode):
             raise ArtefactError(f"{where} is not a plain file; {remedy}")
         if size is not None and status.st_size != size:
-            found = file_digest(file, "sha256").hexdigest()
-            raise ArtefactError(
-                f"{where} has {status.st_size} bytes and sha256 {found}, expected {size} bytes and {expected}; {remedy}"
-            )
+            raise ArtefactError(f"{where} has {status.st_size} bytes, expected {size} (sha256 {expected}); {remedy}")
         if size is None and status.st_size > LARGEST_MANIFEST:
             raise ArtefactError(f"{where} has {status.st_size} bytes, expected at most {LARGEST_MANIFEST}; {remedy}")
         content = file.read(status.st_size)

@@ -76,7 +76,13 @@ class Blend:
 
     def load(self, artefact: Artefact) -> FittedModel:
         about = json.loads(artefact.texts["blend.json"])
-        return FittedBlend(tuple(about["columns"]), artefact.arrays["weights"], artefact.arrays["mean"], about["strength"])
+        columns, weights, mean = tuple(map(str, about["columns"])), artefact.arrays["weights"], artefact.arrays["mean"]
+        if not weights.shape == mean.shape == (len(columns),):
+            raise PluginError(
+                f"weights are {list(weights.shape)} and means {list(mean.shape)} for {len(columns)} columns; restore the artefact, or "
+                "train again"
+            )
+        return FittedBlend(columns, weights, mean, float(about["strength"]))
 
 
 @dataclass(frozen=True)

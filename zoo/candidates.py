@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from zoo.errors import ArtefactError
 from zoo.evaluation.ranking import best
 from zoo.plugin import UNKNOWN, Array, Artefact, Block, Catalogue, Column, FeatureBatch, TrainingData, gather
 from zoo.vocabulary import ITEMS, Vocabulary
@@ -84,6 +85,24 @@ class ItemCounts:
     def load(artefact: Artefact) -> ItemCounts:
         """What ``save`` wrote. Raises KeyError naming an array that is missing."""
         return ItemCounts(**{name: artefact.arrays[name] for name in ItemCounts.__dataclass_fields__})
+
+    def check(self, size: int) -> None:
+        """Raise ArtefactError unless these are counts of so many codes."""
+        expected = {
+            "popularity": ("float64", (size,)),
+            "recent": ("float64", (size if self.recent.size else 0,)),
+            "pairs": ("int64", self.follows.shape),
+            "follows": ("float32", (self.pairs.size,)),
+        }
+        odd = [name for name, form in expected.items() if (getattr(self, name).dtype.name, getattr(self, name).shape) != form]
+        if (
+            odd
+            or (np.diff(self.pairs) <= 0).any()
+            or (self.pairs.size and not 0 <= self.pairs[0] <= self.pairs[-1] < size * size)
+        ):
+            raise ArtefactError(
+                f"counts of items ({', '.join(odd) or 'pairs'}) are not those of {size} codes; restore it, or train again"
+            )
 
 
 @dataclass(frozen=True)

@@ -99,8 +99,18 @@ class Logistic:
 
     def load(self, artefact: Artefact) -> FittedModel:
         settings = json.loads(artefact.texts["logistic.json"])
-        strength = PLAIN if settings["strength"] is None else settings["strength"]
-        return FittedLogistic(tuple(settings["members"]), artefact.arrays["weights"], artefact.arrays["intercept"], strength)
+        strength = PLAIN if settings["strength"] is None else float(settings["strength"])
+        members, weights, intercept = (
+            tuple(map(str, settings["members"])),
+            artefact.arrays["weights"],
+            artefact.arrays["intercept"],
+        )
+        if intercept.shape[1:] != () or weights.shape != (len(members), len(intercept)):
+            raise PluginError(
+                f"weights are {list(weights.shape)} and the intercept {list(intercept.shape)} for {len(members)} members; restore the "
+                "artefact, or train again"
+            )
+        return FittedLogistic(members, weights, intercept, strength)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from zoo.jobs import Executor, Serial
 from zoo.manager import Plugins
 from zoo.plugin import Array, Artefact, Catalogue, FeatureBatch, Progress, ScoresItems, ScoresUnseen, Target, TrainingData
 from zoo.reranking import DEPTH, MEAN, STACK, Choice, Reranker, Survey, choose, rank_average
-from zoo.stacking import INSTALLED, Fitted, fit_members
+from zoo.stacking import INSTALLED, UNREADABLE, Fitted, fit_members
 from zoo.vocabulary import ITEMS, Vocabulary
 
 FILE = "recommender.json"
@@ -278,14 +278,15 @@ class Recommender:
         try:
             about: Mapping[str, Any] = json.loads(artefact.texts[FILE])
             counts, kind = ItemCounts.load(artefact.part("counts")), about["target"]["kind"]
-            second = about["reranker"]
-        except (KeyError, TypeError, ValueError) as e:
+            members = tuple(Fitted.load(facts, artefact.part(f"members/{facts['name']}"), plugins) for facts in about["members"])
+            reranker, target = Reranker.load(about["reranker"], artefact.part("final"), plugins), Target(kind)
+        except UNREADABLE as e:
             raise ArtefactError(
-                f"not a recommender: {e!r}; expected {FILE} with members, target and reranker, and the arrays counts/*"
+                f"not a recommender: {str(e)[:300]!r}; expected {FILE} with members, target and reranker, and the arrays counts/*"
             ) from e
-        members = tuple(Fitted.load(facts, artefact.part(f"members/{facts['name']}"), plugins) for facts in about["members"])
-        reranker = Reranker.load(second, artefact.part("final"), plugins)
-        return Recommender(members, Vocabulary.load(artefact.part("vocabulary")), counts, Target(kind), reranker)
+        vocabulary = Vocabulary.load(artefact.part("vocabulary"))
+        counts.check(vocabulary.size(ITEMS))
+        return Recommender(members, vocabulary, counts, target, reranker)
 
 
 def fit_recommender(

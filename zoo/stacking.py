@@ -10,23 +10,25 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from zoo.cache import Cache
 from zoo.calibration import IDENTITY, Calibrator
-from zoo.errors import ArtefactError, PluginError, UsageError
+from zoo.errors import ArtefactError, PluginError, UsageError, ZooError
 from zoo.fitting import Fit, Member, PluginSource, checked, load_fitted, run_fits, seen, silent
 from zoo.jobs import Executor, Serial
 from zoo.logistic import ENTITY
 from zoo.manager import Plugins, RegisteredModel
-from zoo.plugin import Array, Artefact, Column, FeatureBatch, FittedModel, Progress, Target, TrainingData
+from zoo.plugin import Array, Artefact, Column, FeatureBatch, FittedModel, Progress, Target, TargetKind, TrainingData
 from zoo.vocabulary import Vocabulary
 
 __all__ = ["Ensemble", "Fitted", "Member", "OutOfFold", "PluginSource", "fit_members", "out_of_fold", "plain_mean", "stack"]
 INSTALLED = PluginSource()
 HERE = Serial()
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
+"""What JSON of another form than the expected one raises."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,30 @@ class Fitted:
 
     @staticmethod
     def load(facts: Mapping[str, Any], artefact: Artefact, plugins: Plugins) -> Fitted:
-        """A model by what its ensemble recorded of it. Raises PluginError where no plugin offers it, naming the one that did."""
+        """A model by what its ensemble recorded of it.
+
+        Raises PluginError where no plugin offers it, naming the one that did, and ArtefactError where the plugin cannot read it.
+        """
+        odd = [key for key in ("name", "model", "distribution", "version") if not isinstance(facts[key], str)]
+        if odd or len(facts) != 5 or not all(isinstance(each, str) for each in facts["inputs"]):
+            raise ArtefactError(
+                f"a model is recorded as {str(dict(facts))[:300]}; expected its name, model, distribution, version, inputs"
+            )
         if facts["model"] not in plugins.models:
             raise PluginError(
                 f"{facts['name']!r} of this version is a model {facts['model']!r} of distribution {facts['distribution']} "
                 f"{facts['version']}, and no plugin loaded offers one; install it, as in `pip install "
                 f"{facts['distribution']}=={facts['version']}`, and do not leave it out with --without"
             )
-        fitted = load_fitted(plugins.models[facts["model"]].plugin, artefact)
+        try:
+            fitted = load_fitted(plugins.models[facts["model"]].plugin, artefact)
+        except ZooError:
+            raise
+        except Exception as error:
+            raise ArtefactError(
+                f"{facts['name']!r} of this version cannot be loaded: {facts['distribution']} fails with {type(error).__name__}: "
+                f"{str(error)[:300]}; it is not what that plugin wrote, or the plugin is another one since: restore it, or train again"
+            ) from error
         return Fitted(**{**facts, "inputs": tuple(facts["inputs"])}, seconds=math.nan, fitted=fitted)
 
 
@@ -260,10 +278,14 @@ class Ensemble:
         try:
             about = json.loads(artefact.texts["ensemble.json"])
             target = Target(about["target"]["kind"], tuple(about["target"]["classes"]), tuple(about["target"]["horizons"]))
+            if target.kind not in get_args(TargetKind):
+                raise ValueError(f"unknown kind of target {target.kind!r}")
             # versions registered before there were calibrators have none
             calibrator = Calibrator.from_json(about["calibrator"]) if "calibrator" in about else IDENTITY
-        except (KeyError, TypeError, ValueError) as e:
-            raise ArtefactError(f"not an ensemble: {e!r}; expected ensemble.json with members, final and target") from e
-        members = tuple(Fitted.load(facts, artefact.part(f"members/{facts['name']}"), plugins) for facts in about["members"])
-        final = Fitted.load(about["final"], artefact.part("final"), plugins)
+            members = tuple(Fitted.load(facts, artefact.part(f"members/{facts['name']}"), plugins) for facts in about["members"])
+            final = Fitted.load(about["final"], artefact.part("final"), plugins)
+        except UNREADABLE as e:
+            raise ArtefactError(
+                f"not an ensemble: {str(e)[:300]!r}; expected ensemble.json with members, final and target"
+            ) from e
         return Ensemble(members, final, Vocabulary.load(artefact.part("vocabulary")), target, calibrator)

@@ -116,9 +116,21 @@ class Vocabulary:
     def load(artefact: Artefact) -> Vocabulary:
         try:
             names = json.loads(artefact.texts["dictionaries.json"])
-            return Vocabulary({name: artefact.arrays[f"kept/{i}"] for i, name in enumerate(names)})
-        except (KeyError, ValueError) as e:
+            kept = {str(name): artefact.arrays[f"kept/{i}"] for i, name in enumerate(names)}
+        except (KeyError, ValueError, TypeError, RecursionError) as e:
             raise ArtefactError(f"not a vocabulary: {e!r}; expected dictionaries.json and one array kept/N for each name") from e
+        for name, codes in kept.items():
+            if (
+                codes.dtype != np.int32
+                or codes.ndim != 1
+                or codes.min(initial=FIRST) < FIRST
+                or len(np.unique(codes)) != len(codes)
+            ):
+                raise ArtefactError(
+                    f"not a vocabulary: the codes of {name!r} are {codes.dtype.name} {list(codes.shape)}; expected distinct int32 of at "
+                    f"least {FIRST}; restore it, or train again"
+                )
+        return Vocabulary(kept)
 
     @cached_property
     def _tables(self) -> dict[str, Array]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from zoo.nextitem.loading import filled
 from zoo.nextitem.network import Network
 from zoo.nextitem.params import NextItemParams
 from zoo.nextitem.sequences import Sequences
@@ -90,11 +91,11 @@ def fit_next_item(
 
 
 def load_next_item(build: Build, params: type[NextItemParams], artefact: Artefact) -> FittedNextItem:
-    """What ``FittedNextItem.save`` wrote."""
+    """What ``FittedNextItem.save`` wrote. Raises PluginError where weights are not those of its parameters."""
     facts = json.loads(artefact.texts[FACTS])
     chosen = params.model_validate(facts["params"])
-    network = build(chosen, facts["items"], max(facts["types"], UNKNOWN + 1))
-    network.load_state_dict({name: torch.from_numpy(array) for name, array in artefact.part("network").arrays.items()})
+    items, types = int(facts["items"]), max(int(facts["types"]), UNKNOWN + 1)
+    network = filled(lambda: build(chosen, items, types), artefact.part("network").arrays)
     return FittedNextItem(network.to(device_of(chosen.device)).eval(), chosen, facts["training"])
 
 

@@ -82,7 +82,7 @@ class Columns:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Columns:
-        numbers = tuple(Number(**number) for number in stored["numbers"])
+        numbers = tuple(Number(str(n["name"]), float(n["mean"]), float(n["std"]), bool(n["missing"])) for n in stored["numbers"])
         return cls(stored["items"], stored["event_types"], stored["times"], tuple(stored["said"]), numbers)
 
     def to_json(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from zoo.nextitem.loading import filled
 from zoo.plugin import Array, Artefact, PluginError
 from zoo_bert import tiny
 
@@ -32,6 +33,10 @@ BLOCK = 128
 
 LENGTHS = (4, 6, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64, 80, 96, 128, 192, 256, 384, 512)
 """Texts are padded to the next of these, longer ones to the next multiple of 512."""
+
+MOST_LAYERS = 1_000
+CODE = ("auto_map", "quantization_config", "custom_pipelines", "trust_remote_code")
+"""Settings that make transformers load code or other formats."""
 
 CONFIG, TOKENIZER = "encoder/config.json", "encoder/tokenizer.json"
 
@@ -106,22 +111,37 @@ def load(name: str, trained_layers: int) -> Encoder:
 
 
 def restore(artefact: Artefact, digest: str) -> Encoder:
-    """The encoder that ``Encoder.save`` wrote; its trained layers are in the network's own arrays."""
+    """The encoder that ``Encoder.save`` wrote; its trained layers are in the network's own arrays.
+
+    Raises PluginError for settings that would fetch code, weights that are not those of the settings, and a tokenizer of other codes.
+    """
     from transformers import AutoConfig, AutoModel
 
     settings = json.loads(artefact.texts[CONFIG])
-    with quiet():
-        config = AutoConfig.for_model(**settings)
-        model = AutoModel.from_config(config, attn_implementation="sdpa")
+    code = [name for name in settings if name in CODE or name.endswith("_implementation")]
+    if code or not 0 < settings.get("num_hidden_layers", 1) <= MOST_LAYERS:
+        raise PluginError(
+            f"{CONFIG} has {', '.join(code) or 'num_hidden_layers'} = {str([settings.get(name) for name in code])[:80]}, which an encoder "
+            f"of at most {MOST_LAYERS} layers without code of its own does not need; restore the artefact, or train again"
+        )
+    weights = artefact.part("encoder/weights").arrays
+    held = {name.split("layer.")[1].split(".")[0] for name in weights if "encoder.layer." in name}
+
+    def build() -> Any:
+        model = AutoModel.from_config(AutoConfig.for_model(**settings), attn_implementation="sdpa", trust_remote_code=False)
         _plain(model)
-        weights = artefact.part("encoder/weights").arrays
-        layers = _layers(model)
-        if layers is not None:
-            held = {name.split("layer.")[1].split(".")[0] for name in weights if "encoder.layer." in name}
+        if (layers := _layers(model)) is not None:
             del layers[len(held) :]
-        model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
-    frozen_layers = config.num_hidden_layers if layers is None else len(layers)
-    return Encoder(model, (), _tokenizer(artefact.texts[TOKENIZER]), model.config, digest, frozen_layers)
+        return model
+
+    with quiet():
+        model = filled(build, weights)
+    layers, tokenizer = _layers(model), _tokenizer(artefact.texts[TOKENIZER])
+    largest, rows = max(tokenizer.get_vocab().values(), default=0), model.get_input_embeddings().num_embeddings
+    if largest >= rows:
+        raise PluginError(f"the tokenizer has codes up to {largest}, and the encoder {rows} embeddings; restore the artefact")
+    frozen_layers = model.config.num_hidden_layers if layers is None else len(layers)
+    return Encoder(model, (), tokenizer, model.config, digest, frozen_layers)
 
 
 def found(artefact: Artefact, params: BertParams, digest: str, trained_layers: int) -> Encoder:
@@ -181,6 +201,7 @@ def _pretrained(name: str) -> tuple[nn.Module, Tokenizer]:
     folder = find(name)
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(folder or name), "local_files_only": folder is not None}
     try:
+        where["trust_remote_code"] = False  # left open, it asks at the terminal whether to run what the folder brings
         model = AutoModel.from_pretrained(**where, use_safetensors=True, attn_implementation="sdpa", dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(**where, use_fast=True).backend_tokenizer
     except (OSError, ValueError, AttributeError) as error:
@@ -197,7 +218,13 @@ def _pretrained(name: str) -> tuple[nn.Module, Tokenizer]:
 
 
 def _tokenizer(text: str) -> Tokenizer:
-    tokenizer = Tokenizer.from_str(text)
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except BaseException as error:
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        # what is wrong is said with a plain Exception, or a panic of its Rust, which is none
+        raise PluginError(f"the tokenizer cannot be read: {str(error)[:200]}; restore the artefact, or train again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

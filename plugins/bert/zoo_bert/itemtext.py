@@ -173,8 +173,13 @@ def load(artefact: Artefact) -> FittedItemText:
     stored = json.loads(artefact.texts[ITEM_TEXT])
     params = BertParams.model_validate(stored["params"])
     encoder = encoders.found(artefact, params, stored["encoder"], 0)
-    vectors = TextVectors(_states(encoder, params), artefact.arrays["mean"], artefact.arrays["scale"])
-    known = artefact.arrays["known"]
+    known, mean, scale = (artefact.arrays[name] for name in ("known", "mean", "scale"))
+    if known.dtype != np.uint8 or known.shape[1:] != (DIGEST,) or any(each.shape != (encoder.size,) for each in (mean, scale)):
+        raise PluginError(
+            f"digests of texts are {known.dtype.name} {list(known.shape)}, mean and scale {list(mean.shape)} and {list(scale.shape)}; "
+            f"expected uint8 [n, {DIGEST}] and the encoder's width {encoder.size}; restore the artefact, or train again"
+        )
+    vectors = TextVectors(_states(encoder, params), mean, scale)
     build = partial(_build, torch.zeros(len(known), encoder.size))
     return FittedItemText(vectors, load_next_item(build, TextRanking, artefact.part("model")), params, known)
 

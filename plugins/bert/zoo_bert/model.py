@@ -200,8 +200,7 @@ class Bert:
 
     def load(self, artefact: Artefact) -> FittedBert | FittedItemText | FittedNextItem:
         """Raises PluginError where the encoder that the artefact refers to is missing or is another one."""
-        import torch
-
+        from zoo.nextitem.loading import filled
         from zoo_bert import encoder as encoders
         from zoo_bert.columns import Columns
         from zoo_bert.inputs import Reader, longest
@@ -223,16 +222,16 @@ class Bert:
         target = Target(stored["target"]["kind"], tuple(stored["target"]["classes"]))
         encoder = encoders.found(artefact, params, stored["encoder"], params.trained_layers)
         columns = Columns.from_json(stored["columns"])
-        network = blank(encoder, params, longest(params), columns.width, target.width)
-        network.load_state_dict({name: torch.tensor(array) for name, array in artefact.part("network").arrays.items()})
+        build = lambda: blank(encoder, params, longest(params), columns.width, target.width)  # noqa: E731
+        network = filled(build, artefact.part("network").arrays)
         network.requires_grad_(requires_grad=False)
         return FittedBert(
             Reader.make(encoder, columns, params),
             network,
             target,
-            stored["mean"],
-            stored["std"],
-            tuple(stored.get("keep", (1.0, 1.0))),
+            float(stored["mean"]),
+            float(stored["std"]),
+            tuple(map(float, stored.get("keep", (1.0, 1.0)))),
         )
 
     def _check(self, data: TrainingData) -> None:

@@ -17,6 +17,9 @@ from zoo_gbdt.params import GBDTParams
 FORMAT = 1
 NUMBER_STATS = ("mean", "std", "min", "max", "above", "of_mean")
 """above: share of the values greater than the newest. of_mean: the newest over the mean. Trees cannot divide columns by themselves."""
+LARGEST_CODE = 1 << 28
+"""Codes are looked up in tables as long as the largest; no log has as many identifiers."""
+MOST_COLUMNS = 1_000_000
 FIRST = 2
 """The first code that means something; 0 is nothing, 1 unknown."""
 
@@ -182,30 +185,58 @@ class Layout:
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)})
 
+    @property
+    def width(self) -> int:
+        """Number of table columns, counted without naming them."""
+        over = 1 + len(self.windows)
+        return sum(
+            len(e.numbers) + len(e.codes) + len(e.lengths) + len(e.number_sequences) * (over * len(NUMBER_STATS) + self.lasts)
+            + sum(over * len(codes.top) + 4 for codes in e.code_sequences)
+            for e in self.entities
+        )  # fmt: skip
+
     @staticmethod
     def from_json(text: str) -> Layout:
-        """Raises PluginError for another format."""
+        """What ``to_json`` wrote. Raises PluginError for another format, and for what no training would have learned."""
         content = json.loads(text)
         if content.get("format") != FORMAT:
             raise PluginError(
                 f"the layout has format {content.get('format')}; this version of gbdt reads {FORMAT}: train it again"
             )
 
+        def names(entries: list[str]) -> tuple[str, ...]:
+            _expect(all(isinstance(name, str) for name in entries), "names that are no text")
+            return tuple(entries)
+
         def codes(entries: list[dict[str, Any]]) -> tuple[Codes, ...]:
+            names([e["name"] for e in entries])
+            for listed in (e[which] for e in entries for which in ("kept", "top")):
+                _expect(all(type(code) is int and FIRST <= code < LARGEST_CODE for code in listed), "codes that no log has")
+                _expect(len(set(listed)) == len(listed), "a code twice")
             return tuple(Codes(e["name"], tuple(e["kept"]), tuple(e["top"])) for e in entries)
 
         entities = tuple(
             Entity(
-                e["name"],
-                tuple(e["numbers"]),
+                *names([e["name"]]),
+                names(e["numbers"]),
                 codes(e["codes"]),
-                tuple(e["lengths"]),
-                tuple(e["number_sequences"]),
+                names(e["lengths"]),
+                names(e["number_sequences"]),
                 codes(e["code_sequences"]),
             )
             for e in content["entities"]
         )
-        return Layout(entities, tuple(content["windows"]), content["lasts"])
+        windows, lasts = tuple(content["windows"]), content["lasts"]
+        _expect(all(type(size) is int and 0 <= size < LARGEST_CODE for size in (*windows, lasts)), "windows that are no lengths")
+        layout = Layout(entities, windows, lasts)
+        _expect(0 < layout.width <= MOST_COLUMNS, f"{layout.width} columns (1 to {MOST_COLUMNS} are possible)")
+        _expect(all(set(e.lengths) <= set(e.sequences) for e in entities), "lengths of sequences that it does not read")
+        return layout
+
+
+def _expect(so: bool, otherwise: str) -> None:
+    if not so:
+        raise PluginError(f"the layout has {otherwise}, which gbdt never writes; restore the artefact, or train again")
 
 
 def aligned(columns: Mapping[str, Column]) -> list[list[str]]:

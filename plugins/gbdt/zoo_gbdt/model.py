@@ -27,6 +27,7 @@ from zoo.plugin import (
 from zoo_gbdt.layout import Layout
 from zoo_gbdt.single import SingleRow
 from zoo_gbdt.table import table
+from zoo_gbdt.trees import check
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -39,6 +40,7 @@ OBJECTIVES: dict[TargetKind, str] = {
     "value": "regression",
     "relevance": "lambdarank",
 }
+MOST_CLASSES = 10_000
 FEW_ROWS = 64
 """Up to this many rows, starting threads costs more than it saves."""
 
@@ -79,20 +81,52 @@ class GBDT:
         return FittedGBDT(layout, data.kind.kind, data.kind.width, tuple(trained), chosen.num_threads, kept, chosen.focal, start)
 
     def load(self, artefact: Artefact) -> FittedModel:
+        """What ``save`` wrote. Raises PluginError for anything else; the trees are checked before LightGBM reads them."""
         import lightgbm
 
-        model: dict[str, Any] = json.loads(artefact.texts["model.json"])
-        trees = [artefact.texts[f"trees-{number}.txt"] for number in range(model["seeds"])]
-        return FittedGBDT(
-            Layout.from_json(artefact.texts["layout.json"]),
-            model["kind"],
-            model["width"],
-            tuple(lightgbm.Booster(model_str=text) for text in trees),
-            model["num_threads"],
-            tuple(model.get("keep", (1.0, 1.0))),  # versions registered before these were options have none of them
-            model.get("focal", 0.0),
-            model.get("start", 0.0),
+        layout = Layout.from_json(artefact.texts["layout.json"])
+        model = _about(artefact.texts["model.json"])
+        objective = "" if model["focal"] else {**OBJECTIVES, **_WRITTEN}[model["kind"]].format(model["width"])
+        texts = [artefact.texts[f"trees-{number}.txt"] for number in range(model["seeds"])]
+        for text in texts:
+            check(text, layout.width, model["width"], objective)
+        try:
+            boosters = tuple(lightgbm.Booster(model_str=text) for text in texts)
+        except lightgbm.basic.LightGBMError as error:
+            raise PluginError(
+                f"LightGBM cannot read the trees: {error}; restore the artefact from a backup, or train again"
+            ) from error
+        rest = {name: model[name] for name in ("num_threads", "focal", "start")}
+        return FittedGBDT(layout, model["kind"], model["width"], boosters, keep=tuple(model["keep"]), **rest)
+
+
+_WRITTEN = {"binary": "binary sigmoid:1", "multiclass": "multiclass num_class:{}"}
+"""Objectives that LightGBM writes with a setting of theirs."""
+
+
+def _about(text: str) -> dict[str, Any]:
+    """model.json, its values in their ranges. Versions registered before they were options have no keep, focal and start."""
+    model: dict[str, Any] = {"keep": (1.0, 1.0), "focal": 0.0, "start": 0.0, **json.loads(text)}
+    classes = model["kind"] == "multiclass"
+    fits = {
+        "kind": model["kind"] in OBJECTIVES,
+        "width": _whole(model["width"], 2, MOST_CLASSES) if classes else _whole(model["width"], 1, 1),
+        "seeds": _whole(model["seeds"], 1, 32),
+        "num_threads": _whole(model["num_threads"], 0, 1 << 16),
+        "keep": 1 <= len(model["keep"]) <= MOST_CLASSES and all(0 < share <= 1 for share in model["keep"]),
+        "focal": 0 <= model["focal"] <= 5 and (not model["focal"] or model["kind"] == "binary"),
+        "start": abs(model["start"]) < 1e300,
+    }
+    if len(model) > len(fits) or not all(fits.values()):
+        odd = [name for name in model if not fits.get(name)]
+        raise PluginError(
+            f"model.json says {str({name: model[name] for name in odd})[:200]}, which gbdt never writes; train again"
         )
+    return model
+
+
+def _whole(value: object, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.plugin import UNKNOWN, Array, Artefact, FeatureBatch, Progress, TrainingData
+from zoo.plugin import UNKNOWN, Array, Artefact, FeatureBatch, PluginError, Progress, TrainingData
 from zoo_neighbours.histories import Histories, faded, of_items
+from zoo_neighbours.stored import about, array
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -64,7 +65,9 @@ class FittedPopularity:
 
     @staticmethod
     def load(artefact: Artefact) -> FittedPopularity:
-        return FittedPopularity(artefact.arrays["counts"], **json.loads(artefact.texts["popularity.json"]))
+        """What ``save`` wrote. Raises PluginError for other arrays."""
+        counts = array(artefact, "counts", "f", 1)
+        return FittedPopularity(counts, **about(artefact, "popularity.json"))
 
 
 @dataclass(frozen=True)
@@ -105,10 +108,20 @@ class FittedSimilar:
 
     @staticmethod
     def load(artefact: Artefact) -> FittedSimilar:
-        arrays = artefact.arrays
-        return FittedSimilar(
-            _csr(arrays["data"], arrays["indices"], arrays["indptr"]), **json.loads(artefact.texts["similar.json"])
+        """What ``save`` wrote. Raises PluginError for indices outside the matrix: scipy follows them without a look."""
+        data, indices, indptr = (
+            array(artefact, "data", "f", 1),
+            array(artefact, "indices", "i", 1),
+            array(artefact, "indptr", "i", 1),
         )
+        size = len(indptr) - 1
+        rising = size >= 0 and indptr[0] == 0 and indptr[-1] == len(indices) == len(data) and (np.diff(indptr) >= 0).all()
+        if not rising or indices.min(initial=0) < 0 or indices.max(initial=-1) >= size:
+            raise PluginError(
+                f"similar items are no matrix of {size} rows and columns with {len(data)} entries: a start of a row or an index lies "
+                "outside; restore the artefact, or train again"
+            )
+        return FittedSimilar(_csr(data, indices, indptr), **about(artefact, "similar.json"))
 
 
 def covisit(data: TrainingData, params: CovisitParams, progress: Progress) -> FittedSimilar:

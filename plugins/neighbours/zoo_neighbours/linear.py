@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.plugin import UNKNOWN, Array, Artefact, FeatureBatch, Progress, TrainingData
+from zoo.plugin import UNKNOWN, Array, Artefact, FeatureBatch, PluginError, Progress, TrainingData
 from zoo_neighbours.histories import UNSEEN, Histories, faded, of_items
+from zoo_neighbours.stored import about, array
 
 if TYPE_CHECKING:
     from zoo_neighbours.params import EaseParams, SlitParams
@@ -56,8 +57,15 @@ class FittedLinear:
 
     @staticmethod
     def load(artefact: Artefact) -> FittedLinear:
-        about: dict[str, Any] = json.loads(artefact.texts["linear.json"])
-        return FittedLinear(artefact.arrays["weights"], artefact.arrays["kept"], **about)
+        """What ``save`` wrote. Raises PluginError for codes outside the catalogue, and weights that are not theirs."""
+        weights, kept, found = array(artefact, "weights", "f", 2), array(artefact, "kept", "i", 1), about(artefact, "linear.json")
+        inside = kept.min(initial=0) >= 0 and kept.max(initial=-1) < found["size"] and (np.diff(kept) > 0).all()
+        if weights.shape != (len(kept), len(kept)) or not inside:
+            raise PluginError(
+                f"weights are {list(weights.shape)} for {len(kept)} codes of a catalogue of {found['size']}, or a code lies outside; "
+                "restore the artefact, or train again"
+            )
+        return FittedLinear(weights, kept, **found)
 
 
 def newest_of_item(histories: Histories) -> Array:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from zoo.plugin import PADDING, UNKNOWN, Array, Column
+from zoo.plugin import PADDING, UNKNOWN, Array, Column, PluginError
 
 CLIP = 5.0
 """Scaled numbers beyond this many standard deviations are cut."""
@@ -117,8 +117,15 @@ class Columns:
         }
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any], lookups: Iterable[Array]) -> Columns:
+    def from_json(cls, stored: Mapping[str, Any], lookups: Sequence[Array]) -> Columns:
+        """Raises PluginError for lookups that are not rows of embeddings."""
+        for lookup in lookups:
+            if lookup.dtype != np.int32 or lookup.ndim != 1 or not len(lookup) > UNKNOWN or lookup.min() < 0:
+                raise PluginError(
+                    f"a lookup of codes is {lookup.dtype.name} {list(lookup.shape)}, expected int32 rows of at least 0, by code; "
+                    "restore the artefact, or train again"
+                )
         return cls(
-            tuple(Number(**number) for number in stored["numbers"]),
+            tuple(Number(str(n["name"]), float(n["mean"]), float(n["std"]), bool(n["missing"])) for n in stored["numbers"]),
             tuple(Code(name, lookup) for name, lookup in zip(stored["codes"], lookups, strict=True)),
         )

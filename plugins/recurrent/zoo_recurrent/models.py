@@ -208,9 +208,8 @@ class Recurrent:
         return FittedRecurrent(self.cell, chosen, data.kind, layout, networks, mean, std, tuple(keep.tolist()))
 
     def load(self, artefact: Artefact) -> FittedRecurrent | FittedNextItem:
-        """The model that ``save`` wrote; raises PluginError for another cell's artefact."""
-        import torch
-
+        """The model that ``save`` wrote; raises PluginError for another cell's artefact, and for weights that are not of its layout."""
+        from zoo.nextitem.loading import filled
         from zoo.nextitem.model import FACTS, load_next_item
         from zoo_recurrent.columns import Columns
         from zoo_recurrent.inputs import Layout
@@ -233,11 +232,18 @@ class Recurrent:
         layout = Layout(tuple(streams), scalars, params.max_length)
         networks = []
         for i in range(stored["networks"]):
-            network = Network(self.cell, layout, params, target.width)
-            network.load_state_dict({name: torch.tensor(array) for name, array in artefact.part(f"networks/{i}").arrays.items()})
-            networks.append(network)
+            networks.append(
+                filled(lambda: Network(self.cell, layout, params, target.width), artefact.part(f"networks/{i}").arrays)
+            )
         return FittedRecurrent(
-            self.cell, params, target, layout, networks, stored["mean"], stored["std"], tuple(stored.get("keep", (1.0, 1.0)))
+            self.cell,
+            params,
+            target,
+            layout,
+            networks,
+            float(stored["mean"]),
+            float(stored["std"]),
+            tuple(map(float, stored.get("keep", (1.0, 1.0)))),
         )
 
     def _check(self, data: TrainingData) -> None:
