@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from functools import cache
@@ -52,7 +53,6 @@ def load(artefact: Artefact) -> None:
 
 def params(name: str, **changed: object) -> Callable[[Artefact], Artefact]:
     """The stored parameters of a model, changed."""
-    import json
 
     def change(text: str) -> str:
         stated = json.loads(text)
@@ -60,6 +60,14 @@ def params(name: str, **changed: object) -> Callable[[Artefact], Artefact]:
         return json.dumps(stated)
 
     return with_text(name, change)
+
+
+def beyond(text: str) -> str:
+    """The tokenizer with a word whose code no embedding has."""
+    stated = json.loads(text)
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    stated["added_tokens"].append({"id": 99_999, "content": "<beyond>", "special": True, **flags})
+    return json.dumps(stated)
 
 
 def folder(**files: bytes) -> str:
@@ -79,7 +87,6 @@ def _first(prefix: str) -> str:
 
 GRU, GPT, BERT, CONFIG = "gru/model.json", "gpt/next_item.json", "bert/bert.json", "bert/encoder/config.json"
 EVIL = b'{"model_type": "evil", "auto_map": {"AutoModel": "evil.Model", "AutoConfig": "evil.Config"}}'
-ADDED = '{"id":99999,"content":"<beyond>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true},'
 BERT_ONLY = b'{"model_type": "bert"}'
 CODE = b"import os; os.mkdir('/tmp/zoo-was-here')"
 PICKLED = pickle.dumps(Attack())
@@ -114,9 +121,7 @@ CONTENTS: dict[str, Callable[[Artefact], Artefact]] = {
     "an encoder without layers": with_json(CONFIG, num_hidden_layers=0),
     "a tokenizer of nothing": with_text("bert/encoder/tokenizer.json", lambda _: "{}"),
     "a tokenizer nested deep": with_text("bert/encoder/tokenizer.json", lambda _: DEEP),
-    "a tokenizer of codes beyond the encoder": with_text(
-        "bert/encoder/tokenizer.json", lambda text: text.replace('"added_tokens":[', '"added_tokens":[' + ADDED, 1)
-    ),
+    "a tokenizer of codes beyond the encoder": with_text("bert/encoder/tokenizer.json", beyond),
     "an encoder somewhere else": elsewhere("/etc"),
     "an encoder some steps up": elsewhere("../../../../etc"),
     "an encoder by an encoded step up": elsewhere("%2e%2e/%2e%2e/etc"),

@@ -160,6 +160,8 @@ def test_the_commands_are_those_of_the_documentation() -> None:
         "models",
         "promote",
         "rollback",
+        "tag",
+        "retire",
         "predict",
         "explain",
         "report",
@@ -229,6 +231,10 @@ def test_misuse_ends_with_2_and_says_what_is_expected(arguments: list[str], said
         (["predict", "churn", "--user", "one"], "user 'one' is no whole number; this log's user identifiers are int"),
         (["predict", "churn", "--rows", "x.csv"], "no file"),
         (["promote", "churn"], "names no version; expected MODEL@VERSION as in churn@3"),
+        (["tag", "churn", "owner=anna"], "names no version; expected MODEL@VERSION as in churn@3"),
+        (["tag", "churn@1", "anna"], "'anna' is no tag; expected NAME=VALUE"),
+        (["retire", "churn"], "names no version; expected MODEL@NUMBER as in churn@3, or --keep N for a model"),
+        (["retire", "churn@1", "--keep", "2"], "--keep asks for a model; expected churn, not churn@1"),
         (["ingest", "x.parquet"], "no file 'x.parquet'"),
         (["ingest", "zoo.toml"], "no file 'zoo.toml'"),
     ],
@@ -486,6 +492,25 @@ def test_models_and_promote_tell_of_versions_and_aliases(project: Path, zoo: Zoo
     text = zoo("--repo", project, "models").out
     assert "0.8000" in text
     assert "champion, shadow" in text
+
+
+def test_tags_are_found_and_old_versions_go_with_their_files(project: Path, zoo: Zoo) -> None:
+    with Registry.open(f"sqlite:///{project / 'data/registry.db'}", project / "data/artefacts") as registry:
+        for number in range(4):
+            registry.register("churn", Artefact(texts={"a": str(number)}), {"stack": {"auc": 0.7}}, {"log": {"log": 4}})
+        registry.promote("churn", 1)
+    assert zoo("--repo", project, "tag", "churn@2", "owner=Anna", "note=a b").out == "churn@2: note=a b, owner=Anna\n"
+    assert zoo("--repo", project, "tag", "churn@2", "note=", "--json").json == {
+        "model": "churn", "version": 2, "tags": {"owner": "Anna"},
+    }  # fmt: skip
+    found = zoo("--repo", project, "models", "--search", "owner=anna", "--json").json["models"]
+    assert [each["reference"] for each in found] == ["churn@2"]
+    assert "owner=Anna" in zoo("--repo", project, "models").out
+    assert "none of 4 versions matches 'owner=bob'" in zoo("--repo", project, "models", "--search", "owner=bob").out
+    assert zoo("--repo", project, "retire", "churn@3").out == "retired: churn@3\n"
+    gone = zoo("--repo", project, "retire", "churn", "--keep", "1", "--json").json
+    assert gone == {"model": "churn", "retired": [2], "deleted": [2, 3]}
+    assert len(list((project / "data/artefacts").glob("*/manifest.json"))) == 2
 
 
 # Predicting

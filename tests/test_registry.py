@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import make_url
 
 from zoo.contract import Artefact
-from zoo.errors import ArtefactError, RegistryError, UnknownReferenceError
+from zoo.errors import ArtefactError, RegistryError, UnknownReferenceError, UsageError
 from zoo.registry import Reference, Registry, parse
 from zoo.registry.database import VERSION_TABLE, _words
 
@@ -211,6 +211,70 @@ def test_retired_versions_are_not_promoted_and_aliased_ones_not_retired(registry
         registry.retire("churn", 3)
     registry.promote("churn", 1, alias="kept")
     assert registry.get("churn").number == 1
+
+
+def test_tags_change_later_and_others_stay(registry):
+    registry.register("churn", artefact(), {}, {}, tags={"note": "a", "owner": "anna"})
+    changed = registry.tag("churn", 1, {"note": None, "gone": None, "reviewed": True})
+    assert changed.tags == {"owner": "anna", "reviewed": True}
+    assert registry.get("churn@1") == changed
+    for model, number, tags, said in (
+        ("churn", 2, {}, "no version 2"), ("chrun", 1, {}, "unknown model"), ("churn", 1, {"a": {1}}, r"tags\['a'\] is set"),
+    ):  # fmt: skip
+        with pytest.raises(RegistryError, match=said):
+            registry.tag(model, number, tags)
+
+
+def test_versions_are_found_by_every_word_in_any_case(registry):
+    registry.register("churn", artefact(1), {}, {"members": {"gru": {}}}, tags={"owner": "Änne", "n": 7})
+    registry.register("churn", artefact(2), {}, {"members": {"gbdt": {}}, "commit": "abc123"}, tags={"owner": "bob"})
+    registry.register("campaign", artefact(3), {}, {"members": {"gbdt": {}}})
+    registry.promote("churn", 2)
+    for words, expected in {
+        "": ["campaign@1", "churn@1", "churn@2"], "GBDT": ["campaign@1", "churn@2"], "gbdt churn": ["churn@2"], "abc": ["churn@2"],
+        "champion": ["churn@2"], "churn@champion": ["churn@2"], "owner=änne": ["churn@1"], "owner=": ["churn@1", "churn@2"],
+        "n=7": ["churn@1"], "n=": ["churn@1"], "owner=anne": [], "nothing": [], "ready churn@1": ["churn@1"],
+    }.items():  # fmt: skip
+        assert [version.reference for version in registry.search(words)] == expected, words
+    assert [version.reference for version in registry.search("gbdt", "churn")] == ["churn@2"]
+
+
+def test_old_versions_go_but_not_what_an_alias_names_or_would_go_back_to(registry, tmp_path):
+    fill(registry, count=6)
+    fill(registry, "campaign", 3)  # the same artefacts as churn's first three
+    registry.promote("churn", 1)
+    registry.promote("churn", 2)
+    registry.promote("churn", 3, "shadow")
+    registry.retire("churn", 5)
+    gone = registry.keep("churn", 1)
+    assert [version.reference for version in gone] == ["churn@4", "churn@5"]
+    assert [version.status for version in registry.versions("churn")] == ["ready"] * 3 + ["retired", "retired", "ready"]
+    assert [path.name for path in sorted((tmp_path / "artefacts").glob("[0-9a-f]*"))] == sorted(
+        {version.digest for version in registry.versions()} - {version.digest for version in gone}
+    )
+    for reference in ("churn@1", "churn@2", "churn@3", "churn@6", "campaign@1", "campaign@3"):
+        registry.load(reference)
+    with pytest.raises(ArtefactError, match="churn@4 cannot be loaded: no artefact"):
+        registry.load("churn@4")
+    assert registry.keep("churn", 1) == []
+    assert registry.rollback("churn")[0].number == 1
+    assert registry.register("churn", artefact(4), {}, {}).number == 7  # the like of one that went
+    registry.load("churn@7")
+
+
+def test_an_artefact_that_another_version_shares_stays(registry):
+    for _ in range(3):
+        registry.register("churn", artefact(), {}, {})
+    registry.register("other", artefact(1), {}, {})
+    registry.register("churn", artefact(1), {}, {})
+    registry.register("churn", artefact(2), {}, {})
+    assert [version.number for version in registry.keep("churn", 1)] == [1, 2, 3]
+    registry.load("other@1")
+    for count in (0, -1):
+        with pytest.raises(UsageError, match="Expected at least 1"):
+            registry.keep("churn", count)
+    with pytest.raises(UnknownReferenceError, match="unknown model"):
+        registry.keep("chrun", 1)
 
 
 def test_all_retired_is_said(registry):

@@ -25,6 +25,7 @@ from zoo.plugin import (
     FittedModel,
     ModelPlugin,
     ModelSpec,
+    PluginError,
     Progress,
     TrainingData,
     hookimpl,

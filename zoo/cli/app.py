@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli import data, explain, forget, init, models, plugins, recommend, report, trace, uplift
+from zoo.cli import data, explain, forget, init, models, plugins, recommend, registry, report, trace, uplift
 from zoo.cli.state import ZooCommand, ZooGroup
 
 app = typer.Typer(
@@ -50,9 +50,11 @@ _COMMANDS = (
     ("check-features", data.check_features, "zoo check-features churn --entities 500"),
     ("forget", forget.forget, "zoo forget 42"),
     ("train", models.train, "zoo train churn --workers 2"),
-    ("models", models.models, "zoo models --json"),
+    ("models", models.models, "zoo models --search 'churn owner=anna'"),
     ("promote", models.promote, "zoo promote churn@3"),
     ("rollback", models.rollback, "zoo rollback churn"),
+    ("tag", registry.tag, "zoo tag churn@3 owner=anna reviewed=yes"),
+    ("retire", registry.retire, "zoo retire churn --keep 5"),
     ("predict", models.predict, "zoo predict churn --user 1 --user 42"),
     ("explain", explain.explain, "zoo explain churn --user 42"),
     ("report", report.report, "zoo report churn@3"),

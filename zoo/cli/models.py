@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zoo.cli.given import instant, project_log, registry_of, user_ids, versions_of
+from zoo.cli.registry import tags_of
 from zoo.cli.state import Json, State, state
 from zoo.errors import UsageError, choices
 
@@ -201,26 +202,41 @@ def rankings(title: str, record: Mapping[str, Any]) -> Any:
     return table(title, ["model", "HR@1", "HR@10", "NDCG@10", "95 % interval", "MRR@10", "coverage@10", "seconds"], rows)
 
 
-def models(ctx: typer.Context, as_json: Json = False) -> None:
+def models(
+    ctx: typer.Context,
+    search: Annotated[
+        str,
+        typer.Option(
+            help="Only versions of which every word says something: a name, alias, member, commit, or tag=value.", metavar="TEXT"
+        ),
+    ] = "",
+    as_json: Json = False,
+) -> None:
     """List the registered versions of models.
 
     Each with its aliases, its scores on the test rows and the version of the log it was made from; --json says all of it.
     """
+    from zoo.registry.search import matching
+
     own = state(ctx)
-    versions = versions_of(own)
+    known = versions_of(own)
+    versions = matching(known, search)
 
     def human(console: Console) -> None:
         from zoo.cli.render import table
 
         if not versions:
-            console.print("no model is registered yet; train one with: zoo train TASK")
+            none = "no model is registered yet; train one with: zoo train TASK"
+            console.print(f"none of {len(known)} versions matches {search!r}" if known else none)
             return
         rows = [
-            (v.reference, v.aliases or None, v.created, *(_score(v, m) for m in METRICS), _log_version(v), v.status)
+            (v.reference, v.aliases or None, v.created, *(_score(v, m) for m in METRICS), _log_version(v), v.status, tags_of(v))
             for v in versions
         ]
-        columns = ["version", "aliases", "created (UTC)", "AUC", "average precision", "log-loss", "log version", "status"]
-        console.print(table("Registered models", columns, rows))
+        columns = ["version", "aliases", "created (UTC)", "AUC", "average precision", "log-loss", "log version", "status", "tags"]
+        tagged = any(v.tags for v in versions)
+        shown = len(columns) - (not tagged)
+        console.print(table("Registered models", columns[:shown], [row[:shown] for row in rows]))
 
     own.answer(as_json, {"models": [_version(v) for v in versions]}, human)
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from zoo.artefacts import ArtefactStore
 from zoo.contract import Artefact
-from zoo.errors import ArtefactError, RegistryError, UnknownReferenceError, choices
+from zoo.errors import ArtefactError, RegistryError, UnknownReferenceError, UsageError, choices
 from zoo.registry.database import Database, emptied, missing
 from zoo.registry.models import AliasRow, ModelRow, VersionRow
 from zoo.registry.reference import CHAMPION, Version, checked, parse
+from zoo.registry.search import matching
 
 
 class Registry:
@@ -81,6 +83,8 @@ class Registry:
             insert = (sqlite if self._database.is_sqlite else postgresql).insert(ModelRow)
             session.execute(insert.values(name=model, created=created).on_conflict_do_nothing())
             _hold(session, model)
+            if not self.artefacts.exists(digest):  # ``keep`` removed the like of it since
+                self.artefacts.write(artefact)
             newest = session.scalar(select(func.max(VersionRow.number)).where(VersionRow.model == model))
             row = VersionRow(
                 model=model, number=(newest or 0) + 1, created=created, digest=digest, status="ready", aliases=[], **described
@@ -92,6 +96,10 @@ class Registry:
         """Names of all models, sorted."""
         with self._database.transaction() as session:
             return sorted(session.scalars(select(ModelRow.name)))
+
+    def search(self, words: str, model: str | None = None) -> list[Version]:
+        """As ``versions``, in which every one of the words is found: see ``zoo.registry.search.matching``."""
+        return matching(self.versions(model), words)
 
     def versions(self, model: str | None = None) -> list[Version]:
         """Versions of one model or of all, by model and number. Raises UnknownReferenceError for an unknown model."""
@@ -182,6 +190,63 @@ class Registry:
                 aliases = ", ".join(alias.name for alias in row.aliases)
                 raise RegistryError(f"{model}@{version} is {aliases}; promote another version before it is retired")
             row.status = "retired"
+
+    def tag(self, model: str, version: int, tags: Mapping[str, Any]) -> Version:
+        """Set these tags of a version and leave its others; a value of None removes one. Returns it as it is since.
+
+        Raises UnknownReferenceError for a missing version, RegistryError for a value that JSON cannot hold.
+        """
+        given = _plain(dict(tags), "tags")
+        with self._database.transaction(write=True) as session:
+            _known(session, model)
+            _hold(session, model)
+            row = _row(session, model, version)
+            row.tags = {key: value for key, value in {**row.tags, **given}.items() if value is not None}
+            session.flush()
+            return _version(row)
+
+    def keep(self, model: str, count: int) -> list[Version]:
+        """Retire all but the newest ``count`` ready versions and delete their artefacts; returns those whose artefact went.
+
+        A version stays whole that an alias names or would go back to, and an artefact that another version shares. Versions retired
+        before lose theirs, too. Killed in between, the next call goes on. Raises UnknownReferenceError for an unknown model.
+        """
+        if count < 1:
+            raise UsageError(f"keep {count} versions of {model!r}? Expected at least 1; a version is retired by its number")
+        with self._whole(model) as (session, rows):
+            held = _held(session, model) | {row.number for row in [row for row in rows if row.status == "ready"][-count:]}
+            for row in rows:
+                if row.number not in held:
+                    row.status = "retired"
+        # only what is known to be retired loses its artefact, so that whoever dies here leaves no version that is ready without one
+        with self._whole(model) as (session, rows):
+            held = _held(session, model)
+            gone = [
+                row for row in rows if row.status == "retired" and row.number not in held and self.artefacts.exists(row.digest)
+            ]
+            mine = select(VersionRow.digest).where(
+                (VersionRow.model != model) | VersionRow.number.not_in([row.number for row in gone])
+            )
+            shared = set(session.scalars(mine))
+            out = [_version(row) for row in gone if row.digest not in shared]
+            for digest in dict.fromkeys(version.digest for version in out):
+                self.artefacts.delete(digest)
+        return out
+
+    @contextmanager
+    def _whole(self, model: str) -> Iterator[tuple[Session, list[VersionRow]]]:
+        """A model's versions by number, while nobody writes to any model: artefacts are shared between them."""
+        with self._database.transaction(write=True) as session:
+            _known(session, model)
+            if not self._database.is_sqlite:
+                session.execute(text("LOCK TABLE model IN EXCLUSIVE MODE"))
+            yield session, list(session.scalars(select(VersionRow).where(VersionRow.model == model).order_by(VersionRow.number)))
+
+
+def _held(session: Session, model: str) -> set[int]:
+    """Numbers that an alias names, or went from."""
+    aliases = session.scalars(select(AliasRow).where(AliasRow.model == model)).all()
+    return {number for alias in aliases for number in (alias.number, alias.former) if number is not None}
 
 
 def _hold(session: Session, model: str) -> None:
