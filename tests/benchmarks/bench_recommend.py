@@ -141,7 +141,7 @@ SHOP_GRIDS: dict[str, dict[str, list[Any]]] = {
         "loss": ["sampled"],
         "negatives": [512],
         "epochs": [12],
-        "learning_rate": [0.002, 0.005],
+        "learning_rate": [0.002],
         **{k: [v] for k, v in EVENTS.items()},
     },
     "gru": {"ranking": [{"loss": "sampled", "negatives": 512, "epochs": 12, "hidden": 64, "learning_rate": 0.003, **EVENTS}]},
