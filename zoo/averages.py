@@ -81,7 +81,18 @@ class Average:
     def load(self, artefact: Artefact) -> FittedModel:
         about = json.loads(artefact.texts["average.json"])
         arrays, shape = artefact.arrays, Calibrator.from_json(about["shape"])
-        return FittedAverage(tuple(about["members"]), arrays["weights"], about["width"], arrays.get("knots"), shape)
+        members, weights, width, knots = (
+            tuple(map(str, about["members"])),
+            arrays["weights"],
+            int(about["width"]),
+            arrays.get("knots"),
+        )
+        if weights.shape != (len(members),) or width < 1 or (knots is not None and knots.shape[1:] != (len(members), width)):
+            raise PluginError(
+                f"weights are {list(weights.shape)} and knots {None if knots is None else list(knots.shape)} for {len(members)} members "
+                f"with {width} scores; restore the artefact, or train again"
+            )
+        return FittedAverage(members, weights, width, knots, shape)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,13 @@ class Linear:
         columns = [
             _Numbers(**each) if "scale" in each else _Codes(each["name"], tuple(each["kept"])) for each in about["columns"]
         ]
-        return FittedLinear(about["binary"], columns, *(artefact.arrays[name] for name in ("mean", "scale", "weights")))
+        mean, scale, weights = (artefact.arrays[name] for name in ("mean", "scale", "weights"))
+        if weights.ndim != 1 or not mean.shape == scale.shape == (len(weights) - 1,):
+            raise PluginError(
+                f"weights are {list(weights.shape)}, mean and scale {list(mean.shape)} and {list(scale.shape)}; restore the artefact, or "
+                "train again"
+            )
+        return FittedLinear(bool(about["binary"]), columns, mean, scale, weights)
 
 
 @dataclass(frozen=True)

@@ -58,10 +58,14 @@ class Fitted:
 
         Raises PluginError where no plugin offers it, naming the one that did, and ArtefactError where the plugin cannot read it.
         """
-        odd = [key for key in ("name", "model", "distribution", "version") if not isinstance(facts[key], str)]
-        if odd or len(facts) != 5 or not all(isinstance(each, str) for each in facts["inputs"]):
+        kept = isinstance(facts, Mapping) and facts.keys() == {"name", "model", "inputs", "distribution", "version"}
+        if (
+            not kept
+            or not isinstance(facts["inputs"], (list, tuple))
+            or not all(isinstance(each, str) for key in facts for each in ([facts[key]] if key != "inputs" else facts[key]))
+        ):
             raise ArtefactError(
-                f"a model is recorded as {str(dict(facts))[:300]}; expected its name, model, distribution, version, inputs"
+                f"a model is recorded as {str(facts)[:300]}; expected its name, model, distribution, version, inputs"
             )
         if facts["model"] not in plugins.models:
             raise PluginError(

@@ -31,6 +31,7 @@ from zoo.service.messages import (
     Swapped,
 )
 from zoo.service.metrics import CONTENT_TYPE, Metrics
+from zoo.service.page import add_page
 from zoo.service.problems import MAX_BODY, Json, UnknownModelError, handle
 from zoo.service.v2 import add_v2
 from zoo.service.versions import Versions
@@ -174,6 +175,7 @@ def app(
         )
 
     add_v2(api, known, warm, in_time, features)
+    add_page(api, versions, features, lambda: _health(versions))
     rules.fill(rules_of(api))
     return api
 
