@@ -51,7 +51,7 @@ class Dataset:
 
     titles: whether the words of most items are their own, so that held out ones can be told by them. peers: whether RecTools' and
     implicit's models are run beside ours; else published figures stand there. most: rows of validation and of the test, drawn where there
-    are more; 0 for all.
+    are more; 0 for all. passes: of networks, where the dataset is a shop.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Dataset:
     titles: bool = False
     peers: bool = False
     most: int = 0
+    passes: int = 12
 
 
 def movielens(folder: Path) -> list[str]:
@@ -111,7 +112,7 @@ DATASETS = {
         Dataset("movielens_1m", movielens, {"protocol": "leave_one_out"}, timed=False, titles=True),
         Dataset("retailrocket_purchase", retailrocket, cut("2015-08-15", "rolling", event_type="purchase"), **SHOP),
         Dataset("retailrocket_event", retailrocket, cut("2015-08-15", "rolling"), **SHOP, most=1_500),
-        Dataset("grocery", grocery, cut("2017-11-01"), **SHOP),
+        Dataset("grocery", grocery, cut("2017-11-01"), **SHOP, passes=4),
     )
 }
 """exclude_seen: MovieLens as published; what a shop's users saw or bought before is often what they take next. Of Retailrocket's users
@@ -140,19 +141,23 @@ SHOP_GRIDS: dict[str, dict[str, list[Any]]] = {
     "gpt": {
         "loss": ["sampled"],
         "negatives": [512],
-        "epochs": [12],
         "learning_rate": [0.002],
         **{k: [v] for k, v in EVENTS.items()},
     },
-    "gru": {"ranking": [{"loss": "sampled", "negatives": 512, "epochs": 12, "hidden": 64, "learning_rate": 0.003, **EVENTS}]},
+    "gru": {"ranking": [{"loss": "sampled", "negatives": 512, "hidden": 64, "learning_rate": 0.003, **EVENTS}]},
 }
 """Of shops, whose logs have times and too many items for the softmax over all of them in these few passes: networks sample 512 items."""
 
 
-def configurations(model: str, timed: bool) -> Iterator[dict[str, Any]]:
-    grid = (SHOP_GRIDS if timed else GRIDS)[model]
+def configurations(model: str, dataset: Dataset) -> Iterator[dict[str, Any]]:
+    grid = (SHOP_GRIDS if dataset.timed else GRIDS)[model]
     for values in itertools.product(*(each[:1] if QUICK else each for each in grid.values())):
-        yield dict(zip(grid, values, strict=True))
+        chosen = dict(zip(grid, values, strict=True))
+        if dataset.timed and model == "gpt":
+            chosen["epochs"] = dataset.passes
+        if dataset.timed and model == "gru":
+            chosen["ranking"] = {**chosen["ranking"], "epochs": dataset.passes}
+        yield chosen
 
 
 @dataclass(frozen=True)
@@ -323,7 +328,7 @@ def plain(value: Any) -> Any:
 
 def best(prepared: Prepared, model: str, again: bool) -> dict[str, Any]:
     """The test run of the settings with the highest NDCG@10 on the validation rows."""
-    tried = [run(prepared, model, params, "validation", again=again) for params in configurations(model, prepared.dataset.timed)]
+    tried = [run(prepared, model, params, "validation", again=again) for params in configurations(model, prepared.dataset)]
     chosen = max(tried, key=lambda each: each["metrics"][METRIC]["value"])
     return run(prepared, model, chosen["params"], "test", again=again)
 
@@ -462,7 +467,7 @@ def main() -> None:
         runs = [best(prepared, model, asked.again) for model in chosen]
         if len(runs) > 1 and (asked.model is None or "stack" in asked.model):
             runs += stack(prepared, runs, asked.again)
-        if DATASETS[name].peers:
+        if DATASETS[name].peers and not QUICK:
             peers = asked.peer or ([] if asked.model else list(PEERS))
             runs += peer_runs(prepared, peers, WORK / name, WORK / "quick" if QUICK else RUNS / name, keep)
         shown += figures(runs)

@@ -24,10 +24,10 @@ from bench_training import peer_environment
 PEERS: dict[str, list[dict[str, list[Any]]]] = {
     "rectools_popular": [{}, {"popularity": ["n_interactions"]}, {"period": [7, 28]}],
     "rectools_ease": [{}, {"regularization": [30.0, 100.0, 300.0]}],
-    "implicit_cosine": [{}, {"K": [50, 100, 500]}],
+    "implicit_cosine": [{}, {"K": [50, 100, 200, 500]}],
     "implicit_bm25": [{}, {"K": [100, 500], "K1": [0.3, 1.2], "B": [0.25]}],
     "implicit_als": [{}, {"factors": [64, 128], "regularization": [0.01, 1.0], "alpha": [20.0]}],
-    "implicit_bpr": [{}, {"factors": [64], "learning_rate": [0.01, 0.05], "iterations": [100, 300]}],
+    "implicit_bpr": [{}, {"factors": [64], "learning_rate": [0.01, 0.05]}],
     "rectools_sasrec": [{}, {"n_factors": [64], "n_heads": [2], "session_max_len": [50], "epochs": [12], "lr": [0.002]}],
     "rectools_bert4rec": [{}, {"n_factors": [64], "n_heads": [2], "session_max_len": [50], "epochs": [12], "lr": [0.002]}],
 }
