@@ -184,7 +184,7 @@ def predictor(trained_shop: Shop) -> Predictor:
 
 @pytest.fixture(scope="module")
 def explained(predictor: Predictor) -> list[Explanation]:
-    return predictor.explain([1, 2, 999_999], top=5, events=3)
+    return predictor.explain(users=[1, 2, 999_999], top=5, events=3)
 
 
 def test_a_predictors_explanations_are_of_its_own_scores(predictor: Predictor, explained: list[Explanation]) -> None:
@@ -201,7 +201,7 @@ def test_a_predictors_explanations_are_of_its_own_scores(predictor: Predictor, e
 
 
 def test_contributions_of_trees_sum_to_their_score(predictor: Predictor) -> None:
-    [one] = predictor.explain([1], top=1_000)
+    [one] = predictor.explain(users=[1], top=1_000)
     gbdt = predictor.ensemble.members[0].fitted
     batch = predictor.features.online(predictor.service, {"user_id": [1]})
     assert isinstance(predictor.ensemble, Ensemble)
@@ -219,21 +219,39 @@ def test_an_event_that_is_left_out_is_one_that_the_user_had(predictor: Predictor
     assert newest["moved"]["gru"]
 
 
-def test_what_cannot_be_explained_is_said(trained_shop: Shop, predictor: Predictor) -> None:
-    with pytest.raises(UsageError, match=r"campaign@1 has rows of user_id, campaign_id; what moved a score can be said of"):
-        Predictor.load("campaign", trained_shop.root).explain([1])
+def test_rows_with_more_keys_than_the_user_are_explained_too(trained_shop: Shop) -> None:
+    predictor = Predictor.load("campaign", trained_shop.root)
+    rows = {"user_id": [1, 2], "campaign_id": [3, 4]}
+    found = predictor.explain(rows)
+    assert [each.score for each in found] == pytest.approx(predictor.predict(rows)["score"].to_pylist())
+    for each in found:
+        assert each.base + sum(each.members.values()) == pytest.approx(each.raw, abs=1e-6)
+        assert each.events == []  # the service has no sequence
+    assert predictor.explain({"user_id": [], "campaign_id": []}) == []
+
+
+def test_what_cannot_be_explained_is_said(predictor: Predictor, trained_shop: Shop) -> None:
     with pytest.raises(UsageError, match="unknown output 'yes'"):
-        predictor.explain([1], output="yes")
+        predictor.explain(users=[1], output="yes")
+    with pytest.raises(UsageError, match="rows have no column 'campaign_id'"):
+        Predictor.load("campaign", trained_shop.root).explain(users=[1])
 
 
-def test_the_command_says_members_columns_and_events(trained_shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_members_columns_and_events(
+    trained_shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         application.app(["--repo", str(trained_shop.root), "explain", "churn", "--user", "1", "--top", "2", "--events", "2"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    assert "user 1: score 0." in said
+    assert "user_id 1: score 0." in said
     assert "Columns of gbdt, by TreeSHAP" in said
     assert "Events, the newest first" in said
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("user_id,campaign_id\n1,3\n")
+    with pytest.raises(SystemExit):
+        application.app(["--repo", str(trained_shop.root), "explain", "campaign", "--rows", str(pairs)])
+    assert "user_id 1, campaign_id 3: score 0." in capsys.readouterr().out
     with pytest.raises(SystemExit):
         application.app(["--repo", str(trained_shop.root), "explain", "churn", "--json"])
     whole = json.loads(capsys.readouterr().out)
@@ -256,7 +274,7 @@ def test_classes_are_explained_for_the_likeliest_or_the_one_asked_for(trained_sh
     apply(copy.root)
     train(Project.open(copy.root), "behaviour", plugins=plugins())
     predictor = Predictor.load("behaviour", copy.root)
-    [likeliest], [asked] = predictor.explain([1]), predictor.explain([1], output="purchase")
+    [likeliest], [asked] = predictor.explain(users=[1]), predictor.explain(users=[1], output="purchase")
     answer = predictor.predict(users=[1]).to_pylist()[0]
     assert asked.output == "purchase"
     assert asked.score == pytest.approx(answer["score:purchase"])

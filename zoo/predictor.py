@@ -176,12 +176,8 @@ class Predictor:
                 f"{self.version.reference} ranks items and has no score a row; ask it for lists: recommend(users), "
                 "`zoo recommend --user ID` or /v1/recommend"
             )
-        if (rows is None) == (users is None):
-            raise UsageError("predict takes either rows or users, one of them")
-        if isinstance(users, str):
-            raise UsageError(f"users is the text {users!r}; expected a list of identifiers, as in users=[{users!r}]")
+        table = self._rows(rows, users)
         at = None if at is None else moment(at)
-        table = self._keyed(table_of({"user_id": list(users)} if users is not None else rows))
         if not len(table):
             none = np.zeros((0, len(self.members), self.ensemble.target.width), np.float32)
             return self._answer(table, None, Scores(none, np.zeros(none.shape[:2], bool), {}), none[:, 0])
@@ -247,26 +243,29 @@ class Predictor:
 
     def explain(
         self,
-        users: Sequence[Any],
+        rows: Any = None,
         *,
+        users: Sequence[Any] | None = None,
         at: int | datetime | None = None,
         output: str | None = None,
         top: int = 10,
         events: int = 10,
     ) -> list[Explanation]:
-        """What moved each user's score: members, their columns and single events; an explanation a user, as in ``zoo.explaining``.
+        """What moved each row's score: members, their columns and single events; an explanation a row, as in ``zoo.explaining``.
 
-        output: one of ``outputs``, default each user's likeliest. top: columns of each member; events: newest ones of each sequence.
-        Raises UsageError for a version that ranks items or whose rows have other keys, else as ``predict``.
+        rows, users, at: as in ``predict``. output: one of ``outputs``, default each row's likeliest. top: columns of each member. events:
+        newest ones of each sequence. Raises UsageError for a version that ranks items, else as ``predict``.
         """
         from zoo.explaining import explain, rates
 
-        if isinstance(self.ensemble, Recommender) or self.entities != ("user_id",):
-            what = "ranks items" if isinstance(self.ensemble, Recommender) else f"has rows of {', '.join(self.entities)}"
-            raise UsageError(f"{self.version.reference} {what}; what moved a score can be said of tasks with a score a user")
+        if isinstance(self.ensemble, Recommender):
+            raise UsageError(f"{self.version.reference} ranks items; what moved a score can be said of tasks with a score a row")
         if output is not None and output not in self.outputs:
             raise UsageError(choices("output", output, self.outputs))
-        batch = self._read(self._keyed(table_of({"user_id": list(users)})), None if at is None else moment(at)).batch
+        table = self._rows(rows, users)
+        if not len(table):
+            return []
+        batch = self._read(table, None if at is None else moment(at)).batch
         number = None if output is None else self.outputs.index(output)
         asked: dict[str, Any] = {
             "output": number,
@@ -367,6 +366,14 @@ class Predictor:
 
     async def _asked(self, work: Callable[[], pa.Table]) -> pa.Table:
         return await asyncio.wrap_future(self._callers.submit(work))
+
+    def _rows(self, rows: Any, users: Sequence[Any] | None) -> pa.Table:
+        """Rows as ``predict`` takes them, checked."""
+        if (rows is None) == (users is None):
+            raise UsageError("predict takes either rows or users, one of them")
+        if isinstance(users, str):
+            raise UsageError(f"users is the text {users!r}; expected a list of identifiers, as in users=[{users!r}]")
+        return self._keyed(table_of({"user_id": list(users)} if users is not None else rows))
 
     def _keyed(self, table: pa.Table) -> pa.Table:
         """The table, if every row has every column that is needed; without rows and columns it is an empty one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +20,9 @@ def explain(
     ctx: typer.Context,
     task: Annotated[str, typer.Argument(help="A model: churn (its champion), churn@3 or churn@NAME.", metavar="TASK")],
     user: Annotated[list[str] | None, typer.Option(help="A user's identifier; may be repeated.", metavar="ID")] = None,
+    rows: Annotated[
+        Path | None, typer.Option(help="A Parquet, CSV or NDJSON file with a row an explanation.", metavar="FILE")
+    ] = None,
     at: Annotated[str | None, typer.Option(help="Explain as of this time. Default: the project's clock.", metavar="TIME")] = None,
     of: Annotated[
         str | None, typer.Option(help="The class whose score is explained. Default: the likeliest.", metavar="CLASS")
@@ -29,35 +33,41 @@ def explain(
 ) -> None:
     """Say what moved a prediction.
 
-    For each user: members of the stack, columns of each member, and single events. Without a user: what moved scores of test rows
-    on the whole, as kept when the version was trained. Amounts are log-odds for probabilities.
+    For each user, or row of a file with the task's key columns: members of the stack, columns of each member, and single events. Without
+    either: what moved scores of test rows on the whole, as kept when the version was trained. Amounts are log-odds for probabilities.
     """
     own = state(ctx)
-    if not user:
+    if user and rows:
+        raise UsageError("say whom to explain: either --user ID, which may be repeated, or --rows FILE")
+    if not user and rows is None:
         _whole(own, task, top, as_json)
         return
     project = own.project
     moment = None if at is None else instant(at, project.timezone)
-    users = user_ids(project_log(own).schema, user)
+    from zoo.cli.survey import keyed_rows
+
+    schema = project_log(own).schema
+    users, table = user_ids(schema, user or []), None if rows is None else keyed_rows(rows, schema)
     with own.progress(f"explain {task}") as say:
         say(0.0, "loading the model")
         from zoo.predictor import Predictor
 
         predictor = Predictor.load(task, repo=project.root, without=own.without)
-        found = predictor.explain(users, at=moment, output=of, top=top, events=events)
-    rows: list[dict[str, Any]] = [{"user_id": who, **each.as_dict()} for who, each in zip(users, found, strict=True)]
-    document = {"task": task, "version": predictor.version.reference, "rows": rows}
+        found = predictor.explain(table, users=users or None, at=moment, output=of, top=top, events=events)
+    keys = [{"user_id": each} for each in users] if table is None else table.select(predictor.entities).to_pylist()
+    answers: list[dict[str, Any]] = [{**key, **each.as_dict()} for key, each in zip(keys, found, strict=True)]
+    document = {"task": task, "version": predictor.version.reference, "rows": answers}
 
     def human(console: Console) -> None:
-        for row in rows:
-            _one(console, row)
+        for key, row in zip(keys, answers, strict=True):
+            _one(console, ", ".join(f"{name} {value}" for name, value in key.items()), row)
 
     own.answer(as_json, document, human)
 
 
-def _one(console: Console, row: Mapping[str, Any]) -> None:
+def _one(console: Console, who: str, row: Mapping[str, Any]) -> None:
     output = f", {row['output']}" if row["output"] else ""
-    console.print(f"user {row['user_id']}{output}: score {row['score']:.4f}, raw {row['raw']:+.3f}")
+    console.print(f"{who}{output}: score {row['score']:.4f}, raw {row['raw']:+.3f}")
     lines = [("every member at the base rate", f"{row['base']:+.3f}")]
     lines += [(name, f"{moved:+.3f}") for name, moved in row["members"].items()]
     _titled(console, "Members: how much each moved the stack", ["member", "moved"], lines)
