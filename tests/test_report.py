@@ -108,25 +108,56 @@ def test_what_a_run_does_not_have_is_said_and_not_drawn() -> None:
     text = render(Run("old@1", {"members": {"gbdt": line(0.7)}, "test_rows": 3}))
     page = Page(text)
     assert page.plots == ["leaderboard", "costs"]
-    assert "This run keeps nothing for: calibration, lift and gain, uplift, slices, stack weights, importance, drift" in text
+    assert (
+        "This run keeps nothing for: calibration, lift and gain, decisions, uplift, slices, stack weights, importance, drift"
+        in text
+    )
     assert "One model only" in text
 
 
 @pytest.mark.parametrize(
     ("difference", "told"),
     [
-        (apart(-0.01, -0.03, 0.01), "The stack and its best member good do not differ beyond the interval"),
-        (apart(-0.05, -0.07, -0.03), "The stack is better than its best member good, beyond the interval"),
+        (apart(-0.01, -0.03, 0.01), "The stack and good, the best of the others, do not differ beyond the interval"),
+        (apart(-0.05, -0.07, -0.03), "The stack is better than good, the best of the others, beyond the interval"),
         (
             apart(0.05, 0.03, 0.07),
             "good alone is better than the stack (AUC +0.0500, 95 % +0.0300 to +0.0700, p 0.01): the simple model wins",
         ),
-        ({**apart(0.05, 0.03, 0.07), "metric": "log_loss"}, "The stack is better than its best member good"),
+        ({**apart(0.05, 0.03, 0.07), "metric": "log_loss"}, "The stack is better than good, the best of the others"),
     ],
 )
 def test_the_verdict_follows_the_interval_of_the_paired_difference(difference: dict[str, Any], told: str) -> None:
     members = {"good": line(0.8, difference=difference), "poor": line(0.5, difference=apart(0.4, 0.3, 0.5))}
     assert verdict(Run("r", record(members=members))).startswith(told)
+
+
+def test_a_baseline_that_beats_the_stack_is_named() -> None:
+    baselines = {"bg_nbd": line(0.85, difference=apart(0.04, 0.02, 0.06))}
+    found = Run("churn@1", record(baselines=baselines))
+    assert verdict(found).startswith("bg_nbd alone is better than the stack")
+    assert list(found.lines) == ["good", "poor", "bg_nbd", "mean", "stack"]
+
+
+def test_parts_decisions_and_facts_are_shown_where_a_record_has_them() -> None:
+    decided = {
+        "costs": {"ratio": 5.0, "threshold": 0.2, "acted": 0.3, "acted_interval": [0.25, 0.35], "cost": 0.61, "nobody": 0.9}
+    }
+    more = {"days": {"14": {"stack": line(0.77)}, "28": {"stack": line(0.66)}}, "decisions": decided}
+    text = render(Run("churn@1", record(**more, facts={"value_at_risk": {"worth": 1234.5, "column": "value"}})))
+    said = "".join(Page(text).text)
+    for each in (
+        "days 14",
+        "0.7700",
+        "days 28",
+        "0.6600",
+        "cost ratio 5",
+        "0.2500 to 0.3500",
+        "0.6100",
+        "value at risk: worth",
+        "1234.5",
+    ):
+        assert each in said
 
 
 def test_classes_have_a_gain_curve_each_and_one_reliability_curve() -> None:

@@ -29,7 +29,7 @@ FEWEST = 10
 """Rows of each class without which an AUC says nothing."""
 SAMPLE = 20_000
 """Rows that guards look at, at most."""
-PATIENCE = 5.0
+PATIENCE = 60.0
 """Seconds of one fit up to which guards that fit a model are always on."""
 SURE = 3.29
 """Standard deviations: one chance in two thousand on one side."""

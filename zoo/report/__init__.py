@@ -12,6 +12,7 @@ SECTIONS = {
     "Leaderboard": quality.leaderboard,
     "Calibration": quality.calibration,
     "Lift and gain": quality.gains,
+    "Decisions": quality.decisions,
     "Uplift": quality.uplift,
     "Slices": quality.slices,
     "Stack weights": inside.weights,

@@ -24,6 +24,9 @@ def data(run: Run) -> Markup | None:
     if record.get("base_rate") is not None:
         facts.append(("share of positives in the test", record["base_rate"]))
     facts += [(f"share of {name} in the test", share) for name, share in (record.get("classes") or {}).items()]
+    for name, each in (record.get("facts") or {}).items():
+        several = each.items() if isinstance(each, Mapping) else [("", each)]
+        facts += [(f"{name}: {part}".rstrip(": ").replace("_", " "), value) for part, value in several]
     log: Mapping[str, Any] = run.lineage.get("log") or {}
     facts += [(f"log: {name}", value if not isinstance(value, Mapping) else json.dumps(value)) for name, value in log.items()]
     return table(["", ""], [each for each in facts if each[1] is not None])

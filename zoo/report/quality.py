@@ -36,7 +36,11 @@ def leaderboard(run: Run) -> Markup | None:
         [(name, line.get(metric), *(interval(line, metric) or (None, None))) for name, line in run.lines.items()],
         words(metric),
     )
-    return joined([tag("p", verdict(run)), plot, table(heads, rows)])
+    parts = [
+        (part, name, *(line.get(each) for each in shown)) for part, lines in run.parts.items() for name, line in lines.items()
+    ]
+    told = table(["rows", "model", *map(words, shown)], parts) if parts else None
+    return joined([tag("p", verdict(run)), plot, table(heads, rows), told])
 
 
 def _against(run: Run, name: str) -> list[Any]:
@@ -52,11 +56,12 @@ def _against(run: Run, name: str) -> list[Any]:
 
 def verdict(run: Run) -> str:
     """Whether the stack is worth having here, in a sentence."""
-    members = run.record.get("members") or {}
-    if run.answer is None or run.metric is None or len(members) < 2:
+    members = {name: line for name, line in run.lines.items() if name not in ("mean", "stack")}
+    metric = run.metric
+    if run.answer is None or metric is None or len(members) < 2:
         return "One model only: there is no stack to compare it with."
     sign = -1.0 if _metric_of_tests(run) in LOWER else 1.0
-    best = max(members, key=lambda name: (-1.0 if run.metric in LOWER else 1.0) * float(members[name].get(run.metric) or 0))
+    best = max(members, key=lambda name: (-1.0 if metric in LOWER else 1.0) * float(members[name].get(metric) or 0))
     value, between, p = _against(run, best)
     if value is None or between is None or between[0] is None:
         return f"The best single model on the test rows is {best}."
@@ -65,8 +70,8 @@ def verdict(run: Run) -> str:
     if low > 0:
         return f"{best} alone is better than the {run.answer} {what}: the simple model wins here."
     if high < 0:
-        return f"The {run.answer} is better than its best member {best}, beyond the interval {what}."
-    return f"The {run.answer} and its best member {best} do not differ beyond the interval {what}."
+        return f"The {run.answer} is better than {best}, the best of the others, beyond the interval {what}."
+    return f"The {run.answer} and {best}, the best of the others, do not differ beyond the interval {what}."
 
 
 def _metric_of_tests(run: Run) -> str:
@@ -182,6 +187,33 @@ def uplift(run: Run) -> Markup | None:
         caption = "Value of policies on the test rows, a row, by inverse propensity with 95 % intervals"
         parts += [tag("h3", "Policies"), intervals("policies", caption, lines, "value a row")]
     return joined(parts)
+
+
+def decisions(run: Run) -> Markup | None:
+    """What acting by stated costs or a stated capacity does, where the task's settings say them."""
+    found: Mapping[str, Any] = run.record.get("decisions") or {}
+    rows = []
+    for name, each in found.items():
+        what = f"cost ratio {each['ratio']:g}" if name == "costs" else f"capacity {each.get('capacity')}"
+        numbers = [each.get("threshold")]
+        for metric in ("acted", "precision", "recall", "cost"):
+            numbers += [each.get(metric), interval(each, metric)]
+        rows.append([what, *numbers, each.get("nobody"), each.get("everybody")])
+    heads = [
+        "by",
+        "threshold",
+        "acted on",
+        "95 %",
+        "precision",
+        "95 %",
+        "recall",
+        "95 %",
+        "cost",
+        "95 %",
+        "cost of nobody",
+        "of everybody",
+    ]
+    return table(heads, rows) if rows else None
 
 
 def slices(run: Run) -> Markup | None:

@@ -42,8 +42,8 @@ class Run:
 
     @cached_property
     def lines(self) -> dict[str, Mapping[str, Any]]:
-        """Members, then mean and stack."""
-        out = dict(self.record.get("members") or {})
+        """Members, then what the task always compares with, then mean and stack."""
+        out = {**(self.record.get("members") or {}), **(self.record.get("baselines") or {})}
         return out | {name: self.record[name] for name in ("mean", "stack") if self.record.get(name)}
 
     @cached_property
@@ -53,6 +53,19 @@ class Run:
         if "classes" in self.record:
             return "log_loss"
         return next((name for name in METRICS if name in first), None)
+
+    @cached_property
+    def parts(self) -> dict[str, Mapping[str, Any]]:
+        """Lines of each part of the rows that the record tells apart by a request column, as by how far ahead a row asks."""
+        out: dict[str, Mapping[str, Any]] = {}
+        for name, found in self.record.items():
+            if (
+                isinstance(found, Mapping)
+                and found
+                and all(isinstance(each, Mapping) and "stack" in each for each in found.values())
+            ):
+                out |= {f"{name} {part}": lines for part, lines in found.items()}
+        return out
 
     @property
     def better(self) -> str:
