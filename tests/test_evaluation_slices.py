@@ -133,9 +133,18 @@ def test_a_slice_where_one_member_beats_the_stack_is_flagged() -> None:
 def test_intervals_draw_users_as_wholes() -> None:
     target, scores, slices = scored()
     own = by_slice(slices, target, scores, ["a"], BINARY)["all"]["value_interval"]
-    whole = by_slice(slices, target, scores, ["a"], BINARY, groups=np.arange(400) // 100)["all"]
-    assert whole["users"] == 4
+    whole = by_slice(slices, target, scores, ["a"], BINARY, groups=np.arange(400) // 40)["all"]
+    assert whole["users"] == 10
     assert whole["value_interval"][1] - whole["value_interval"][0] > 3 * (own[1] - own[0])
+
+
+def test_of_few_users_there_is_a_value_but_no_interval_and_no_flag() -> None:
+    target, scores, slices = scored()
+    found = by_slice(slices, target, scores, ["a", "b"], BINARY, groups=np.arange(400) // 50)["first"]
+    assert found["users"] == 4
+    assert found["difference"] > 0.4
+    assert (found["value_interval"], found["auc_interval"], found["difference_interval"]) == (None, None, None)
+    assert not found["worse"]
 
 
 def test_classes_values_and_rankings_have_their_own_metric() -> None:

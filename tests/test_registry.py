@@ -277,6 +277,14 @@ def test_an_artefact_that_another_version_shares_stays(registry):
         registry.keep("chrun", 1)
 
 
+def test_scores_of_test_rows_go_with_the_last_version_that_names_them(registry):
+    shared, own = (registry.artefacts.write(artefact(number)) for number in (8, 9))
+    for number, scores in enumerate((shared, own, shared), 1):
+        registry.register("churn", artefact(number), {"scores": scores}, {})
+    assert [version.number for version in registry.keep("churn", 1)] == [1, 2]
+    assert (registry.artefacts.exists(shared), registry.artefacts.exists(own)) == (True, False)
+
+
 def test_all_retired_is_said(registry):
     fill(registry)
     registry.retire("churn", 1)

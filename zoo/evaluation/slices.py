@@ -23,6 +23,8 @@ CATEGORIES = 8
 """The most frequent ones are told apart."""
 FEW, RESAMPLES, FEWER = 50_000, 500, 100
 """Resamples up to FEW test rows, and beyond."""
+USERS = 10
+"""Of fewer users no interval is drawn, and nothing is flagged: resamples of so few say too little."""
 PARTS = ("head", "middle", "tail", "unseen")
 
 
@@ -127,6 +129,8 @@ def by_slice(
             score = np.asarray(scores[answer], np.float64).reshape(len(target))[at]
             line |= {"base_rate": float(target[at].mean()), "mean_score": float(score.mean())}
             line |= as_dict(evaluate(target[at], score, metrics=["auc"], **drawn))
+        if line["users"] < USERS:
+            line |= {name: None for name in line if name.endswith("_interval")}
         out[name] = line | against_best({each: values[each][at] for each in members}, values[answer][at], metric, larger, drawn)
     return out
 
@@ -140,6 +144,8 @@ def against_best(
     sign = -1.0 if larger else 1.0
     best = min(members, key=lambda name: sign * float(members[name].mean()))
     found = difference_of_means(metric, answer, members[best], **drawn)
+    if len(np.unique(drawn["groups"])) < USERS:
+        return {"best_member": best, "difference": found.value, "difference_interval": None, "worse": False}
     return {
         "best_member": best,
         **as_dict({"difference": Estimate(found.value, found.low, found.high)}),

@@ -231,6 +231,11 @@ class Registry:
             out = [_version(row) for row in gone if row.digest not in shared]
             for digest in dict.fromkeys(version.digest for version in out):
                 self.artefacts.delete(digest)
+            went = {version.number for version in out}
+            spared = {row.metrics.get("scores") for row in rows if row.number not in went}
+            for scores in {str(version.metrics["scores"]) for version in out if version.metrics.get("scores")} - spared:
+                if self.artefacts.exists(scores):  # of the test rows, which reports draw from
+                    self.artefacts.delete(scores)
         return out
 
     @contextmanager

@@ -81,6 +81,7 @@ table{border-collapse:collapse;margin:.5rem 0;font-size:.88rem}
 th,td{padding:.25rem .7rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 th{color:var(--faint);font-weight:600}
 td.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+td:first-child{white-space:nowrap}
 tr.flag td{background:var(--flag);color:var(--flagtext)}
 code,pre{background:var(--panel);border-radius:4px;padding:.1rem .35rem;font-size:.85rem}
 pre{padding:.7rem;overflow-x:auto}
