@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,34 @@ def test_a_deadline_changes_no_answer(churn: Predictor) -> None:
 def test_a_deadline_that_is_no_time_is_refused(churn: Predictor, deadline: Any) -> None:
     with pytest.raises(UsageError, match="expected seconds from now, more than 0"):
         churn.predict(users=[1], deadline=deadline)
+
+
+def test_rows_that_are_alike_to_a_member_are_asked_about_once(churn: Predictor) -> None:
+    asked = []
+
+    def count(scores: Array) -> Array:
+        asked.append(len(scores))
+        return scores
+
+    counted, users = with_faults(churn, count, "gru"), [3, 1, 3, 2, 1, 3]
+    answer = counted.predict(users=users).to_pylist()
+    assert asked == [3]
+    alone = {row["user_id"]: row["score"] for row in churn.predict(users=[1, 2, 3]).to_pylist()}
+    assert [row["user_id"] for row in answer] == users
+    assert [row["score"] for row in answer] == pytest.approx([alone[user] for user in users], abs=1e-6)
+
+
+def test_threads_without_work_end_and_others_begin() -> None:
+    pool = Threads(idle=0.01)
+    assert [pool.submit(partial(int, n)).result(30) for n in range(20)] == list(range(20))
+    while pool._threads:
+        time.sleep(0.01)
+    assert pool._idle == 0
+    gate = threading.Event()
+    held = [pool.submit(gate.wait) for _ in range(5)]
+    assert pool.submit(lambda: "at once").result(30) == "at once"
+    gate.set()
+    assert all(future.result(30) for future in held)
 
 
 # What is kept for it

@@ -17,6 +17,8 @@ from zoo.errors import LateError
 T = TypeVar("T")
 MOST = 64
 """Threads of one pool; further work waits for one."""
+IDLE = 30.0
+"""Seconds after which a thread without work ends: pools come and go with the versions that a service swaps."""
 _until: ContextVar[float | None] = ContextVar("zoo_deadline", default=None)
 
 
@@ -42,8 +44,8 @@ class Threads:
     ``concurrent.futures`` waits for every thread at the end. A child of a fork, which has no thread of its parent's, starts its own.
     """
 
-    def __init__(self, most: int = MOST) -> None:
-        self._most = most
+    def __init__(self, most: int = MOST, idle: float = IDLE) -> None:
+        self._most, self._patience = most, idle
         self._begin()
 
     def _begin(self) -> None:
@@ -82,7 +84,15 @@ class Threads:
 
     def _run(self) -> None:
         while True:
-            future, work = self._work.get()
+            try:
+                future, work = self._work.get(timeout=self._patience)
+            except queue.Empty:
+                with self._lock:
+                    if self._idle:  # else work that is just being put counts on this thread
+                        self._idle -= 1
+                        self._threads -= 1
+                        return
+                continue
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(work())

@@ -13,6 +13,7 @@ import numpy as np
 
 from zoo.contract import Array, FeatureBatch, Target
 from zoo.deadline import Threads
+from zoo.events.given import distinct
 from zoo.fitting import checked
 from zoo.stacking import Ensemble, Fitted
 
@@ -47,14 +48,14 @@ class Scorer:
         why: dict[str, str] = {}
 
         def work(member: Fitted) -> Callable[[], Array]:
-            return lambda: member.fitted.predict(known.select(member.inputs))
+            return lambda: _once(member, known.select(member.inputs))
 
         asked: list[Callable[[], Array]] = [work(member) for member in members]
         if instant is not None:
             asked = [self._begun(member.name, call, instant) for member, call in zip(members, asked, strict=True)]
         for at, (member, answer) in enumerate(zip(members, asked, strict=True)):
             try:
-                found, good = _finite(np.asarray(answer()), len(batch), target, member.name)
+                found, good = _finite(answer(), len(batch), target, member.name)
             except TimeoutError:
                 why[member.name], lost[:, at] = "late", True
                 continue
@@ -96,6 +97,17 @@ class Scorer:
 
         future.cancel()  # where it has not begun
         future.add_done_callback(ended)
+
+
+def _once(member: Fitted, batch: FeatureBatch) -> Array:
+    """A member's scores; rows that are alike in all that it reads (a user's, beside many candidates) are asked about once."""
+    read = [batch.row_of[entity] for entity, block in batch.blocks.items() if block]
+    if len(batch) < 2 or not read:
+        return np.asarray(member.fitted.predict(batch))
+    first, which = distinct([*read, batch.as_of])
+    if first is None or len(first) == len(batch):
+        return np.asarray(member.fitted.predict(batch))
+    return np.asarray(member.fitted.predict(batch.take(first)))[which]
 
 
 def _finite(scores: Array, rows: int, target: Target, who: str) -> tuple[Array, Array]:
