@@ -203,7 +203,7 @@ def test_running_the_module_and_asking_for_the_version(zoo: Zoo) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["trian", "churn"], "No such command 'trian'. Did you mean 'train'?"),
+        (["trian", "churn"], "No such command 'trian'. Did you mean 'train'"),
         (["train"], "Missing argument 'TASK'"),
         (["models", "--frist"], "No such option"),
         (["predict", "churn", "--limit", "0", "--user", "1"], "--limit"),
