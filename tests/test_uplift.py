@@ -7,14 +7,18 @@ import json
 import numpy as np
 import polars as pl
 import pytest
+import shop
 from typer.testing import CliRunner
 
 from zoo.errors import UsageError
 from zoo.evaluation.uplift import qini
+from zoo.features import Features, apply
 from zoo.fitting import Member
 from zoo.manager import plugins
+from zoo.project import Project
 from zoo.uplift.choice import candidates, choose, cross_fitted, dealt, fit
 from zoo.uplift.learners import LEARNERS, Base
+from zoo.uplift.of_log import trial_of_log
 from zoo.uplift.rules import one_variable
 from zoo.uplift.study import randomised, study
 from zoo.uplift.trial import Layout, read_table, trial_of
@@ -234,6 +238,49 @@ def test_the_command_warns_records_and_decides(tmp_path):
     assert decided["id"].to_list() == pl.read_parquet(tmp_path / "new.parquet")["id"].to_list()
     assert (decided["contact"] == "mail").sum() == record["scored"]["contacted"] <= 10
     assert CliRunner().invoke(app, [*words[:-2]]).exit_code == 2
+
+
+@pytest.fixture(scope="module")
+def mailed(tmp_path_factory):
+    """A shop's project whose campaigns were held back from some, at random."""
+    columns = shop.events(seed=1, users=120, days=120)
+    sent = columns["event_type"] == "campaign_sent"
+    columns["arm"] = np.where(sent, np.random.default_rng(0).choice(["none", "mail"], len(sent)), None)
+    root = shop.make_project(tmp_path_factory.mktemp("mailed") / "shop")
+    log = shop.make_log(root / "data" / "log", columns, extra={"arm": "string"})
+    numbers = np.arange(1, shop.CAMPAIGNS + 1)
+    log.put_table("campaigns", pl.DataFrame({"campaign_id": numbers}), "campaign_id")
+    items = pl.DataFrame({"campaign_id": numbers, "item_id": numbers})
+    log.put_set("campaign_items", items, ("campaign_id", "item_id"))
+    apply(root)
+    return root, columns
+
+
+def test_a_log_gives_the_rows_of_its_campaigns_with_their_arms(mailed, found):
+    root, columns = mailed
+    features, settings = Features.open(root), Project.open(root).task("campaign").own
+    rows = trial_of_log(features, found.task("campaign"), settings, "arm", "none")
+    assert rows.arms == ("none", "mail")
+    sent = columns["event_type"] == "campaign_sent"
+    late = columns["time"] + 10 * shop.DAY > columns["time"].max() + 1
+    kept = sent & ~late
+    assert len(rows) == kept.sum()
+    assert sorted(zip(rows.batch.as_of, rows.arm)) == sorted(zip(columns["time"][kept], columns["arm"][kept] == "mail"))
+    for wrong, message in ((("amr", "none"), "choose one of: arm"), (("arm", "nobody"), "choose one of: mail, none")):
+        with pytest.raises(UsageError, match=message):
+            trial_of_log(features, found.task("campaign"), settings, *wrong)
+
+
+def test_the_command_learns_from_a_log(mailed):
+    from zoo.cli.app import app
+
+    root, _ = mailed
+    words = ["--repo", str(root), "uplift", "campaign", "--treatment", "arm", "--member", "linear", "--workers", "1"]
+    shown = CliRunner().invoke(app, [*words, "--control", "none", "--json"])
+    assert shown.exit_code == 0, shown.output
+    assert list(json.loads(shown.stdout)["uplift"]) == ["mail"]
+    for more in ([], ["--control", "none", "--outcome", "visit"]):
+        assert CliRunner().invoke(app, [*words, *more]).exit_code == 2
 
 
 def test_layouts_leave_out_what_is_no_number_and_no_text():

@@ -14,6 +14,7 @@ if __name__ == "__main__":
             "T4": tasks_uplift.t4,
             "T5": tasks_uplift.t5,
             "T6": tasks_uplift.t6,
+            "uplift-inner": tasks_uplift.inner,
             "T7": tasks_behaviour.t7,
             "T8": tasks_behaviour.t8,
             "cdnow": tasks_churn.cdnow,

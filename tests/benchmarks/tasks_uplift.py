@@ -171,6 +171,49 @@ def t6() -> list[Figure]:
     ]
 
 
+INNER = tuple(range(100, 101 if QUICK else 103))
+"""Seeds of other halves, for what T4 and T5 could come to: nothing of theirs is a test row."""
+SHARES = (0.25, 0.5, 1.0)
+
+
+def inner() -> list[Figure]:
+    """What every learner reaches by cross-fitting within training halves, and how that grows with their rows."""
+    out = []
+    for row, arm in (("T4", WOMENS), ("T5", MENS)):
+        rows, of = trial("visit", arm), candidates([LINEAR])
+        found: dict[float, list[dict[str, float]]] = {share: [] for share in SHARES}
+        for seed in INNER:
+            half = dealt(rows, 2, np.random.default_rng([seed, 7]))
+            for side in (0, 1):
+                train = np.random.default_rng(seed).permutation(np.flatnonzero(half == side))
+                for share in SHARES:
+                    values = cross_fitted(of, rows.take(train[: round(share * len(train))]), repeats=1, seed=seed)
+                    found[share].append({name: float(each[:, 0].mean()) for name, each in values.items()})
+        mean = {share: {name: np.mean([each[name] for each in all_]) for name in all_[0]} for share, all_ in found.items()}
+        whole = mean[SHARES[-1]]
+        best = max(whole, key=lambda name: float(whole[name]))
+        curve = ", ".join(
+            f"{name} {' '.join(f'{mean[share][name]:.4f}' for share in SHARES)}"
+            for name in dict.fromkeys((best, "t:linear", "rule"))
+        )
+        out.append(
+            Figure(
+                id=f"{row} inner",
+                what=f"hillstrom_email, visit, {arm} against none, within training halves of seeds {INNER[0]} to {INNER[-1]}: Qini "
+                "on held-out fifths, the best of "
+                + ", ".join(f"{name} {value:.4f}" for name, value in sorted(whole.items(), key=lambda each: -each[1]))
+                + f" (on a quarter, a half and all of their rows: {curve})",
+                ours=float(whole[best]),
+                peer=float(whole["t:linear"]),
+                peer_name="t:linear",
+                lower_is_better=False,
+                unit="Qini",
+                seeds=INNER,
+            )
+        )
+    return out
+
+
 def definition() -> Figure:
     """Our Qini coefficient against scikit-uplift's, in an environment of its own folder."""
     folder = ROOT / ".peers" / "scikit-uplift"

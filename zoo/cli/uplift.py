@@ -15,15 +15,25 @@ from zoo.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from zoo.uplift.trial import Trial
+
 MEMBERS = ("linear", "gbdt")
 """Models that learners stand on where none is named, if they are there; the plain one first."""
 
 
 def uplift(
     ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(help="A row for each customer: Parquet, or CSV named .csv.", metavar="FILE")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A row for each customer: Parquet, or CSV named .csv. Or a campaign task of zoo.toml: its log then has the rows.",
+            metavar="FILE",
+        ),
+    ],
     treatment: Annotated[str, typer.Option(help="The column that says which arm a row was given.", metavar="COLUMN")],
-    outcome: Annotated[str, typer.Option(help="The column of what came of it: 0 and 1, or amounts.", metavar="COLUMN")],
+    outcome: Annotated[
+        str | None, typer.Option(help="The column of what came of it: 0 and 1, or amounts; of a table.", metavar="COLUMN")
+    ] = None,
     control: Annotated[
         str | None,
         typer.Option(help="The treatment's value to compare with. Default: 0, where the values are 0 and 1.", metavar="VALUE"),
@@ -54,7 +64,7 @@ def uplift(
     """Tell whom a treatment changes, from a randomised trial.
 
     Half of the rows choose among learners of uplift, the other half tests the choice; then it is fitted on all rows. The answer
-    warns where the treatment seems not to have been given at random. No log and no project are needed.
+    warns where the treatment seems not to have been given at random. A table needs no log and no project.
     """
     own = state(ctx)
     if (score is None) != (out is None):
@@ -67,10 +77,19 @@ def uplift(
         from zoo.fitting import Member, PluginSource
         from zoo.jobs import Processes, Serial
         from zoo.uplift.study import study
-        from zoo.uplift.trial import read_table, trial_of
+        from zoo.uplift.trial import Layout, read_table, trial_of
 
         names = member or [name for name in MEMBERS if name in own.plugins.models]
-        rows, layout = trial_of(read_table(file), treatment, outcome, control, ignore or ())
+        if not file.exists() and (own.root / "zoo.toml").is_file() and str(file) in own.project.tasks:
+            if outcome is not None or ignore or score is not None:
+                raise UsageError(
+                    f"{file} is a task: its log says outcome and features; leave out --outcome, --ignore and --score"
+                )
+            rows, layout = _of_log(own, str(file), treatment, control), Layout(())
+        elif outcome is None:
+            raise UsageError("--outcome is missing: the column of what came of the treatment")
+        else:
+            rows, layout = trial_of(read_table(file), treatment, outcome, control, ignore or ())
         new = None if score is None else read_table(score)
         wanted = None if new is None else layout.batch(new)
         done = study(
@@ -86,7 +105,7 @@ def uplift(
     document = {
         "file": str(file),
         "treatment": treatment,
-        "outcome": outcome,
+        "outcome": outcome or "response",
         "left_out": list(layout.left_out),
         **done.record,
     }
@@ -106,6 +125,18 @@ def uplift(
     if record is not None:
         record.write_text(json.dumps(plain(document), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     _answer(own, as_json, document)
+
+
+def _of_log(own: State, task: str, treatment: str, control: str | None) -> Trial:
+    from zoo.features import Features
+    from zoo.uplift.of_log import trial_of_log
+
+    settings = own.project.task(task)
+    if settings.task != "campaign":
+        raise UsageError(f"{task} is a task of kind {settings.task}; uplift is learnt of campaigns")
+    if control is None:
+        raise UsageError("--control is missing: the arm of customers that were held back")
+    return trial_of_log(Features.open(own.project.root), own.plugins.task("campaign"), settings.own, treatment, control)
 
 
 def _answer(own: State, as_json: bool, document: Mapping[str, Any]) -> None:
