@@ -271,7 +271,8 @@ class TrainingData:
 class Artefact:
     """Everything a fitted model needs, as arrays (written as safetensors) and texts (written as UTF-8 files).
 
-    Names are relative paths of letters, digits, ``._-`` and ``/``. zoo writes, hashes and records; a plugin does no file I/O.
+    Names are relative paths of letters, digits, ``._-`` and ``/``; a text's ends in ``.json``, ``.txt``, or has
+    no ending. zoo writes, hashes and records; a plugin does no file I/O.
     """
 
     arrays: Mapping[str, Array] = field(default_factory=dict)

@@ -183,17 +183,22 @@ print(json.dumps({"kills": kills, "by": by, "torn": torn, "dangling": dangling, 
 """
 
 
+def killed(url: str, root: Path, begin: int, stride: int) -> dict[str, Any]:
+    """What is wrong after writers were killed at line ``begin`` of each operation, ``begin + stride`` and so on: ``KILLED``."""
+    return _child(KILLED, url, root, begin, stride)
+
+
 def p10() -> list[Figure]:
     stride = 60 if QUICK else 2
     with databases() as urls, ThreadPoolExecutor(2) as pool, tempfile.TemporaryDirectory(dir=memory()) as folder:
 
-        def killed(number: int, name: str) -> tuple[str, dict[str, Any]]:
+        def one(number: int, name: str) -> tuple[str, dict[str, Any]]:
             own = Path(folder) / name
             own.mkdir()
             # every line is one of either's: the odd ones on SQLite, the even ones on PostgreSQL
-            return name, _child(KILLED, urls[name](own), own / "artefacts", number + 1, stride)
+            return name, killed(urls[name](own), own / "artefacts", number + 1, stride)
 
-        found = list(pool.map(killed, range(len(urls)), urls))
+        found = list(pool.map(one, range(len(urls)), urls))
     print(found, flush=True)
     total = {key: sum(each[key] for _, each in found) for key in ("kills", "torn", "dangling", "gaps", "stuck")}
     by = "; ".join(f"{name}: " + ", ".join(f"{what} {count}" for what, count in each["by"].items()) for name, each in found)

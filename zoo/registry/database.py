@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import Lock
 
@@ -19,7 +20,7 @@ from zoo.registry.models import REVISION
 VERSION_TABLE = "zoo_schema_version"
 """Not Alembic's default name, so that one PostgreSQL database can hold other programs' tables as well."""
 BUSY_SECONDS = 30
-"""How long a writer waits for another (SQLite), and for a connection (PostgreSQL)."""
+"""How long a writer waits for another program's (SQLite; ours queue up, see ``_turn``), and for a connection (PostgreSQL)."""
 _LOCK = 0x7A6F6F
 _MIGRATING = Lock()  # Alembic keeps the migration that is running in module globals, so a process can only run one
 _DAMAGED = "is damaged: restore it from a backup, or move it away with its -wal and -shm files to start an empty one"
@@ -37,7 +38,7 @@ class Database:
             with self._in_words():
                 if self.is_sqlite:
                     _check_file(self._engine, self._url)
-                _migrate(self._engine)
+                _migrate(self._engine, self._url)
         except BaseException:
             self.close()
             raise
@@ -50,7 +51,12 @@ class Database:
     def transaction(self, *, write: bool = False) -> Iterator[Session]:
         """A session that commits when the block ends well. Say ``write`` if it may: SQLite then waits for its turn at the start."""
         engine = self._engine.execution_options(zoo_write=True) if write else self._engine
-        with self._in_words(), Session(engine, expire_on_commit=False) as session, session.begin():
+        with (
+            _turn(self._url) if write else nullcontext(),
+            self._in_words(),
+            Session(engine, expire_on_commit=False) as session,
+            session.begin(),
+        ):
             yield session
 
     def close(self) -> None:
@@ -135,7 +141,28 @@ def _check_file(engine: Engine, url: URL) -> None:
         raise RegistryError(f"the registry {url.database} {_DAMAGED} ({found})")
 
 
-def _migrate(engine: Engine) -> None:
+@contextmanager
+def _turn(url: URL) -> Iterator[None]:
+    """On SQLite, hold the lock file beside the database: whoever waits longest is next, and it is dropped with its holder.
+
+    SQLite's own waiting is a lottery in which newcomers draw more often: of 64 writers some lost for longer than ``BUSY_SECONDS``.
+    """
+    if url.get_backend_name() != "sqlite":
+        yield
+        return
+    path = Path(str(url.database))
+    try:
+        lock = path.with_name(f".{path.name}.lock").open("ab")
+    except OSError as error:
+        raise RegistryError(
+            f"the registry {path} may not be written to: check the permissions of its directory ({error.strerror})"
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _migrate(engine: Engine, url: URL) -> None:
     with engine.connect() as connection:
         if _revision(connection) == REVISION:
             return
@@ -146,7 +173,7 @@ def _migrate(engine: Engine) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
-    with _MIGRATING, engine.execution_options(zoo_write=True).begin() as connection:
+    with _MIGRATING, _turn(url), engine.execution_options(zoo_write=True).begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         current = _revision(connection)
