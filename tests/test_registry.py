@@ -298,6 +298,11 @@ def test_scores_of_test_rows_go_with_the_last_version_that_names_them(registry):
         registry.register("churn", artefact(number), {"scores": scores}, {})
     assert [version.number for version in registry.keep("churn", 1)] == [1, 2]
     assert (registry.artefacts.exists(shared), registry.artefacts.exists(own)) == (True, False)
+    registry.register("churn", artefact(4), {"scores": "no digest"}, {})
+    assert [version.number for version in registry.keep("churn", 1)] == [3]
+    assert not registry.artefacts.exists(shared)
+    registry.register("churn", artefact(5), {}, {})
+    assert [version.number for version in registry.keep("churn", 1)] == [4]
 
 
 def test_all_retired_is_said(registry):

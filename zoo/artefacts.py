@@ -38,7 +38,7 @@ LARGEST_TEXTS = {"": 1 << 20, ".json": 1 << 26, ".txt": 1 << 30}
 """The formats that a text may have, by the end of its name, and the most bytes of one. Everything else is refused unread."""
 UNFINISHED = ".unfinished"
 _NAME = re.compile(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ArtefactStore:
@@ -105,7 +105,7 @@ class ArtefactStore:
             raise ArtefactError(f"cannot delete artefact {digest} under {self.root}: {error.strerror or error}") from error
 
     def _directory(self, digest: str) -> Path:
-        if not _DIGEST.fullmatch(digest):
+        if not DIGEST.fullmatch(digest):
             raise ArtefactError(f"{digest!r} is no artefact digest; expected 64 hex digits")
         return self.root / digest
 
@@ -243,7 +243,7 @@ def _entries(manifest: bytes, digest: str) -> dict[str, tuple[int, str]]:
             raise ArtefactError(f"artefact {digest} has format {stated['format']!r}, expected {FORMAT}; upgrade feature-zoo")
         for name, entry in stated["files"].items():
             size, expected = entry["size"], entry["sha256"]
-            if type(size) is not int or size < 0 or not _DIGEST.fullmatch(expected):
+            if type(size) is not int or size < 0 or not DIGEST.fullmatch(expected):
                 raise ValueError(f"{name[:80]!r} has size {str(size)[:40]} and sha256 {str(expected)[:80]!r}")
             if name != ARRAYS:
                 _text(_valid(name.removeprefix(TEXTS) if name.startswith(TEXTS) else "/"), size)

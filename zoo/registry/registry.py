@@ -14,13 +14,16 @@ from sqlalchemy import func, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from zoo.artefacts import ArtefactStore
+from zoo.artefacts import DIGEST, ArtefactStore
 from zoo.contract import Artefact
 from zoo.errors import ArtefactError, RegistryError, UnknownReferenceError, UsageError, choices
 from zoo.registry.database import Database, emptied, missing
 from zoo.registry.models import AliasRow, ModelRow, VersionRow
 from zoo.registry.reference import CHAMPION, Version, checked, parse
 from zoo.registry.search import matching
+
+SCORES = "scores"
+"""The metric that names an artefact beside the model's: the scores of its test rows."""
 
 
 class Registry:
@@ -221,21 +224,17 @@ class Registry:
         # only what is known to be retired loses its artefact, so that whoever dies here leaves no version that is ready without one
         with self._whole(model) as (session, rows):
             held = _held(session, model)
-            gone = [
-                row for row in rows if row.status == "retired" and row.number not in held and self.artefacts.exists(row.digest)
-            ]
-            mine = select(VersionRow.digest).where(
-                (VersionRow.model != model) | VersionRow.number.not_in([row.number for row in gone])
-            )
-            shared = set(session.scalars(mine))
-            out = [_version(row) for row in gone if row.digest not in shared]
-            for digest in dict.fromkeys(version.digest for version in out):
+            retired = [row for row in rows if row.status == "retired" and row.number not in held]
+            others = VersionRow.number.not_in([row.number for row in retired])
+            query = select(VersionRow.digest, VersionRow.metrics).where((VersionRow.model != model) | others)
+            shared = {digest for one in session.execute(query) for digest in _digests(one.digest, one.metrics)}
+            out, gone = [], dict[str, None]()
+            for row in retired:
+                own = [each for each in _digests(row.digest, row.metrics) if each not in shared and self.artefacts.exists(each)]
+                gone |= dict.fromkeys(own)
+                out += [_version(row)] * (row.digest in own)
+            for digest in gone:
                 self.artefacts.delete(digest)
-            went = {version.number for version in out}
-            spared = {row.metrics.get("scores") for row in rows if row.number not in went}
-            for scores in {str(version.metrics["scores"]) for version in out if version.metrics.get("scores")} - spared:
-                if self.artefacts.exists(scores):  # of the test rows, which reports draw from
-                    self.artefacts.delete(scores)
         return out
 
     @contextmanager
@@ -246,6 +245,12 @@ class Registry:
             if not self._database.is_sqlite:
                 session.execute(text("LOCK TABLE model IN EXCLUSIVE MODE"))
             yield session, list(session.scalars(select(VersionRow).where(VersionRow.model == model).order_by(VersionRow.number)))
+
+
+def _digests(digest: str, metrics: Mapping[str, Any]) -> list[str]:
+    """Digests of a version's artefacts: the model's, and that of its scores of test rows, where it has any."""
+    scores = metrics.get(SCORES)
+    return [digest, *([scores] if isinstance(scores, str) and DIGEST.fullmatch(scores) else [])]
 
 
 def _held(session: Session, model: str) -> set[int]:
