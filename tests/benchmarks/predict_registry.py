@@ -9,9 +9,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ REGISTRANTS, VERSIONS = (8, 10) if QUICK else (64, 100)
 FUZZED = 3_000 if QUICK else 1_000_000
 CHUNK = 1_500 if QUICK else 25_000
 WORKERS = 4
+PARTS = 4
+"""Operations that are killed at a time, each with a registry of its own."""
 
 
 def memory() -> str | None:
@@ -33,20 +35,15 @@ def memory() -> str | None:
 
 
 @contextmanager
-def databases() -> Iterator[dict[str, Any]]:
-    """Name -> makes the URL of an empty registry, in this folder where it is a file."""
-    from services import empty, empty_database, postgres_service
+def databases() -> Iterator[dict[str, Callable[[Path], str]]]:
+    """Name -> makes the URL of an empty registry, in this folder where it is a file. Threads may share them."""
+    from services import empty_database, postgres_service
 
     def sqlite(folder: Path) -> str:
         return f"sqlite:///{folder / 'registry.db'}"
 
-    with postgres_service() as server, empty_database(server) as url:
-
-        def postgresql(_: Path) -> str:
-            empty(url)
-            return url
-
-        yield {"sqlite": sqlite, "postgresql": postgresql}
+    with postgres_service() as server, ExitStack() as made:
+        yield {"sqlite": sqlite, "postgresql": lambda _: made.enter_context(empty_database(server))}
 
 
 def _child(script: str, *given: object) -> dict[str, Any]:
@@ -142,7 +139,8 @@ def check(registry, operation, step):
 
 Registry.open(url, root).close()
 last = (None, 0)
-for operation, act in OPERATIONS.items():
+for operation in sys.argv[5:]:
+    act = OPERATIONS[operation]
     step, alive = begin, False
     while not alive:
         with Registry.open(url, root) as registry:
@@ -183,25 +181,30 @@ print(json.dumps({"kills": kills, "by": by, "torn": torn, "dangling": dangling, 
 """
 
 
-def killed(url: str, root: Path, begin: int, stride: int) -> dict[str, Any]:
+OPERATIONS = ("register", "register a new model", "promote", "promote to a new alias", "rollback", "tag", "retire", "keep")
+
+
+def killed(url: str, root: Path, begin: int, stride: int, *operations: str) -> dict[str, Any]:
     """What is wrong after writers were killed at line ``begin`` of each operation, ``begin + stride`` and so on: ``KILLED``."""
-    return _child(KILLED, url, root, begin, stride)
+    return _child(KILLED, url, root, begin, stride, *(operations or OPERATIONS))
 
 
 def p10() -> list[Figure]:
     stride = 60 if QUICK else 2
-    with databases() as urls, ThreadPoolExecutor(2) as pool, tempfile.TemporaryDirectory(dir=memory()) as folder:
+    with databases() as urls, ThreadPoolExecutor(PARTS) as pool, tempfile.TemporaryDirectory(dir=memory()) as folder:
 
-        def one(number: int, name: str) -> tuple[str, dict[str, Any]]:
-            own = Path(folder) / name
-            own.mkdir()
+        def one(part: tuple[str, str]) -> tuple[str, dict[str, Any]]:
+            name, operation = part
+            own = Path(tempfile.mkdtemp(dir=folder))
             # every line is one of either's: the odd ones on SQLite, the even ones on PostgreSQL
-            return name, killed(urls[name](own), own / "artefacts", number + 1, stride)
+            began, url = time.monotonic(), urls[name](own)
+            said = killed(url, own / "artefacts", 1 + list(urls).index(name), stride, operation)
+            print(f"{name}, {operation}: {said}, {time.monotonic() - began:.0f} s", flush=True)
+            return name, said
 
-        found = list(pool.map(one, range(len(urls)), urls))
-    print(found, flush=True)
+        found = list(pool.map(one, [(name, operation) for operation in OPERATIONS for name in urls]))
     total = {key: sum(each[key] for _, each in found) for key in ("kills", "torn", "dangling", "gaps", "stuck")}
-    by = "; ".join(f"{name}: " + ", ".join(f"{what} {count}" for what, count in each["by"].items()) for name, each in found)
+    by = ", ".join(f"{what} {count}" for what, count in sum((Counter(each["by"]) for _, each in found), Counter[str]()).items())
     wrong = total["torn"] + total["dangling"] + total["gaps"] + total["stuck"]
     return [
         Figure(
