@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
     from zoo.explaining import Explanation
 
+RESERVE = 0.005
+"""Seconds before a deadline from which on members are late: their scores are combined after that."""
 BATCH = 4_096
 """Rows of a batch of ``predict_batches``."""
 
@@ -185,7 +187,7 @@ class Predictor:
 
     def _scored(self, table: pa.Table, read: Read, instant: float | None) -> pa.Table:
         assert isinstance(self.ensemble, Ensemble)
-        scores = self._scorer.ask(self.ensemble, read.batch, instant)
+        scores = self._scorer.ask(self.ensemble, read.batch, None if instant is None else instant - RESERVE)
         self._enough(scores)
         if self.fallbacks is None:
             final = self.ensemble.combine(read.batch, scores.scores)

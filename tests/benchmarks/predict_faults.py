@@ -185,6 +185,11 @@ def p9() -> list[Figure]:
     """The store refuses, resets in the middle of a reply, is 10 ms to 5 s late, breaks off, or comes back empty."""
     import logging
 
+    from zoo.features import Features
+    from zoo.policy import Policy
+    from zoo.predictor import Predictor
+    from zoo.scoring import Scorer
+
     logging.disable(logging.ERROR)
     number = 20 if QUICK else 1_000
     found: dict[str, Counter[str]] = {}
@@ -194,9 +199,13 @@ def p9() -> list[Figure]:
         settings = (root / "feature_store.yaml").read_text().partition("online_store:")[0]
         store = f'online_store:\n  type: zoo.stores.RedisEventOnlineStore\n  connection_string: "127.0.0.1:{proxy.port}"\n'
         (root / "feature_store.yaml").write_text(settings + store)
+        features = Features.open(root)
+        features.materialize()
+        predictor = Predictor.load("churn", root, features=features)
         for policy in ("cold", "last_known"):
             for fault in FAULTS:
-                found[f"{fault}, {policy}"] = _faults(root, proxy, restart, fault, policy, number // 2)
+                own = replace(predictor, policy=Policy(at_least=0, store=policy), _scorer=Scorer())  # type: ignore[arg-type]
+                found[f"{fault}, {policy}"] = _faults(own, proxy, restart, fault, number // 2)
                 print(fault, policy, dict(found[f"{fault}, {policy}"]), flush=True)
         proxy.close()
     figures = []
@@ -220,16 +229,11 @@ def p9() -> list[Figure]:
     return figures
 
 
-def _faults(root: Path, proxy: Proxy, restart: Callable[[], int], fault: str, policy: Any, number: int) -> Counter[str]:
-    """Counts of ``number`` requests under a fault, from a store that was well before; the log goes on meanwhile, past the store."""
+def _faults(predictor: Any, proxy: Proxy, restart: Callable[[], int], fault: str, number: int) -> Counter[str]:
+    """Counts of ``number`` requests under a fault, of a store that was well before; the log goes on meanwhile, past the store."""
     from zoo.errors import ZooError
-    from zoo.features import Features
-    from zoo.policy import Policy
-    from zoo.predictor import Predictor
 
-    features = Features.open(root)
-    features.materialize()
-    predictor = replace(Predictor.load("churn", root, features=features), policy=Policy(store=policy))
+    features, policy = predictor.features, predictor.policy.store
     log, rng, counts = features.reader.log, np.random.default_rng(0), Counter[str]()
     view = features.reader.view()
     users = view.ids("user_id", np.arange(2, min(view.size("user_id"), 402)).astype(np.int32)).to_pylist()
@@ -267,7 +271,6 @@ def _faults(root: Path, proxy: Proxy, restart: Callable[[], int], fault: str, po
         true = round(age * 1e6) == clock + n + 2 - newest[user] if age is not None else newest[user] < 0
         counts["fresh and not so"] += row["features"] == "fresh" and not (true and row["known"])
         counts["fresh and not so"] += row["features"] != "fresh" and row["known"] is not None
-    features.close()
     return counts
 
 
