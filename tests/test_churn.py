@@ -13,7 +13,7 @@ from shop import DAY, START
 
 from zoo.errors import UsageError
 from zoo.events.view import LogView
-from zoo.project import TaskSettings
+from zoo.project import Project, TaskSettings
 from zoo.tasks import btyd, churn
 from zoo.training import split
 
@@ -64,7 +64,7 @@ def settings(**own: Any) -> TaskSettings:
     return TaskSettings("churn", "churn", ("gbdt",), own={**SEVERAL, **own})
 
 
-def test_the_gap_is_the_longest_window_and_several_origins_are_tested(view):
+def test_the_gap_is_the_longest_window_and_several_origins_are_tested(view, tmp_path: Path):
     rows = split(churn.TASK, settings(origins=3), view, None, None)
     cuts = np.unique(rows.test.time)
     assert np.diff(cuts).tolist() == [7 * DAY] * 2
@@ -72,6 +72,11 @@ def test_the_gap_is_the_longest_window_and_several_origins_are_tested(view):
     assert rows.train.known_at.max() + 28 * DAY > cuts[0] - 7 * DAY
     assert (rows.test.known_at <= (view.end or 0) + 1).all()
     assert {d for c, d in zip(rows.test.time, rows.test.keys["days"]) if c == cuts[-1]} == {7, 14, 28}
+    (tmp_path / "zoo.toml").write_text('[tasks.churn]\nmembers = ["gbdt"]\nactive = "28d"\nhorizon = "7d"\ngap = "21d"\n')
+    read = Project.open(tmp_path).task("churn")
+    assert churn.TASK.resolved(view, read.own)
+    apart = split(churn.TASK, read, view, None, None)
+    assert int(apart.test.time.min() - apart.train.known_at.max()) >= 21 * DAY
     named = split(churn.TASK, settings(origins=2), view, int(cuts[0]), None)
     np.testing.assert_array_equal(np.unique(named.test.time), cuts[:2])
 

@@ -154,7 +154,44 @@ def test_three_arms_are_compared_with_the_first_and_a_budget_is_kept():
     assert curve["contacted"][0] == curve["gain"][0] == 0
     assert len(curve["gain"]) == 101
     assert record["warning"] == ""
-    assert done.effects(rows.batch).shape == done.policy(rows.batch).shape == (2000, 2)
+    assert done.policy(rows.batch).shape == (2000, 2)
+
+
+def test_a_budget_goes_to_those_who_gain_most_where_everybody_gains():
+    helped = table(n=2000).with_columns(
+        visit=pl.Series((np.random.default_rng(5).random(2000) < 0.1 + 0.5 * (np.arange(2000) % 2)).astype(float))
+    )  # of those who were sent something; of the others nobody comes but a few
+    sent, odd = (helped["sent"] == "mail").to_numpy(), np.arange(2000) % 2 == 1
+    rare = np.arange(2000) % 10 == 0
+    rows = trial_of(
+        helped.with_columns(
+            x=pl.Series(odd.astype(float)),
+            visit=pl.when(pl.Series(sent)).then(pl.col("visit")).otherwise(pl.Series(rare.astype(float))),
+        ),
+        "sent",
+        "visit",
+        "none",
+        ["id", "kind"],
+    )[0]
+    done = study(rows, [LINEAR], budget=400, resamples=20)
+    best = done.policy(rows.batch)[:, 0]
+    assert best[odd].min() > best[~odd].max()
+
+
+def test_a_bin_without_outcomes_is_not_certain():
+    """A treatment that helps everybody alike, seldom: no variable may be said to tell whom it helps."""
+    rng, wrong = np.random.default_rng(0), 0
+    for _ in range(30):
+        x, sent = rng.choice(3, 3000, p=[0.9, 0.06, 0.04]).astype(float), rng.choice(["none", "mail"], 3000)
+        visit = (rng.random(3000) < np.where(sent == "mail", 0.03, 0.01)).astype(float)
+        frame = pl.DataFrame({"x": x, "sent": sent, "visit": visit})
+        wrong += one_variable(trial_of(frame, "sent", "visit", "none", [])[0]).p_value < 0.001
+    assert wrong == 0
+
+
+def test_arms_without_outcomes_are_refused():
+    with pytest.raises(UsageError, match=r"has 0 rows with an outcome; expected at least 10"):
+        study(trial_of(table(n=600).with_columns(visit=pl.lit(0.0)), "sent", "visit", "none", ["id"])[0], [LINEAR])
 
 
 def test_what_the_caller_says_of_the_treatment_is_warned_of():

@@ -14,7 +14,7 @@ from zoo.policy import Policy
 FILE = "zoo.toml"
 _ZOO = {"timezone", "registry"}
 _LOG = {"user_id": str, "item_id": str, "clock": str, "timezone": str, "event_types": list, "session": bool, "extra": dict}
-_STACK = {"refit": bool, "calibration": str, "price": float, "cost_ratio": float, "capacity": float}
+_STACK = {"refit": bool, "calibration": str, "price": float, "cost_ratio": float, "capacity": float, "gap": str}
 _TASK = {"members", "folds", "final", "params", "seed", "task", "seeds", "bagging", "serving", *_STACK}
 """Keys of a task's table that training reads; the rest belongs to the task."""
 
@@ -28,7 +28,7 @@ class TaskSettings:
     seeds are averaged, and the share of the rows that each is fitted on. refit: whether members are fitted again on all training rows;
     None for the default of the task's kind. calibration: its kind; None: chosen on later rows. price: what a millisecond a row is worth in
     log-loss. cost_ratio: how many needless acts a missed positive costs. capacity: rows, or a share of them, that can be acted on.
-    serving: what an answer may lack.
+    gap: a duration between the last label of training and the first test row; None: one label window. serving: what an answer may lack.
     """
 
     name: str
@@ -46,6 +46,7 @@ class TaskSettings:
     price: float = 0.0
     cost_ratio: float | None = None
     capacity: float | None = None
+    gap: str | None = None
     serving: Policy = field(default_factory=Policy)
 
 

@@ -86,14 +86,14 @@ def split(
     """Draw a task's rows on both sides of ``test_start`` (default: the newest instant whose labels are all known).
 
     open_labels: keep test rows whose label is not yet certain when the log ends, with the label seen so far.
-    The gap between the last label of training and the first test row is one label window (``horizon``), or the setting ``gap`` of
-    tasks whose labels take as long as each needs. A task that has a ``split`` of its own answers by that.
+    The gap between the last label of training and the first test row is one label window (``horizon``), or ``settings.gap``.
+    A task that has a ``split`` of its own answers by that.
     """
     if task.split is not None:
         return task.split(view, settings.own, test_start, test_end)
     from importlib import import_module
 
-    own = {k: v for k, v in settings.own.items() if k != "gap"}
+    own = settings.own
     module = import_module(task.examples.__module__)
     begin = module.first(own, view) if hasattr(module, "first") else 0
     end = view.end or 0
@@ -108,7 +108,7 @@ def split(
         test_start, test_end = int(known[-origins]), int(known[-1]) + 1 if test_end is None else test_end
     train = task.examples(view, own, begin, test_start)
     window = module.window(own) if hasattr(module, "window") else 0
-    gap = duration(settings.own["gap"]) if "gap" in settings.own else window
+    gap = window if settings.gap is None else duration(settings.gap)
     train = train.take(np.flatnonzero(train.known_at + gap <= test_start))
     span = module.span(own) if hasattr(module, "span") else 1
     test = task.examples(view, own, test_start, test_start + span if test_end is None else test_end)
@@ -322,7 +322,7 @@ def _beside(task: Task, view: LogView, own: Mapping[str, Any], rows: Split, done
             for at in (np.flatnonzero(parts == part),)
         }
     if task.facts is not None:
-        out["facts"] = dict(task.facts(view, {k: v for k, v in own.items() if k != "gap"}, rows.test, stack))
+        out["facts"] = dict(task.facts(view, own, rows.test, stack))
     return out
 
 

@@ -103,12 +103,14 @@ class _Held:
     held: Array
     of: Sequence[Candidate]
     source: PluginSource
+    share: float | None
 
 
 def _values(job: _Held) -> dict[str, list[float]]:
     held = job.rows.take(job.held)
     effects = {name: each(held.batch) for name, each in fit(job.of, job.rows.take(job.train), job.source.load()).items()}
-    worth = policy_values(held.outcome, held.arm, {name: best_arms(each) for name, each in effects.items()}, resamples=0)
+    budget = None if job.share is None else round(job.share * len(held))
+    worth = policy_values(held.outcome, held.arm, {name: best_arms(each, budget) for name, each in effects.items()}, resamples=0)
     return {name: [*qinis(held, each), worth[name][0].value] for name, each in effects.items()}
 
 
@@ -128,19 +130,21 @@ def cross_fitted(
     folds: int = FOLDS,
     repeats: int = REPEATS,
     seed: int = 0,
+    share: float | None = None,
     source: PluginSource = PluginSource(),  # noqa: B008 - frozen and empty
     executor: Executor = HERE,
     progress: Progress = silent,
 ) -> dict[str, Array]:
     """By candidate float64 (folds * repeats, arms): on each held-out part the Qini coefficient of every arm but the first, and last
-    the value of the policy that gives each row its best arm. Rows are dealt by arm and outcome."""
+    the value of the policy that gives each row its best arm; where only a ``share`` of them may be contacted, within that. Rows are
+    dealt by arm and outcome."""
     jobs = []
     for repeat in range(repeats):
         part = dealt(rows, folds, np.random.default_rng([seed, repeat]))
         for number in range(folds):
             inside, outside = np.flatnonzero(part != number), np.flatnonzero(part == number)
             name = f"cross-fitting {repeat + 1}, part {number + 1} of {folds}"
-            jobs.append(Job(name, _Held(rows, inside, outside, of, source)))
+            jobs.append(Job(name, _Held(rows, inside, outside, of, source, share)))
     found: dict[str, dict[str, list[float]]] = {}
     for done, (job, values) in enumerate(executor.map(_values, jobs), 1):
         found[job.name] = values

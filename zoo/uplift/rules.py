@@ -81,12 +81,12 @@ def _rule(rows: Trial, name: str, variables: int) -> Rule | None:
         edges = np.unique(np.quantile(known, np.arange(1, BINS) / BINS))
     bin_of = _bins(column, edges, values)
     bins = len(values) if values is not None else len(edges) + 1  # type: ignore[arg-type]
-    overall = _effect(rows.outcome, rows.arm)[0]
+    overall, some = _effect(rows.outcome, rows.arm)[0], rows.outcome[rows.outcome != 0]
     effect, weight = np.full(bins + 1, overall), np.zeros(bins)
     for each in range(bins):
         inside = bin_of == each
         if min(rows.arm[inside].sum(), (1 - rows.arm[inside]).sum()) >= LEAST:
-            effect[each], variance = _effect(rows.outcome[inside], rows.arm[inside])
+            effect[each], variance = _effect(rows.outcome[inside], rows.arm[inside], some)
             weight[each] = 1 / max(variance, 1e-12)
     told = np.flatnonzero(weight)
     if len(told) < 2:
@@ -111,9 +111,18 @@ def _bins(column: Column, edges: Array | None, values: Array | None) -> Array:
     return np.where(values[at] == of, at, len(values))
 
 
-def _effect(outcome: Array, arm: Array) -> tuple[float, float]:
-    """Difference of means and its variance."""
+def _effect(outcome: Array, arm: Array, some: Array | None = None) -> tuple[float, float]:
+    """Difference of means and its variance. some: outcomes that are not 0, of all rows; see ``_variance``."""
     treated, others = outcome[arm == 1], outcome[arm == 0]
     if not len(treated) or not len(others):
         return 0.0, np.inf
-    return float(treated.mean() - others.mean()), float(treated.var() / len(treated) + others.var() / len(others))
+    spread = sum(_variance(each, outcome if some is None else some) / len(each) for each in (treated, others))
+    return float(treated.mean() - others.mean()), float(spread)
+
+
+def _variance(outcome: Array, some: Array) -> float:
+    """Variance with half an outcome more, of the size of ``some``: of none in few rows nobody knows that there are never any."""
+    if not len(some):
+        return 0.0
+    first, second = ((np.sum(outcome**k) + 0.5 * np.mean(some**k)) / (len(outcome) + 1) for k in (1, 2))
+    return float(second - first**2)

@@ -21,14 +21,16 @@ from zoo.uplift.trial import Trial
 
 LEAST = 50
 """Rows that each arm needs at least."""
+SOME = 10
+"""Outcomes other than 0 among them: fewer are in no part of a cross-fitting."""
+RESPONSE = "response:"
 
 
 @dataclass(frozen=True)
 class Study:
-    """record: JSON-ready. effects: what was chosen for each arm, fitted on all rows. policy: the candidate whose best arms are taken."""
+    """record: JSON-ready. policy: the candidate whose best arms are taken, fitted on all rows."""
 
     record: dict[str, Any]
-    effects: Effects
     policy: Effects
 
 
@@ -91,20 +93,28 @@ def study(
     for arm, name in enumerate(rows.arms):
         if (count := int((rows.arm == arm).sum())) < LEAST:
             raise UsageError(f"arm {name!r} has {count} rows; expected at least {LEAST}, or leave it out")
+        if (some := int(np.count_nonzero(rows.outcome[rows.arm == arm]))) < SOME:
+            raise UsageError(
+                f"arm {name!r} has {some} rows with an outcome; expected at least {SOME}: wait for more, or leave it out"
+            )
     plugins, of = source.load(), candidates(members)
     check = randomised(rows, Base(members[0], plugins), seed=seed)
     half = dealt(rows, 2, np.random.default_rng([seed, 7]))
     train, test = (rows.take(np.flatnonzero(half == side)) for side in (0, 1))
-    values = cross_fitted(of, train, seed=seed, source=source, executor=executor, progress=lambda d, t: progress(0.8 * d, t))
+    share = None if budget is None else budget / len(rows)
+    values = cross_fitted(
+        of, train, seed=seed, share=share, source=source, executor=executor, progress=lambda d, t: progress(0.8 * d, t)
+    )
     arms = range(1, len(rows.arms))
     picked = [choose({name: each[:, arm - 1] for name, each in values.items()}) for arm in arms]
-    policy = choose({name: each[:, -1] for name, each in values.items()})
+    # what is likely of the treated is no effect: it orders rows, and would contact everybody
+    policy = choose({name: each[:, -1] for name, each in values.items() if not name.startswith(RESPONSE)})
     progress(0.8, "test")
     fitted = fit(of, train, plugins)
     scores = {name: each(test.batch) for name, each in fitted.items()}
     board = {rows.arms[arm]: _board(test, arm, scores, picked[arm - 1], resamples, seed) for arm in arms}
-    share = None if budget is None else round(budget * len(test) / len(rows))
-    worth = _policies(train, test, scores[policy.chosen], share, resamples, seed)
+    allowed = None if share is None else round(share * len(test))
+    worth = _policies(train, test, scores[policy.chosen], allowed, resamples, seed)
     warning = check.warning or ("the caller says that treatment was not given at random" if declared is False else "")
     record = {
         "kind": "uplift",
@@ -118,15 +128,12 @@ def study(
         "policy": {"chosen": policy.chosen, "budget": budget, "values": worth},
     }
     progress(0.9, "fitting on all rows")
-    wanted = {each.chosen for each in (*picked, policy)}
-    last = fit(_with_parts(of, wanted), rows, plugins)
-    effects = Effects(tuple(last[each.chosen].arms[at] for at, each in enumerate(picked)))
-    return Study(record, effects, last[policy.chosen])
+    return Study(record, fit(_with_parts(of, policy.chosen), rows, plugins)[policy.chosen])
 
 
-def _with_parts(of: Sequence[Candidate], wanted: set[str]) -> list[Candidate]:
-    parts = {part for each in of if each.name in wanted for part in each.parts}
-    return [each for each in of if each.name in wanted | parts]
+def _with_parts(of: Sequence[Candidate], name: str) -> list[Candidate]:
+    parts = {part for each in of if each.name == name for part in each.parts}
+    return [each for each in of if each.name in {name} | parts]
 
 
 def _board(test: Trial, arm: int, scores: Mapping[str, Array], choice: Choice, resamples: int, seed: int) -> dict[str, Any]:
