@@ -328,7 +328,7 @@ def p13() -> list[Figure]:
             unit="faults",
             must="0 of 1,000,000",
             reached=wrong == 0 and tried >= FUZZED,
-            why=str({key: fuzz[key] for key in ("crashes", "died", "outside", "escaped")})[:600],
+            why=f"{tried} of {FUZZED} tried; { ({key: fuzz[key] for key in ('crashes', 'died', 'outside', 'escaped')}) }"[:600],
         ),
     ]
 
