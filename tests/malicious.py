@@ -229,6 +229,7 @@ FILES: dict[str, Callable[[Path], str]] = {
     "a file gone": swapped(lambda path, outside: path.unlink()),
     "manifest of a list": manifested(b"[]"),
     "manifest of nothing": manifested(b""),
+    "manifest in UTF-16": manifested('{"format":1,"files":{}}'.encode("utf-16")),
     "manifest nested deep": manifested(b'{"format":1,"files":' + b'{"a":' * 50_000 + b"}" * 50_001),
     "manifest with a number of 10,000 digits": manifested(b'{"format":' + b"9" * 10_000 + b',"files":{}}'),
     "manifest with files in a list": manifested(b'{"format":1,"files":["texts/x.txt"]}'),

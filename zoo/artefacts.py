@@ -238,7 +238,7 @@ def _entries(manifest: bytes, digest: str) -> dict[str, tuple[int, str]]:
     """File name -> (size, sha256). The manifest's own hash was right, but names are checked, for a digest may be a stranger's."""
     entries = {}
     try:
-        stated = json.loads(manifest)
+        stated = json.loads(manifest.decode("utf-8"))  # of bytes json would guess the encoding, and load what decodes it
         if stated["format"] != FORMAT:
             raise ArtefactError(f"artefact {digest} has format {stated['format']!r}, expected {FORMAT}; upgrade feature-zoo")
         for name, entry in stated["files"].items():
