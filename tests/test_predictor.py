@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 from shop import DAY, DAYS, START, USERS, Shop
 
+from zoo.calibration import IDENTITY
 from zoo.contract import Artefact, FeatureBatch, Target
 from zoo.errors import ArtefactError, FeatureError, PluginError, RegistryError, UnknownIdError, UsageError
 from zoo.features import Features, apply
@@ -215,9 +216,8 @@ def ensemble_of(churn: Predictor, scores: tuple[float, ...], target: Target) -> 
     """The predictor with members that answer these scores."""
     old = churn.ensemble
     members = tuple(replace(m, fitted=Constant(scores)) for m in old.members)
-    return replace(
-        churn, ensemble=replace(old, members=members, final=replace(old.final, fitted=Constant(scores)), target=target)
-    )
+    final = replace(old.final, fitted=Constant(scores))
+    return replace(churn, ensemble=replace(old, members=members, final=final, target=target, calibrator=IDENTITY))
 
 
 def test_several_outputs_have_a_column_each(churn: Predictor) -> None:
