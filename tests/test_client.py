@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def test_answers_are_typed(url: str, parts: Any) -> None:
             return answers, await other.models(), await other.push([purchase(40, "c-1")])
 
     answers, models, pushed = asyncio.run(same())
-    assert (answers[0], models[0].model, pushed.repeated) == (one, "churn", 1)
+    assert (replace(answers[0], id=one.id), models[0].model, pushed.repeated) == (one, "churn", 1)
+    assert len({one.id, stranger.id, *(answer.id for answer in answers)}) == 4
 
 
 def test_errors_are_typed(url: str, parts: Any, tmp_path: Path) -> None:

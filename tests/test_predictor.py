@@ -75,6 +75,7 @@ def test_answers_hold_keys_scores_members_age_and_version(churn: Predictor) -> N
         "version",
         "missing",
         "features",
+        "id",
     ]
     assert answer["user_id"].to_pylist() == [3, 1]
     assert answer["version"].to_pylist() == ["churn@1", "churn@1"]
@@ -93,7 +94,7 @@ def test_online_answers_equal_the_offline_history_at_the_same_instant(churn: Pre
     assert np.allclose(np.asarray(answer["gru"]), scores[:, 1, 0], atol=1e-6)
     assert np.allclose(np.asarray(answer["score"]), churn.ensemble.predict(batch)[:, 0], atol=1e-6)
     assert answer["known"].to_pylist() == (batch.newest >= 0).tolist()
-    assert len(set(np.asarray(answer["score"]).tolist())) > 20
+    assert len(set(np.asarray(answer["gru"]).tolist())) > 20  # a calibrated stack has few
 
 
 def test_a_pair_is_answered_as_offline(campaign: Predictor, features: Features) -> None:
