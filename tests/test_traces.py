@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 from shop import DAY, START, Shop
 
+from zoo import traces as module
 from zoo.errors import UsageError, ZooError
 from zoo.features import Features
 from zoo.lineage import ROWS, digest
@@ -110,16 +114,45 @@ def test_forgetting_a_person_removes_the_traces_that_name_them_to_the_byte(shop:
     held = b"".join(path.read_bytes() for path in (copy.root / "data").glob("traces.db*"))
     assert first.encode() not in held
     assert second.encode() in held
-    Features.open(copy.root).forget(before=START + 1_000 * DAY)
+    Features.open(copy.root).forget(before=START + DAY)  # long before the answer, which holds older events all the same
     with pytest.raises(UsageError, match="no trace"):
         found(churn, second)
+
+
+def test_a_person_is_one_in_whatever_type_they_are_asked_about_and_forgotten(shop: Shop, tmp_path: Path) -> None:
+    copy = shop.copy(tmp_path / "shop")
+    churn = Predictor.load("churn", copy.root)
+    ids = [churn.predict(users=[user])["id"][0].as_py() for user in (21.0, 22)]
+    for user, id in zip((21, np.int64(22)), ids, strict=True):
+        assert found(churn, id)
+        assert churn.features.forget([user]).users == 1
+        with pytest.raises(UsageError, match="was forgotten"):
+            found(churn, id)
+
+
+def test_what_was_read_before_somebody_was_forgotten_is_not_kept_afterwards(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shop.copy(tmp_path / "shop")
+    churn = Predictor.load("churn", copy.root)
+    assert churn.tracer is not None
+    late, add = [], Traces.add
+    monkeypatch.setattr(Traces, "add", lambda traces, made: late.append(made))
+    id = churn.predict(users=[31])["id"][0].as_py()
+    assert churn.features.forget([31]).users == 1
+    add(churn.tracer.traces, *late)
+    with pytest.raises(UsageError, match="was forgotten"):
+        found(churn, id)
+    assert b'"keys":{"user_id":31}' not in b"".join(path.read_bytes() for path in (copy.root / "data").glob("traces.db*"))
+    monkeypatch.undo()
+    assert found(churn, churn.predict(users=[32])["id"][0].as_py())
 
 
 # The store
 
 
-def trace(number: int, *people: Any) -> Trace:
-    return Trace(f"id-{number}", number, people, {"number": number})
+def trace(number: int, *people: Any, **body: Any) -> Trace:
+    return Trace(f"id-{number}", number, people, {"number": number, **body})
 
 
 def test_a_trace_goes_with_everyone_whom_it_names(tmp_path: Path) -> None:
@@ -128,7 +161,7 @@ def test_a_trace_goes_with_everyone_whom_it_names(tmp_path: Path) -> None:
     assert traces.forget([2]) == 1
     assert traces.forget([1]) == 0
     assert traces.find("id-2") == {"number": 2}
-    assert traces.forget(before=4) == 2
+    assert traces.forget(None) == 2
     assert Traces(tmp_path / "other.db", 10).forget([1]) == 0
     assert not (tmp_path / "other.db").exists()
 
@@ -148,9 +181,64 @@ def test_a_trace_that_cannot_be_kept_costs_no_answer(tmp_path: Path, churn: Pred
     broken = Traces(tmp_path / "traces.db", 10)
     assert churn.tracer is not None
     assert len(replace(churn, tracer=replace(churn.tracer, traces=broken)).predict(users=[1])) == 1
+    assert broken.flush()
     assert "1 traces are not kept" in caplog.text
     with pytest.raises(ZooError, match="cannot be used: file is not a database"):
         broken.forget([1])
+
+
+@pytest.mark.parametrize("value", [float("nan"), datetime(2024, 1, 1, tzinfo=UTC)])
+def test_what_json_cannot_say_costs_its_own_trace_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture, value: Any) -> None:
+    traces = Traces(tmp_path / "traces.db", 10)
+    traces.add([trace(1, 1, value=value), trace(2, 2)])
+    assert traces.find("id-2") == {"number": 2}
+    assert "the trace id-1 is not kept" in caplog.text
+
+
+def test_an_answer_does_not_wait_while_another_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAITING", 2)
+    traces = Traces(tmp_path / "traces.db", 10)
+    traces.add([trace(0, 0)])
+    assert traces.find("id-0")
+    with closing(sqlite3.connect(traces.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        traces.add([trace(1, 1)])
+        assert not traces.flush(0)
+        traces.add([trace(2, 2), trace(3, 3), trace(4, 4)])  # more than may wait
+        other.execute("ROLLBACK")
+    assert traces.find("id-1")
+    with pytest.raises(UsageError, match="no trace"):
+        traces.find("id-4")
+
+
+def test_a_reader_that_keeps_forgotten_bytes_in_the_file_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.5)
+    traces = Traces(tmp_path / "traces.db", 10)
+    traces.add([trace(1, 1, note="a secret")])
+    assert traces.find("id-1")
+    with closing(sqlite3.connect(traces.path, isolation_level=None)) as other:
+        other.execute("BEGIN")
+        assert other.execute("SELECT count(*) FROM traces").fetchone() == (1,)
+        with pytest.raises(ZooError, match=r"run the same again"):
+            traces.forget([1])
+    assert traces.forget([1]) == 0
+    assert b"a secret" not in b"".join(path.read_bytes() for path in tmp_path.glob("traces.db*"))
+
+
+def test_a_process_that_ends_or_forks_keeps_its_traces(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from zoo.traces import Trace, Traces
+traces = Traces(Path(sys.argv[1]), 10)
+traces.add([Trace("parent", 0, (), {})])
+child = os.fork()
+traces.add([Trace("child" if child == 0 else "later", 0, (), {})])
+if child: os.waitpid(child, 0)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "traces.db")], check=True)
+    for id in ("parent", "child", "later"):
+        assert Traces(tmp_path / "traces.db", 10).find(id) == {}
 
 
 @pytest.mark.parametrize("line", ["keep = -1", "keep = true", "rows = 3"])

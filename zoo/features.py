@@ -392,19 +392,22 @@ class Features:
         config, log, store = self.store.config, self.reader.log, self._online_store
         instant = microseconds(before) if isinstance(before, datetime) else before
 
-        users = list(users)
+        from zoo.events.dictionary import as_ids
+
+        people = as_ids(list(users), log.schema.id_type("user_id"), "user_id").drop_null().to_pylist()
         traces = Traces(Path(self.store.repo_path) / "data" / TRACES, 0)
 
         def elsewhere(codes: Array) -> None:
-            traces.forget(users, instant)
             if instant is None:
                 store.forget(config, log.id, "user_id", codes.tolist())
-                return
-            for space in store.names(config, log.id):
-                store.drop(config, space)
-            store.erase(config)
+            else:
+                for space in store.names(config, log.id):
+                    store.drop(config, space)
+                store.erase(config)
+            # traces, as the store's content, hold events of any age
+            traces.forget(people if instant is None else None, log.epoch)
 
-        done: Forgotten = log.forget(users, instant, elsewhere)
+        done: Forgotten = log.forget(people, instant, elsewhere)
         # out-of-fold scores and encoders' states are of rows that are gone, and cost time only to make again
         shutil.rmtree(Path(self.store.repo_path) / "data" / "cache", ignore_errors=True)
         return done

@@ -15,6 +15,7 @@ import numpy as np
 
 from zoo.cache import folder_digest
 from zoo.contract import Array, Artefact, Column
+from zoo.events.dictionary import as_ids
 from zoo.reading import Read
 from zoo.traces import Trace, Traces
 
@@ -64,7 +65,10 @@ class Tracer:
         if len(ids) > ROWS or read.recent is None:
             return
         view, now = read.recent.view, datetime.now(UTC).isoformat()
-        log = view.lineage()
+        log, epoch = view.lineage(), view.epoch
+        users: list[Any] = []
+        if "user_id" in keys:  # 42.0 is asked about, 42 is forgotten
+            users = as_ids(keys["user_id"], view.log.schema.id_type("user_id"), "user_id").to_pylist()
         made = []
         for row, id in enumerate(ids):
             own = {name: values[row] for name, values in keys.items()}
@@ -83,9 +87,9 @@ class Tracer:
                 "log": log,
                 **self.about,
             }
-            if "user_id" in own:
-                people.add(own["user_id"])
-            made.append(Trace(id, as_of, tuple(people), body))
+            if users:
+                people.add(users[row])
+            made.append(Trace(id, as_of, tuple(people), body, epoch))
         self.traces.add(made)
 
 
