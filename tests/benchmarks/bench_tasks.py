@@ -5,6 +5,7 @@ from __future__ import annotations
 import figures
 import tasks_behaviour
 import tasks_churn
+import tasks_purchases
 import tasks_uplift
 
 if __name__ == "__main__":
@@ -15,6 +16,9 @@ if __name__ == "__main__":
             "T5": tasks_uplift.t5,
             "T6": tasks_uplift.t6,
             "uplift-inner": tasks_uplift.inner,
+            "T1": tasks_purchases.t1,
+            "T2": tasks_purchases.t2,
+            "T3": tasks_purchases.t3,
             "T7": tasks_behaviour.t7,
             "T8": tasks_behaviour.t8,
             "cdnow": tasks_churn.cdnow,

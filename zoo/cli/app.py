@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli import data, explain, forget, init, models, plugins, recommend, registry, report, trace, uplift
+from zoo.cli import data, explain, forget, init, models, plugins, recommend, registry, report, trace, tune, uplift
 from zoo.cli.state import ZooCommand, ZooGroup
 
 app = typer.Typer(
@@ -50,6 +50,7 @@ _COMMANDS = (
     ("check-features", data.check_features, "zoo check-features churn --entities 500"),
     ("forget", forget.forget, "zoo forget 42"),
     ("train", models.train, "zoo train churn --workers 2"),
+    ("tune", tune.tune, "zoo tune churn --member gbdt --minutes 30"),
     ("models", models.models, "zoo models --search 'churn owner=anna'"),
     ("promote", models.promote, "zoo promote churn@3"),
     ("rollback", models.rollback, "zoo rollback churn"),
