@@ -150,10 +150,20 @@ def test_rows_of_one_instant_leave_nothing_to_choose_on():
     given = scores_of(0.5, 1.0)
     flat = replace(given, data=replace(given.data, time=np.zeros(4000, np.int64)))
     made = choose(flat)
-    assert (made.record["chosen"], made.record["blocks"]) == ("logistic", 0)
+    assert (made.record["chosen"], made.record["blocks"]) == ("mean", 0)
     assert made.record["calibration"] == {"chosen": "none", "log_loss": {}}
     assert "log_loss" not in made.record
     assert np.isnan(made.held_out).all()
+
+
+def test_labels_that_are_known_late_leave_the_plain_mean_whatever_they_would_say():
+    """All rows' labels are known after the last of them: an intercept fitted on them would be of another season."""
+    given = replace(scores_of(0.5, 3.0, bias=2.0), known_at=np.full(4000, 200 * DAY))
+    assert choose(given).record["chosen"] == "mean"
+    fitted = choose(given, "logistic").final.fitted
+    np.testing.assert_allclose(fitted.weights[:, 0], 0.5)
+    assert fitted.intercept[0] == 0
+    assert choose(replace(given, known_at=given.data.time + DAY), "logistic").final.fitted.intercept[0] < -1
 
 
 def test_classes_have_the_same_candidates_and_sum_to_1():

@@ -25,6 +25,8 @@ from zoo.vocabulary import Vocabulary
 
 DEFAULT = "logistic"
 """The final model that stays unless another beats it by more than a standard error."""
+UNTESTED = "mean"
+"""The final model where no label is known before a later block, so that nothing can be compared: it cannot be far off."""
 SMALL_TREES = {
     "num_trees": 100,
     "num_leaves": 4,
@@ -46,6 +48,8 @@ CANDIDATES: Mapping[str, tuple[str, Mapping[str, Any], tuple[str, ...] | None]] 
     }
 )
 """Name -> model, its parameters, the columns that it may read (None: those of its spec). The simplest first."""
+JUDGED = ("binary", "multiclass")
+"""Kinds of target that have a loss here; others go to the default, which says what it takes."""
 BLOCKS = 4
 """Later blocks that final models are judged on, where there are enough instants."""
 
@@ -84,7 +88,12 @@ class Scores:
         model, params, inputs = CANDIDATES.get(name, (name, {}, None))
         params = {**params, **self.params.get(name, {})}
         oof = self.oof if rows is None else replace(self.oof, fold=_masked(self.oof.fold, rows))
-        more: dict[str, Any] = {"entities": self.entities, "inputs": inputs, "vocabulary": self.vocabulary}
+        more: dict[str, Any] = {
+            "entities": self.entities,
+            "known_at": self.known_at,
+            "inputs": inputs,
+            "vocabulary": self.vocabulary,
+        }
         return stack(oof, self.data, model, params, seed=self.seed, source=self.source, **more)
 
     def blocks(self) -> list[tuple[Array, Array]]:
@@ -136,7 +145,7 @@ def choose(
     blocks, started = scores.blocks(), perf_counter()
     found = scores.source.load()
     listed = [final] if final is not None else [n for n, (model, *_) in CANDIDATES.items() if model in found.models]
-    if scores.data.kind.kind not in ("binary", "multiclass"):
+    if scores.data.kind.kind not in JUDGED:
         listed, blocks = [final or DEFAULT], []
     if len(scores.oof.members) == 1 and final is None:
         listed = [DEFAULT]
@@ -144,7 +153,7 @@ def choose(
     for done, name in enumerate(listed if blocks else ()):
         forward[name] = scores.forward(name, blocks)
         progress((done + 1) / (len(listed) + 1), f"tried final model {name}")
-    picked = final or DEFAULT
+    picked = final or (DEFAULT if blocks or len(scores.oof.members) == 1 or scores.data.kind.kind not in JUDGED else UNTESTED)
     record: dict[str, Any] = {"blocks": len(blocks)}
     if blocks:
         later = np.concatenate([rows for _, rows in blocks])

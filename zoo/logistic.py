@@ -17,6 +17,7 @@ import numpy as np
 from zoo.averages import Average, names_of, scores_of
 from zoo.calibration import CLIP
 from zoo.choice import standard_error
+from zoo.errors import UsageError
 from zoo.folds import forward_chaining
 from zoo.plugin import (
     Array,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 ENTITY = "entity"
 """A column that is there at fitting only: int64, whose each row is, so that the strength is chosen by whole users."""
+KNOWN_AT = "known_at"
+"""A column that is there at fitting only: int64, when each row's label is known, so that the strength is chosen on later rows only."""
 STRENGTHS = (1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0)
 """Tried by forward validation, in rows: how many rows the prior of equal weights counts as."""
 PLAIN = math.inf
@@ -76,7 +79,7 @@ class Logistic:
         return ModelSpec(
             "logistic",
             _params,
-            ("score:*", ENTITY),
+            ("score:*", ENTITY, KNOWN_AT),
             frozenset({"binary", "multiclass"}),
             "final model: non-negative logistic regression on members' scores, shrunk to equal weights",
         )
@@ -92,8 +95,8 @@ class Logistic:
         rows = _Rows(scores[known], data.target[known], data.weight[known])
         strength = params.model_dump()["strength"]
         if strength is None:
-            whose = data.batch.column(ENTITY).values[known] if ENTITY in data.batch else None
-            strength = _chosen(rows, data.time[known], whose, progress)
+            whose, known_at = (data.batch.column(n).values[known] if n in data.batch else None for n in (ENTITY, KNOWN_AT))
+            strength = _chosen(rows, data.time[known], known_at, whose, progress)
         weights, intercept = _fit(rows, strength)
         progress(1.0, f"strength {strength:g}")
         return FittedLogistic(names, weights, intercept, strength)
@@ -201,16 +204,18 @@ def _fit(rows: _Rows, strength: float) -> tuple[Array, Array]:
     return found.x[:-width].reshape(members, width), found.x[-width:]
 
 
-def _chosen(rows: _Rows, time: Array, whose: Array | None, progress: Progress) -> float:
+def _chosen(rows: _Rows, time: Array, known_at: Array | None, whose: Array | None, progress: Progress) -> float:
     """The strength of least log-loss on later rows, of equal ones the strongest; PLAIN where that is within a standard error.
 
-    whose: (n,), the user of each row, or None: users come back at later instants, so a standard error draws whole ones.
+    known_at: (n,), when each row's label is known; None: at once. whose: (n,), the user of each row, or None: users come back at later
+    instants, so a standard error draws whole ones.
     """
     instants = len(np.unique(time))
     if instants < 2:
         return WITHOUT_VALIDATION
-    # The outcomes of earlier instants count as known: this only tunes one number, inside rows that training may use whole.
-    folds = forward_chaining(time, time, min(4, instants - 1))
+    folds = _folds(time, time if known_at is None else known_at, min(4, instants - 1))
+    if not folds:  # nobody can say whether weights and intercept would hold, so they are left alone
+        return PLAIN
     best, losses = PLAIN, _forward(rows, folds, PLAIN)
     plain = losses
     for done, strength in enumerate(reversed(STRENGTHS)):
@@ -221,6 +226,16 @@ def _chosen(rows: _Rows, time: Array, whose: Array | None, progress: Progress) -
     gain = plain - losses
     scored = np.concatenate([later for _, later in folds])
     return best if gain.sum() > standard_error(gain, None if whose is None else whose[scored]) else PLAIN
+
+
+def _folds(time: Array, known_at: Array, count: int) -> list[tuple[Array, Array]]:
+    """As many folds forward in time as there can be, at most ``count``; none where no label is known before a later instant."""
+    for fewer in range(count, 0, -1):
+        try:
+            return forward_chaining(time, known_at, fewer)
+        except UsageError:
+            continue
+    return []
 
 
 def _forward(rows: _Rows, folds: Sequence[tuple[Array, Array]], strength: float) -> Array:

@@ -19,7 +19,7 @@ from zoo.calibration import IDENTITY, Calibrator
 from zoo.errors import ArtefactError, PluginError, UsageError, ZooError
 from zoo.fitting import Fit, Member, PluginSource, checked, load_fitted, run_fits, seen, silent
 from zoo.jobs import Executor, Serial
-from zoo.logistic import ENTITY
+from zoo.logistic import ENTITY, KNOWN_AT
 from zoo.manager import Plugins, RegisteredModel
 from zoo.plugin import Array, Artefact, Column, FeatureBatch, FittedModel, Progress, Target, TargetKind, TrainingData
 from zoo.vocabulary import Vocabulary
@@ -190,6 +190,7 @@ def stack(
     *,
     seed: int = 0,
     entities: Array | None = None,
+    known_at: Array | None = None,
     inputs: Sequence[str] | None = None,
     vocabulary: Vocabulary | None = None,
     source: PluginSource = INSTALLED,
@@ -197,17 +198,18 @@ def stack(
 ) -> Fitted:
     """The final model, fitted on the rows that have out-of-fold scores: columns ``score:MEMBER`` beside the features.
 
-    entities: int64 (n,), whose each row is; a model that asks for the column ``entity`` is given it, at fitting only. inputs: patterns of
-    the columns that it may read (default: those of its spec). vocabulary: whose codes it sees, those of the ensemble's members (default:
-    of all rows).
+    entities, known_at: int64 (n,), whose each row is, and when its label is known; a model that asks for the column ``entity`` or
+    ``known_at`` is given it, at fitting only. inputs: patterns of the columns that it may read (default: those of its spec).
+    vocabulary: whose codes it sees, those of the ensemble's members (default: of all rows).
     """
     member = Member("final", final, params or {}, seed)
     model, settings = member.resolve(source.load(), data.kind)
     patterns = tuple(model.plugin.spec.inputs if inputs is None else inputs)
     rows = data.take(oof.rows)
     batch = with_scores(rows.batch, oof.members, oof.scores[oof.rows])
-    if entities is not None and ENTITY in patterns:
-        batch = batch.with_block("rows", {ENTITY: Column(np.asarray(entities, np.int64)[oof.rows])})
+    told = {name: of for name, of in ((ENTITY, entities), (KNOWN_AT, known_at)) if of is not None and name in patterns}
+    if told:
+        batch = batch.with_block("rows", {name: Column(np.asarray(of, np.int64)[oof.rows]) for name, of in told.items()})
     rows = replace(rows, batch=seen(batch, vocabulary or Vocabulary.fit(data.batch), patterns))
     started = perf_counter()
     fitted = model.plugin.fit(rows, params=settings, seed=seed, progress=progress)

@@ -222,6 +222,8 @@ def _loss(
 
 
 def _study(project: Project, name: str) -> Study:
+    from sqlalchemy.pool import NullPool
+
     try:
         import optuna
     except ImportError as e:
@@ -231,7 +233,7 @@ def _study(project: Project, name: str) -> Study:
     url = project.registry_url.replace("postgresql://", "postgresql+psycopg://", 1)
     study = optuna.create_study(
         study_name=name,
-        storage=optuna.storages.RDBStorage(url),
+        storage=optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": NullPool}),  # as the registry opens it
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
         load_if_exists=True,
     )

@@ -81,12 +81,12 @@ def asked(
     )
 
 
-def honest(row: str, what: str, lines: dict[str, Line], best: str, churn: bool = True) -> list[Figure]:
+def honest(row: str, what: str, lines: dict[str, Line], best: str, churn: bool = True, drift: str = "") -> list[Figure]:
     """Calibration of the stack, and the stack against its best member (as its training rows have it), by log-loss."""
     stack = lines["stack"]
     figures = []
     if churn:
-        limit = "ten bins of equal mass over all rows are noisy: see the interval, and the slope beside it"
+        limit = f"{drift}; ten bins of equal mass are noisy, and noise makes it larger: see the interval, and the slope beside it"
         figures.append(asked(row, f"{what}, stack: calibration error, ten bins of equal mass", stack, "ece", ECE, limit))
         found = stack.metrics["slope"]
         inside = SLOPE[0] <= found.value <= SLOPE[1]
@@ -121,6 +121,14 @@ def honest(row: str, what: str, lines: dict[str, Line], best: str, churn: bool =
         )
     )
     return figures
+
+
+def drifted(runs: Sequence[Trained]) -> str:
+    """How the share of positives moved: what no model that learns from the past can know."""
+    past, now = (
+        np.concatenate([part.target for part in parts]).mean() for parts in ([r.data for r in runs], [r.test for r in runs])
+    )
+    return f"{past:.1%} of the training rows are positive, {now:.1%} of the test rows"
 
 
 def every(lines: dict[str, Line], metric: str) -> str:
@@ -188,7 +196,7 @@ def t1() -> list[Figure]:
     return [
         asked("T1", first, stack, "auc", 0.845, why, peer=peer.metrics["auc"].value, name=WINDOWS),
         asked("T1", second, stack, "log_loss", 0.402, why, peer=peer.metrics["log_loss"].value, name=WINDOWS),
-        *honest("T1", what, lines, runs[-1].record["best_member"]),
+        *honest("T1", what, lines, runs[-1].record["best_member"], drift=drifted(runs)),
     ]
 
 
@@ -324,7 +332,7 @@ def t3() -> list[Figure]:
             interval=(brier.low, brier.high),
             seeds=(0,),
         ),
-        *honest("T3", what, lines, run.record["best_member"]),
+        *honest("T3", what, lines, run.record["best_member"], drift=drifted([run])),
     ]
 
 
@@ -346,7 +354,7 @@ def _settle(root: Path, gbdt: dict[str, Any] | None = None) -> None:
 def _earlier(project: Project, features: Features) -> dict[str, float]:
     """Mean AUC of each trial over the earlier cuts, trained on labels known by then."""
     task, own, view = plugins().task("churn"), dict(project.task("churn").own), features.reader.view()
-    own.pop("gap")
+    own.pop("gap", None)
     first, last = instant(own["start"]), instant(EARLIER[0])
     rows = task.examples(view, own, first, last + 1)
     data = training_data(features, task, rows)
