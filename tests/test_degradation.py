@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from proxy import Proxy, proxied
 from shop import START, Shop
 from tiny_shop import DAY, _applied, events_table, opened, random_events, repo
 
+from zoo import scoring
 from zoo.contract import Array, Artefact, FeatureBatch
 from zoo.deadline import Threads
 from zoo.errors import FeatureError, LateError, PluginError, UsageError
@@ -28,6 +30,7 @@ from zoo.predictor import Predictor
 from zoo.project import Project
 from zoo.reading import Reader, Remembered
 from zoo.scoring import STUCK, Scorer
+from zoo.stacking import Ensemble
 
 __all__ = ["_applied", "repo"]  # fixtures
 MEMBERS = ("gbdt", "gru")
@@ -167,6 +170,45 @@ def test_a_member_that_hangs_is_asked_again_only_when_its_calls_end(churn: Predi
     while hanging._scorer._stuck["gru"]:
         time.sleep(0.01)
     assert hanging.predict(users=[1], deadline=30)["missing"].to_pylist() == [[]]
+
+
+def test_a_member_that_hangs_in_many_requests_at_once_takes_no_other_members_threads(
+    churn: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "EACH", STUCK)
+
+    def hang(scores: Array) -> Array:
+        LET.wait(60)
+        return scores
+
+    hanging = with_faults(churn, hang, "gru")
+    scorer, ensemble = Scorer(Threads(most=STUCK)), hanging.ensemble
+    assert isinstance(ensemble, Ensemble)
+    batch = churn.features.online("churn", {"user_id": [1]})
+    LET.clear()
+    with ThreadPoolExecutor(STUCK) as pool:
+        list(pool.map(lambda _: scorer.ask(ensemble, batch, time.monotonic() + 0.5), range(STUCK)))
+    assert scorer.ask(ensemble, batch, time.monotonic() + 30).why == {"gru": "late"}
+    LET.set()
+
+
+def test_too_many_scores_of_rows_that_are_alike_are_no_answer(churn: Predictor) -> None:
+    def twice(scores: Array) -> Array:
+        return np.concatenate([scores, scores])
+
+    assert with_faults(churn, twice, "gru").predict(users=[1, 1, 2])["missing"].to_pylist() == [["gru"]] * 3
+
+
+def test_locks_that_are_held_while_a_process_forks_are_free_in_its_child() -> None:
+    pool, scorer, remembered = Threads(), Scorer(), Remembered()
+    assert pool.submit(lambda: 1).result(30) == 1
+    with pool._lock, scorer._lock, remembered._lock:
+        child = os.fork()
+        if child == 0:
+            free = [each.acquire(blocking=False) for each in (pool._lock, scorer._lock, remembered._lock)]
+            pool._lock.release()
+            os._exit(0 if all(free) and pool.submit(lambda: 2).result(30) == 2 else 1)
+    assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_deadline_changes_no_answer(churn: Predictor) -> None:
@@ -322,6 +364,15 @@ def store(repo: Path, redis_url: str) -> Any:
 
 
 ROWS = {"user_id": [1, 2, 77]}
+
+
+def test_reads_that_hang_keep_no_answer_without_the_store(store: Store) -> None:
+    cold = replace(store.reader(Policy(store="cold")), threads=Threads(most=2))
+    gate = threading.Event()
+    held = [cold.threads.submit(gate.wait) for _ in range(2)]
+    assert set(cold.read(ROWS, None, time.monotonic() + 10).source) == {"cold"}
+    gate.set()
+    assert all(future.result(30) for future in held)
 
 
 def test_a_store_that_holds_its_replies_back_is_not_waited_for(store: Store) -> None:

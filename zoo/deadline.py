@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from zoo.errors import LateError
 
@@ -38,6 +39,22 @@ def until(instant: float | None) -> Iterator[None]:
         _until.reset(token)
 
 
+_begun: WeakValueDictionary[int, Any] = WeakValueDictionary()
+
+
+def anew_in_forks(owner: Any) -> None:
+    """Have ``owner._begin()`` called in every child of a fork, where its locks may be held by threads that are no more."""
+    _begun[id(owner)] = owner
+
+
+def _after_fork() -> None:
+    for owner in [*_begun.values()]:
+        owner._begin()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class Threads:
     """Runs work in threads that nobody has to wait for: one that hangs keeps neither its caller nor the end of the process.
 
@@ -47,17 +64,15 @@ class Threads:
     def __init__(self, most: int = MOST, idle: float = IDLE) -> None:
         self._most, self._patience = most, idle
         self._begin()
+        anew_in_forks(self)
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self._threads = self._idle = 0
 
     def submit(self, work: Callable[[], T], instant: float | None = None) -> Future[T]:
         """Begin the work, in the caller's context and under this deadline; its answer, or its exception, is the future's."""
-        if self._pid != os.getpid():
-            self._begin()
         context, future = copy_context(), Future[T]()
 
         def run() -> T:

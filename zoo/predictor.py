@@ -145,7 +145,7 @@ class Predictor:
 
     @cached_property
     def _reader(self) -> Reader:
-        return Reader(self.features, self.service, self.context, self.policy, self._scorer.threads)
+        return Reader(self.features, self.service, self.context, self.policy)
 
     def _read(self, rows: Any, at: int | None, instant: float | None = None) -> Read:
         """The features of rows as of ``at``, with what the model is told of items beside them."""

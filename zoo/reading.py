@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.contract import Array, FeatureBatch
-from zoo.deadline import Threads
+from zoo.deadline import Threads, anew_in_forks
 from zoo.errors import FeatureError, LateError
 from zoo.events.given import given_columns
 from zoo.features import Features
@@ -52,6 +52,13 @@ class Remembered:
     _bytes: int = 0
     _of: tuple[str, int] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __post_init__(self) -> None:
+        anew_in_forks(self)
+
+    def _begin(self) -> None:
+        # what a thread was just changing may be half changed
+        self._lock, self._kept, self._bytes, self._of = threading.Lock(), OrderedDict(), 0, None
 
     def note(self, recent: Recent) -> None:
         """Keep what was read. Of a log that was rewritten since, what was kept is dropped: people may be forgotten."""
@@ -92,13 +99,17 @@ def _size(value: bytes | None) -> int:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads one service's features. Thread-safe."""
+    """Reads one service's features. Thread-safe.
+
+    threads: that ask the store. others: that need no store, so that one which hangs does not keep them.
+    """
 
     features: Features
     service: str
     context: Mapping[str, str]
     policy: Policy
-    threads: Threads
+    threads: Threads = field(default_factory=Threads)
+    others: Threads = field(default_factory=Threads)
     remembered: Remembered = field(default_factory=Remembered)
 
     def read(self, rows: Any, at: int | None, instant: float | None = None) -> Read:
@@ -119,7 +130,7 @@ class Reader:
             return self.threads.within(lambda: self._fresh(rows, at), first, "features were")
         except (FeatureError, LateError) as error:
             instead = self._instead(error)
-        return self.threads.within(lambda: instead(rows, at), instant, "features were")
+        return self.others.within(lambda: instead(rows, at), instant, "features were")
 
     def _fresh(self, rows: Any, at: int | None) -> Read:
         given: list[Recent] = []

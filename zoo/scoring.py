@@ -12,13 +12,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from zoo.contract import Array, FeatureBatch, Target
-from zoo.deadline import Threads
+from zoo.deadline import Threads, anew_in_forks
+from zoo.errors import PluginError
 from zoo.events.given import distinct
 from zoo.fitting import checked
 from zoo.stacking import Ensemble, Fitted
 
 STUCK = 4
 """Calls of a member that were given up and still run, from which on it is not asked: it has enough threads."""
+EACH = 16
+"""Calls of one member at a time: further ones wait for these, and one that hangs takes no other's threads."""
 _log = logging.getLogger(__name__)
 
 
@@ -33,11 +36,21 @@ class Scores:
 
 @dataclass
 class Scorer:
-    """Asks an ensemble's members: in this thread, or, where there is a deadline, each in one of its own. Thread-safe."""
+    """Asks an ensemble's members: in this thread, or, where there is a deadline, each in one of its own. Thread-safe.
+
+    threads: for what needs all members at once, as lists do.
+    """
 
     threads: Threads = field(default_factory=Threads)
+    _own: dict[str, Threads] = field(default_factory=dict, repr=False)
     _stuck: dict[str, int] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __post_init__(self) -> None:
+        anew_in_forks(self)
+
+    def _begin(self) -> None:
+        self._lock, self._stuck = threading.Lock(), {}
 
     def ask(self, ensemble: Ensemble, batch: FeatureBatch, instant: float | None = None) -> Scores:
         """Scores of a batch in the log's codes, by ``instant`` (of ``time.monotonic()``)."""
@@ -75,7 +88,10 @@ class Scorer:
         with self._lock:
             if self._stuck.get(name, 0) >= STUCK:
                 return _too_late
-        future = self.threads.submit(call, instant)
+            if name not in self._own:
+                self._own[name] = Threads(most=EACH)
+            threads = self._own[name]
+        future = threads.submit(call, instant)
 
         def wait() -> Array:
             try:
@@ -107,7 +123,10 @@ def _once(member: Fitted, batch: FeatureBatch) -> Array:
     first, which = distinct([*read, batch.as_of])
     if first is None or len(first) == len(batch):
         return np.asarray(member.fitted.predict(batch))
-    return np.asarray(member.fitted.predict(batch.take(first)))[which]
+    found = np.asarray(member.fitted.predict(batch.take(first)))
+    if found.shape[:1] != (len(first),):  # which spreading would hide
+        raise PluginError(f"{member.name} returned shape {found.shape} for {len(first)} rows; expected a score a row")
+    return found[which]
 
 
 def _finite(scores: Array, rows: int, target: Target, who: str) -> tuple[Array, Array]:
