@@ -436,5 +436,8 @@ def test_an_answer_without_the_store_says_so_and_claims_to_know_nobody(churn: Pr
     row = cold.predict(users=[1], deadline=10).to_pylist()[0]
     assert (row["known"], row["features"], row["newest_event_age"]) == (None, "cold", None)
     assert row["score"] == pytest.approx(before["score"], abs=1e-6)
+    (explained,) = cold.explain(users=[1], deadline=30, events=0)
+    assert explained.as_dict()["source"] == "cold"
+    assert explained.score == pytest.approx(row["score"], abs=1e-6)
     with pytest.raises(FeatureError, match="the store is down"):
         replace(churn, _scorer=Scorer()).predict(users=[1], at=START)

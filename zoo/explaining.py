@@ -40,7 +40,8 @@ class Explanation:
     members: name -> how much it moved the stack; they sum to ``raw - base``, base being the stack's answer where every member gives
     the base rate. features: member -> (column, how much it moved that member's own raw score), the strongest first. how: member ->
     how its columns were weighed. events: newest first within a sequence; ``moved`` by line (``stack`` and members): how much less it
-    would be without that event.
+    would be without that event. source: where the features came from, as ``features`` of an answer: ``fresh`` or, while the store is
+    down, ``last_known`` or ``cold``.
     """
 
     output: str | None
@@ -51,6 +52,7 @@ class Explanation:
     features: Mapping[str, Sequence[tuple[str, float]]]
     how: Mapping[str, str]
     events: Sequence[Mapping[str, Any]]
+    source: str = "fresh"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""

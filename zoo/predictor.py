@@ -252,11 +252,12 @@ class Predictor:
         output: str | None = None,
         top: int = 10,
         events: int = 10,
+        deadline: float | None = None,
     ) -> list[Explanation]:
         """What moved each row's score: members, their columns and single events; an explanation a row, as in ``zoo.explaining``.
 
         rows, users, at: as in ``predict``. output: one of ``outputs``, default each row's likeliest. top: columns of each member. events:
-        newest ones of each sequence. Raises UsageError for a version that ranks items, else as ``predict``.
+        newest ones of each sequence. deadline: seconds from now by which the features have to be there. Raises UsageError for a version that ranks items, else as ``predict``.
         """
         from zoo.explaining import explain, rates
 
@@ -264,10 +265,10 @@ class Predictor:
             raise UsageError(f"{self.version.reference} ranks items; what moved a score can be said of tasks with a score a row")
         if output is not None and output not in self.outputs:
             raise UsageError(choices("output", output, self.outputs))
-        table = self._rows(rows, users)
+        table, instant = self._rows(rows, users), _instant(deadline)
         if not len(table):
             return []
-        batch = self._read(table, None if at is None else moment(at)).batch
+        read = self._read(table, None if at is None else moment(at), instant)
         number = None if output is None else self.outputs.index(output)
         asked: dict[str, Any] = {
             "output": number,
@@ -275,7 +276,8 @@ class Predictor:
             "events": events,
             "sequences": self.features.sequences(self.service),
         }
-        return explain(self.ensemble, batch, rates(self.version.metrics, self.ensemble.target), **asked)
+        found = explain(self.ensemble, read.batch, rates(self.version.metrics, self.ensemble.target), **asked)
+        return [replace(each, source=str(source)) for each, source in zip(found, read.source, strict=True)]
 
     def recommend(
         self,
