@@ -25,12 +25,14 @@ from zoo.deadline import Threads
 from zoo.errors import FeatureError, LateError, PluginError, UsageError
 from zoo.fallbacks import Fallbacks, losses
 from zoo.features import Features
+from zoo.manager import plugins
 from zoo.policy import Policy
 from zoo.predictor import Predictor
 from zoo.project import Project
 from zoo.reading import Reader, Remembered
 from zoo.scoring import STUCK, Scorer
 from zoo.stacking import Ensemble
+from zoo.training import train
 
 __all__ = ["_applied", "repo"]  # fixtures
 MEMBERS = ("gbdt", "gru")
@@ -316,6 +318,8 @@ def test_the_policy_of_a_task_is_kept_in_its_versions(trained_shop: Shop, tmp_pa
     policy = Project.open(root).task("churn").serving
     assert policy == Policy(("gbdt",), 2, "last_known", 600.0)
     assert Policy.kept(policy.facts()) == policy
+    with pytest.raises(UsageError, match="requires gbdt, which this run would not train"):
+        train(Project.open(root), "churn", plugins=plugins(), members=["gru"])
     assert Predictor.load("churn", root).policy == Policy()  # the version has what was declared when it was trained
     assert Predictor.load("churn", root).version.lineage["serving"] == Policy().facts()
 

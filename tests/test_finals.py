@@ -69,6 +69,7 @@ def test_the_best_member_alone_stays_where_it_is_asked_for_and_the_others_are_dr
     assert made.members == ("m1",)
     assert made.record["dropped"] == {"m0": "no weight", "m2": "no weight"}
     assert list(made.record["log_loss"]) == ["best"]
+    assert choose(scores_of(2.0, 0.3, 2.0), "best", keep=["m2"]).members == ("m1", "m2")
 
 
 @pytest.mark.parametrize("name", [*CANDIDATES, "average"])
@@ -142,6 +143,8 @@ def test_a_member_that_does_not_earn_its_cost_is_left_out():
     assert made.members == ("m0", "m1")
     assert "costs 50 ms a row" in made.record["dropped"]["m2"]
     assert "m2" not in made.final.fitted.members
+    needed = choose(given, "logistic", price=0.001, cost=cost, keep=["m2"])
+    assert "m2" in needed.members
     dear = choose(given, "logistic", price=1.0, cost=dict.fromkeys(cost, 100.0))
     assert len(dear.members) == 1
 

@@ -6,7 +6,7 @@ members are fitted, nor look at a test row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from types import MappingProxyType
@@ -131,6 +131,7 @@ def choose(
     calibration: str | None = None,
     price: float = 0.0,
     cost: Mapping[str, float] = MappingProxyType({}),
+    keep: Collection[str] = (),
     progress: Progress = silent,
 ) -> Chosen:
     """The final model, the members that stay, and the calibrator.
@@ -138,7 +139,8 @@ def choose(
     final: a candidate or model by name; None: the one of least log-loss on later blocks, ``DEFAULT`` unless another beats it by more than
     a standard error over whole users. calibration: likewise, of ``zoo.calibration.KINDS``. price: what a millisecond a row is worth, in
     log-loss; a member stays if leaving it out raises the log-loss on later blocks by at least that times its ``cost`` (milliseconds).
-    Members without any weight are left out in any case. Raises UsageError for names that cannot be meant.
+    Members without any weight are left out in any case. keep: members that stay all the same.
+    Raises UsageError for names that cannot be meant.
     """
     kinds = KINDS if calibration is None else (calibration,)
     Calibrator.fit(kinds[0], np.zeros((0, 1)), np.zeros(0), np.zeros(0))  # names an unknown kind before anything is fitted
@@ -161,7 +163,7 @@ def choose(
         picked = least(loss, DEFAULT, _of(scores.entities, later)) if final is None else final
         total = float(scores.data.weight[later].sum())
         record |= {"rows": len(later), "log_loss": {name: float(each.sum()) / total for name, each in loss.items()}}
-    scores, dropped, held_out = _pruned(scores, picked, blocks, forward.get(picked), price, cost)
+    scores, dropped, held_out = _pruned(scores, picked, blocks, forward.get(picked), price, cost, keep)
     fitted = scores.fit(picked)
     kind, curve, held_out, compared = _calibrated(scores, held_out, blocks, calibration)
     record = {"chosen": picked, **record, "seconds": perf_counter() - started}
@@ -179,13 +181,14 @@ def _pruned(
     forward: Array | None,
     price: float,
     cost: Mapping[str, float],
+    keep: Collection[str],
 ) -> tuple[Scores, dict[str, str], Array | None]:
     """The scores of members that stay, why the others do not, and the later blocks' scores of those that do."""
     dropped: dict[str, str] = {}
     fitted = scores.fit(name).fitted
     weights = getattr(fitted, "weights", None)
     if weights is not None and len(weights) == len(scores.oof.members):
-        idle = [m for m, weight in zip(scores.oof.members, weights, strict=True) if not np.any(weight)]
+        idle = [m for m, weight in zip(scores.oof.members, weights, strict=True) if not np.any(weight) and m not in keep]
         if idle:
             dropped = dict.fromkeys(idle, "no weight")
             scores = replace(scores, oof=scores.oof.only([m for m in scores.oof.members if m not in dropped]))
@@ -195,11 +198,13 @@ def _pruned(
         total = float(scores.data.weight[later].sum())
         before = float(_losses(scores, forward, later).sum()) / total
         tried = {}
-        for member in scores.oof.members:
+        for member in [each for each in scores.oof.members if each not in keep]:
             less = replace(scores, oof=scores.oof.only([m for m in scores.oof.members if m != member]))
             without = less.forward(name, blocks)
             worth = float(_losses(less, without, later).sum()) / total - before
             tried[member] = (price * cost.get(member, 0.0) - worth, worth, less, without)
+        if not tried:
+            break
         member = max(tried, key=lambda each: tried[each][0])
         saved, worth, less, without = tried[member]
         if saved <= 0:

@@ -257,7 +257,8 @@ class Predictor:
         """What moved each row's score: members, their columns and single events; an explanation a row, as in ``zoo.explaining``.
 
         rows, users, at: as in ``predict``. output: one of ``outputs``, default each row's likeliest. top: columns of each member. events:
-        newest ones of each sequence. deadline: seconds from now by which the features have to be there. Raises UsageError for a version that ranks items, else as ``predict``.
+        newest ones of each sequence. deadline: seconds from now by which the features have to be there. Raises UsageError for a version
+        that ranks items, else as ``predict``.
         """
         from zoo.explaining import explain, rates
 

@@ -166,6 +166,13 @@ def train(
     say = progress or silent
     settings = project.task(task_name)
     task = plugins.task(settings.task)
+    chosen = members_of(settings, members)
+    absent = sorted({*settings.serving.required} - {member.name for member in chosen})
+    if register and absent:
+        raise UsageError(
+            f"[tasks.{task_name}.serving] requires {', '.join(absent)}, which this run would not train; name it as a member, too, "
+            "take it from required, or do not register the run"
+        )
     features = features or Features.open(project.root)
     features.reader.log.flush()  # so that the Delta version alone names what is trained on
     features = features.pinned()  # one version for labels, features and lineage
@@ -180,7 +187,6 @@ def train(
     rows = split(task, settings, view, begin, end, open_labels)
     data, test = training_data(features, task, rows.train), training_data(features, task, rows.test)
     say(STEPS["features"], "features")
-    chosen = members_of(settings, members)
     work: dict[str, Any] = {"source": source, "executor": executor, "cache": cache}
     folds: Sequence[tuple[Array, Array]] = []
     if task.target.kind == "ranking":
@@ -230,6 +236,7 @@ def _stacked(
         calibration=settings.calibration,
         price=settings.price,
         cost={name: each["ms"] for name, each in cost.items()},
+        keep=settings.serving.required,
         progress=_part(say, "members", "evaluation"),
     )
     whole = Ensemble(tuple(fitted), made.final, vocabulary, task.target, made.calibrator)
