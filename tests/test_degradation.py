@@ -127,7 +127,9 @@ def test_a_final_model_of_the_others_answers_a_single_loss(churn: Predictor) -> 
     answer = with_faults(churn, fail, "gru").predict(users=USERS)
     assert churn.fallbacks is not None
     final = churn.fallbacks.without["gru"]
-    alone = replace(churn.ensemble, members=churn.ensemble.members[:1], final=final)
+    assert {*churn.fallbacks.calibrators} == {"gbdt", "gru"}  # the whole stack's is of other scores
+    own = churn.fallbacks.calibrators["gru"]
+    alone = replace(churn.ensemble, members=churn.ensemble.members[:1], final=final, calibrator=own)
     batch = churn.features.online("churn", {"user_id": USERS})
     assert np.array_equal(np.asarray(answer["score"]), alone.predict(batch)[:, 0])
 

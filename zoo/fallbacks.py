@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.calibration import Calibrator
 from zoo.errors import ArtefactError
 from zoo.manager import Plugins
 from zoo.plugin import Array, Artefact, FeatureBatch, TrainingData
@@ -29,7 +30,8 @@ MOST = 6
 
 @dataclass(frozen=True)
 class Fallbacks:
-    """without: by lost member, the final model fitted on the scores of the others.
+    """without: by lost member, the final model fitted on the scores of the others. calibrators: by lost member, what maps that
+    model's scores; versions from before there were any have that of the whole stack in their place.
 
     mean, spread: float64 (m * k,) and (m * k, m * k), of the members' logits on rows that they were not trained on. usual: float64
     (k,), the mean target of these rows, which is the answer when no member is left. held_out: by lost members' names joined with
@@ -42,6 +44,7 @@ class Fallbacks:
     spread: Array
     usual: Array
     held_out: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    calibrators: Mapping[str, Calibrator] = field(default_factory=dict)
 
     def combine(self, ensemble: Ensemble, batch: FeatureBatch, scores: Array, lost: Array) -> Array:
         """float32 (n, k): the answer to members' scores (n, m, k), of which those that are lost, bool (n, m), are not looked at."""
@@ -60,11 +63,13 @@ class Fallbacks:
         if lost.all():
             return np.tile(self.usual.astype(np.float32), (len(batch), 1))
         (gone,) = np.nonzero(lost)
-        final = self.without.get(ensemble.members[gone[0]].name) if len(gone) == 1 else None
+        name = ensemble.members[gone[0]].name
+        final = self.without.get(name) if len(gone) == 1 else None
         if final is None:
             return ensemble.combine(batch, self.imputed(scores, lost, ensemble.target.kind))
         left = tuple(member for member, away in zip(ensemble.members, lost, strict=True) if not away)
-        return replace(ensemble, members=left, final=final).combine(batch, scores[:, ~lost])
+        curve = self.calibrators.get(name, ensemble.calibrator)
+        return replace(ensemble, members=left, final=final, calibrator=curve).combine(batch, scores[:, ~lost])
 
     def imputed(self, scores: Array, lost: Array, kind: str) -> Array:
         """float32 (n, m, k): in place of lost members' scores what is expected of them given the others', on the scale of logits.
@@ -90,7 +95,11 @@ class Fallbacks:
         return replace(self, held_out=found)
 
     def save(self) -> Artefact:
-        about = {"without": {name: final.facts() for name, final in self.without.items()}, "held_out": dict(self.held_out)}
+        about = {
+            "without": {name: final.facts() for name, final in self.without.items()},
+            "held_out": dict(self.held_out),
+            "calibrators": {name: curve.to_json() for name, curve in self.calibrators.items()},
+        }
         return Artefact.merged(
             Artefact({"mean": self.mean, "spread": self.spread, "usual": self.usual}, {FILE: json.dumps(about)}),
             *(final.fitted.save().nested(f"without/{name}") for name, final in self.without.items()),
@@ -104,23 +113,24 @@ class Fallbacks:
         try:
             about: Mapping[str, Any] = json.loads(artefact.texts[FILE])
             finals, held_out = dict(about["without"]), dict(about["held_out"])
+            curves = {name: Calibrator.from_json(curve) for name, curve in about.get("calibrators", {}).items()}
             mean, spread, usual = (artefact.arrays[name] for name in ("mean", "spread", "usual"))
         except (KeyError, TypeError, ValueError) as e:
             raise ArtefactError(
                 f"not fallbacks: {e!r}; expected {FILE} with without and held_out, and mean, spread, usual"
             ) from e
         without = {name: Fitted.load(facts, artefact.part(f"without/{name}"), plugins) for name, facts in finals.items()}
-        return Fallbacks(without, mean, spread, usual, held_out)
+        return Fallbacks(without, mean, spread, usual, held_out, curves)
 
 
-def fallbacks(oof: OutOfFold, data: TrainingData, fit: Callable[[OutOfFold], Fitted]) -> Fallbacks:
+def fallbacks(oof: OutOfFold, data: TrainingData, fit: Callable[[OutOfFold], tuple[Fitted, Calibrator]]) -> Fallbacks:
     """Final models and imputation for lost members, from the rows that have out-of-fold scores.
 
-    fit: gives the final model for some of the members; its errors are raised.
+    fit: gives the final model for some of the members, and its calibrator; its errors are raised.
     """
-    without = {}
+    without, curves = {}, {}
     for name in oof.members if len(oof.members) > 1 else ():
-        without[name] = fit(oof.only([other for other in oof.members if other != name]))
+        without[name], curves[name] = fit(oof.only([other for other in oof.members if other != name]))
     target, weight = data.target[oof.rows], np.maximum(data.weight[oof.rows], 1e-12)
     logits = _logits(oof.scores[oof.rows], data.kind.kind).reshape(len(oof.rows), -1)
     known = np.isfinite(logits).all(axis=1)
@@ -128,7 +138,7 @@ def fallbacks(oof: OutOfFold, data: TrainingData, fit: Callable[[OutOfFold], Fit
     mean = np.average(logits, axis=0, weights=weight[known])
     spread = np.atleast_2d(np.cov(logits, rowvar=False, aweights=weight[known]))
     spread += RIDGE * max(float(np.trace(spread)) / len(spread), 1e-9) * np.eye(len(spread))
-    return Fallbacks(without, mean, spread, np.average(_outcome(target, data), axis=0, weights=weight))
+    return Fallbacks(without, mean, spread, np.average(_outcome(target, data), axis=0, weights=weight), calibrators=curves)
 
 
 def losses(members: int) -> Iterator[tuple[bool, ...]]:

@@ -116,6 +116,12 @@ class Scores:
             out[later] = answer(final, self.data.batch.take(later), self.oof, later, self.vocabulary, self.data.kind)
         return out
 
+    def calibrated(self, name: str, calibration: str | None = None) -> tuple[Fitted, Calibrator]:
+        """A final model and the calibrator of its scores, both as ``choose`` has them for a model by this name."""
+        blocks = self.blocks() if self.data.kind.kind in ("binary", "multiclass") else []
+        curve = _calibrated(self, self.forward(name, blocks) if blocks else None, blocks, calibration)[1]
+        return self.fit(name), curve
+
 
 def answer(final: Fitted, batch: FeatureBatch, oof: OutOfFold, rows: Array, vocabulary: Vocabulary, target: Target) -> Array:
     """A final model's scores (len(rows), k) of rows by their out-of-fold scores."""

@@ -245,7 +245,11 @@ def _stacked(
     ensemble = replace(whole, members=tuple(fitted[at] for at in kept))
     scores = {f.name: every[:, at] for at, f in enumerate(fitted)}
     scores |= {"mean": plain_mean(every), "stack": ensemble.combine(test.batch, every[:, kept])}
-    spares = fallbacks(oof.only(made.members), data, lambda left: replace(level, oof=left).fit(made.record["chosen"]))
+    spares = fallbacks(
+        oof.only(made.members),
+        data,
+        lambda left: replace(level, oof=left).calibrated(made.record["chosen"], settings.calibration),
+    )
     spares = spares.judged(ensemble, test, every[:, kept])
     done = Trained(None, ensemble, {}, data, test, rows.test, scores, spares)
     asked: dict[str, Any] = {"groups": done.groups, "seconds": {f.name: f.seconds for f in fitted}, "against": "stack"}
