@@ -185,3 +185,18 @@ def test_classes_have_the_same_candidates_and_sum_to_1():
 def test_a_single_member_needs_no_choice():
     made = choose(scores_of(0.5))
     assert list(made.record["log_loss"]) == ["logistic"]
+
+
+def test_a_members_parameters_are_not_those_of_the_final_model_of_its_name():
+    given = scores_of(0.5, 1.0, rows=800)
+    named = replace(given, oof=replace(given.oof, members=("gbdt", "m1")), params={"gbdt": {"num_trees": 3}})
+    final = replace(given, params={"gbdt": {"num_trees": 3}})
+    trees = [each.fit("gbdt").fitted.boosters[0].num_trees() for each in (named, final)]
+    assert trees[0] > 3
+    assert trees[1] == 3
+
+
+def test_scores_that_no_earlier_row_calibrates_are_not_among_the_held_out_ones():
+    given = scores_of(0.5, 1.0, bold=3.0)
+    plain, bent = (choose(given, "logistic", calibration=kind).held_out for kind in ("none", "platt"))
+    assert np.isfinite(bent).sum() < np.isfinite(plain).sum()

@@ -86,7 +86,8 @@ class Scores:
     def fit(self, name: str, rows: Array | None = None) -> Fitted:
         """A candidate, or another model by its name, fitted on these rows (default: all that have scores)."""
         model, params, inputs = CANDIDATES.get(name, (name, {}, None))
-        params = {**params, **self.params.get(name, {})}
+        if name not in self.oof.members:  # a member's parameters are for its own inputs, not for a few scores
+            params = {**params, **self.params.get(name, {})}
         oof = self.oof if rows is None else replace(self.oof, fold=_masked(self.oof.fold, rows))
         more: dict[str, Any] = {
             "entities": self.entities,
@@ -243,7 +244,7 @@ def _calibrated(
     p, target, weight = forward[later], data.target[later], data.weight[later]
     kind, compared = chosen(p, target, weight, pairs, _of(scores.entities, later), KINDS if asked is None else (NONE, asked))
     kind = kind if asked is None else asked
-    held_out = forward.copy()
+    held_out = forward.copy() if kind == NONE else np.full_like(forward, np.nan)
     for a, b in pairs:
         held_out[later[b]] = Calibrator.fit(kind, p[a], target[a], weight[a])(p[b])
     return kind, Calibrator.fit(kind, p, target, weight), held_out, compared
