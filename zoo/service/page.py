@@ -132,7 +132,7 @@ def _answer(predictor: Predictor, user: Any) -> Iterator[Markup]:
         return
     (row,) = predictor.predict(users=[user]).to_pylist()
     yield table(["what", "says"], [(key, _cell(value)) for key, value in row.items()])
-    (found,) = predictor.explain([user], top=MOVED, events=0)
+    (found,) = predictor.explain(users=[user], top=MOVED, events=0)
     output = f" of {found.output}" if found.output else ""
     yield tag("h3", f"What moved the score{output}")
     if found.source != "fresh":
