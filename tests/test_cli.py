@@ -6,6 +6,7 @@ import io
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -188,7 +189,7 @@ def test_a_command_explains_itself_with_an_example_and_offers_json(name: str, zo
 
 def test_an_example_in_a_help_is_a_command_that_would_be_understood() -> None:
     for name, command in COMMANDS.items():
-        words = str(command.epilog).removeprefix("Example: ").split()[1 + len(name.split()) :]
+        words = shlex.split(str(command.epilog).removeprefix("Example: "))[1 + len(name.split()) :]
         command.make_context(name, words)
 
 

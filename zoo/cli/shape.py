@@ -37,6 +37,8 @@ RANKING = ("popularity", "covisit", "itemknn")
 """Members of a recommendation, where they are installed: those that are fitted in seconds."""
 
 
+OWN = "feature-zoo"
+"""The distribution whose models are final models, and a plain one for trials; a stack is made of plugins'."""
 BEHAVIOUR = ("gbdt", "gru")
 """Members of a model of what a user does next, where they are installed: its rows are as many as events, so those that are fast."""
 BEHAVIOUR_SPAN = 12 * DAY
@@ -104,7 +106,7 @@ def shape(found: Survey, items: pa.Table | None, users: pa.Table | None, plugins
     for name in schema.extra:
         left_out[f"event column {name}"] = "kept in the log; no feature reads it until you declare one"
     bought = next((kind for name in PURCHASES for kind in kinds if kind.lower() == name), None)
-    members = tuple(name for name, model in plugins.models.items() if _is_member(model.plugin.spec))
+    members = tuple(name for name, model in plugins.models.items() if _is_member(model.plugin.spec) and model.distribution != OWN)
     able = [name for name, model in plugins.models.items() if "ranking" in model.plugin.spec.targets]
     ranking = tuple(name for name in RANKING if name in able) or tuple(able[:1])
     windows = tuple(w for w, seconds in LADDER.items() if seconds <= length / 2)[-5:] or ("1d",)
@@ -133,9 +135,9 @@ def shape(found: Survey, items: pa.Table | None, users: pa.Table | None, plugins
 
 
 def _is_member(spec: object, kind: str = "binary") -> bool:
-    """A model of this kind of target that reads features; a final model reads members' scores only."""
+    """A model of this kind of target that reads features; a final model reads members' scores."""
     inputs: Sequence[str] = getattr(spec, "inputs", ())
-    return kind in getattr(spec, "targets", ()) and not all(pattern.startswith("score:") for pattern in inputs)
+    return kind in getattr(spec, "targets", ()) and not any(pattern.startswith("score:") for pattern in inputs)
 
 
 def _able(plugins: Plugins, names: Sequence[str], kind: str) -> tuple[str, ...]:
