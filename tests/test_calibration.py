@@ -211,3 +211,13 @@ def test_a_share_is_a_capacity_and_nothing_below_0():
             threshold_of_costs(wrong)
     nobody = decision([0, 1], [0.2, 0.3], np.inf, resamples=5).as_dict()
     assert (nobody["threshold"], nobody["acted"], nobody["precision"]) == (None, 0.0, None)
+
+
+def test_few_rows_of_a_class_choose_no_calibration_and_few_rows_no_steps():
+    rng = np.random.default_rng(0)
+    p, weight = rng.uniform(0.05, 0.95, (600, 1)), np.ones(600)
+    folds = [(np.arange(300), np.arange(300, 600))]
+    none = chosen(p, np.zeros(600), weight, folds)
+    assert none[0] == "none"
+    assert list(none[1]) == ["none"]
+    assert set(chosen(p, (rng.random(600) < p[:, 0] ** 3).astype(float), weight, folds)[1]) == {"none", "platt", "beta"}

@@ -21,6 +21,10 @@ from zoo.plugin import Array
 
 NONE = "none"
 KINDS = (NONE, "platt", "beta", "isotonic")
+OF_EACH = 50
+"""Rows of the rarest class from which on calibration is considered: fewer cannot tell a bent curve from chance."""
+STEPS_FROM = 1_000
+"""Rows from which on ``isotonic`` is, which overfits fewer (Niculescu-Mizil and Caruana, 2005)."""
 PULL = 0.1
 """Keeps what few rows, or rows of one class, say finite."""
 CLIP = 1e-6
@@ -102,10 +106,15 @@ def chosen(
     """The kind of least log-loss on later rows, fitted on the rows before them, and each kind's loss there.
 
     folds: (rows fitted on, later rows). No calibration stays where no kind beats it by more than a standard error over whole
-    entities. Without folds nothing is chosen and no loss is known.
+    entities, nor where rows are too few to say (``OF_EACH``, ``STEPS_FROM``). Without folds nothing is chosen and no loss is known.
     """
     if not folds:
         return NONE, {}
+    counts = np.unique(target, return_counts=True)[1]
+    if len(counts) < 2 or counts.min() < OF_EACH:
+        kinds = (NONE,)
+    elif len(target) < STEPS_FROM:
+        kinds = [kind for kind in kinds if kind != "isotonic"]
     scored = np.concatenate([later for _, later in folds])
     found = {}
     for kind in kinds:
