@@ -392,7 +392,7 @@ CONTENTS: dict[str, Callable[[Artefact], Artefact]] = {
     "2**31 leaves": line("num_leaves", first(2**31)),
     "one leaf more than there are": line("num_leaves", lambda values: [str(int(values[0]) + 1)]),
     "a threshold that is no number": line("threshold", first("nan")),
-    "an infinite threshold": line("threshold", first("inf")),
+    "a threshold below everything": line("threshold", first("-inf")),
     "a threshold that is a word": line("threshold", first("one")),
     "a leaf that is no number": line("leaf_value", first("nan")),
     "a leaf of 10**999": line("leaf_value", first("1e999")),

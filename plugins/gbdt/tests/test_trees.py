@@ -36,6 +36,18 @@ def test_what_lightgbm_writes_passes(written: str, classes: int, settings: dict[
     check(text(classes=classes, **settings), 3, classes, written)
 
 
+def test_a_split_on_whether_there_is_a_value_passes() -> None:
+    """LightGBM writes its threshold as inf: every value goes left, what is missing right."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 2))
+    x[rng.random(400) < 0.4, 0] = np.nan
+    given = {"objective": "binary", "verbosity": -1, "num_threads": 1, "num_leaves": 2, "min_data_in_leaf": 1}
+    data = lightgbm.Dataset(x, np.isnan(x[:, 0]).astype(float), params={"verbosity": -1})
+    written = str(lightgbm.train(given, data, 1).model_to_string())
+    assert "\nthreshold=inf\n" in written
+    check(written, 2, 1, "binary sigmoid:1")
+
+
 def test_sets_of_categories_are_there_once_and_rise() -> None:
     good = text(max_cat_to_onehot=1)
     assert "\ncat_boundaries=0 " in good

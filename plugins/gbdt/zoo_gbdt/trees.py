@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from math import isfinite
+from math import inf, isfinite
 
 from zoo.plugin import PluginError
 
@@ -29,7 +29,7 @@ _TREE = (
 )
 _WHOLE = re.compile(r"-?[0-9]{1,10}")
 _REAL = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?(e[+-]?[0-9]{1,3})?|-?inf|-?nan")
-_INFO = re.compile(r"none|\[[0-9.e+:-]{1,80}\]|-?[0-9]{1,10}(:-?[0-9]{1,10})*")
+_INFO = re.compile(r"none|\[(?:[0-9.e+:-]|inf){1,80}\]|-?[0-9]{1,10}(:-?[0-9]{1,10})*")
 _IMPORTANCE = re.compile(r"Column_([0-9]{1,9})=[0-9]{1,9}")
 _PARAMETER = re.compile(r"\[[a-z0-9_]{1,60}: [A-Za-z0-9_.,:+-]*\]")
 _TAIL = "end of trees\n\nfeature_importances:\n"
@@ -39,7 +39,8 @@ _END = "\nend of parameters\n\npandas_categorical:null\n"
 def check(text: str, columns: int, width: int, objective: str) -> None:
     """Raise PluginError unless it is the text of a model of ``width`` trees a round over so many table columns.
 
-    Every index is inside its array, every tree is one tree, thresholds and leaves are finite, and sizes are those that are stated.
+    Every index is inside its array, every tree is one tree, leaves are finite, and sizes are those that are stated. Thresholds are numbers;
+    inf is one, which LightGBM writes where a split parts the rows with a value from those without.
     objective: as LightGBM writes it, or empty for a loss of our own.
     """
     if len(text) > LARGEST or not text.isascii():
@@ -97,7 +98,9 @@ def _check_tree(number: int, text: str, columns: int) -> None:
     kinds = _whole(
         "decision_type", values["decision_type"], splits, 0, 11
     )  # 1: category, 2: missing goes left, 4 and 8: what is missing
-    thresholds = _real("threshold", values["threshold"], splits, finite=True)
+    thresholds = _real("threshold", values["threshold"], splits)
+    if not all(each > -inf for each in thresholds):
+        raise _refused(f"tree {number} has a threshold that is no number, or below every number")
     _real("leaf_value", values["leaf_value"], leaves, finite=True)
     _real("shrinkage", values["shrinkage"], 1, finite=True)
     for name, length in (
