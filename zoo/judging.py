@@ -1,25 +1,33 @@
-"""What a training record says beside the leaderboard: slices, importance, guards against leaks, data and drift."""
+"""What a training record says beside the leaderboard: shares, cost, calibration, decisions, slices, importance, guards, data and drift."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zoo.cache import Cache
+from zoo.evaluation import calibration, decision, reliability, threshold_of_capacity, threshold_of_costs
 from zoo.evaluation.drift import drift
 from zoo.evaluation.slices import by_slice, of_log
 from zoo.explaining import importance, rates
-from zoo.fitting import Member, PluginSource
+from zoo.finals import Chosen
+from zoo.fitting import Member, PluginSource, seen
 from zoo.leaks import fits, look
-from zoo.plugin import Array, Split, TrainingData
+from zoo.plugin import Array, Examples, FeatureBatch, Split, TrainingData
+from zoo.project import TaskSettings
 from zoo.recommender import Recommender
-from zoo.stacking import Ensemble
+from zoo.stacking import Ensemble, Fitted
+from zoo.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from zoo.events.view import LogView
+
+TIMED = 256
+"""Test rows that a member is timed on, in one call; the quicker of two."""
 
 
 def judged(
@@ -72,3 +80,60 @@ def command(task: str, **options: Any) -> str:
         elif value is not None and value is not False:
             words += [word for each in (value if isinstance(value, (list, tuple)) else [value]) for word in (flag, str(each))]
     return shlex.join(words)
+
+
+def shares(test: TrainingData) -> dict[str, Any]:
+    """What guessing would know: the share of positive rows, or of each class."""
+    if test.kind.kind != "multiclass":
+        return {"base_rate": float(np.mean(test.target))}
+    counts = np.bincount(test.target.astype(np.int64), minlength=test.kind.width) / len(test)
+    return {"classes": dict(zip(test.kind.classes, counts.tolist(), strict=True))}
+
+
+def cost(fitted: Fitted, batch: FeatureBatch, vocabulary: Vocabulary) -> dict[str, float]:
+    """``ms``: milliseconds a row, of scoring ``TIMED`` rows in one call; ``mb``: megabytes of its artefact."""
+    some, best = batch.take(np.arange(min(TIMED, len(batch)))), float("inf")
+    for _ in range(2):
+        started = perf_counter()
+        fitted.fitted.predict(seen(some, vocabulary, fitted.inputs))
+        best = min(best, perf_counter() - started)
+    artefact = fitted.fitted.save()
+    size = sum(a.nbytes for a in artefact.arrays.values()) + sum(len(t.encode()) for t in artefact.texts.values())
+    return {"ms": 1e3 * best / max(1, len(some)), "mb": size / 1e6}
+
+
+def calibrated(target: Array, scores: Array, groups: Array) -> dict[str, Any]:
+    """Slope and intercept of the stack with their intervals, and its reliability curve; of several classes those of the likeliest one."""
+    out: dict[str, Any] = {}
+    for name, found in calibration(target, scores, groups=groups).items():
+        out |= {name: found.value, f"{name}_interval": [found.low, found.high]}
+    out["reliability"] = [each.as_dict() for each in reliability(target, scores, groups=groups)]
+    plain: dict[str, Any] = _plain(out)
+    return plain
+
+
+def decisions(
+    settings: TaskSettings, made: Chosen, train: Examples, test: TrainingData, scores: Array, groups: Array
+) -> dict[str, Any]:
+    """What acting by the stated costs and capacity does on the test rows; the capacity's threshold comes from held-out training rows."""
+    if test.kind.kind != "binary":
+        return {}
+    ratio, out = settings.cost_ratio, {}
+    if ratio is not None:
+        out["costs"] = decision(test.target, scores, threshold_of_costs(ratio), ratio, groups=groups).as_dict() | {"ratio": ratio}
+    known = np.isfinite(made.held_out[:, 0])
+    if settings.capacity is not None and known.any():
+        newest = known & (train.time == train.time[known].max()) if settings.capacity >= 1 else known
+        threshold = threshold_of_capacity(made.held_out[newest, 0], settings.capacity)
+        found = decision(test.target, scores, threshold, ratio, groups=groups)
+        out["capacity"] = found.as_dict() | {"capacity": settings.capacity}
+    return {"decisions": _plain(out)} if out else {}
+
+
+def _plain(value: Any) -> Any:
+    """JSON-ready: what is not finite is null."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -17,41 +14,33 @@ import numpy as np
 
 from zoo.artefacts import ArtefactStore
 from zoo.cache import Cache, array_digest
-from zoo.contract import Array, Artefact, Examples, FeatureBatch, Progress, Split, Task, TrainingData
+from zoo.contract import Array, Examples, Progress, Split, Task, TrainingData
 from zoo.errors import UsageError
 from zoo.evaluation import (
-    calibration,
     class_leaderboard,
-    decision,
     leaderboard,
-    reliability,
-    threshold_of_capacity,
-    threshold_of_costs,
 )
 from zoo.evaluation.kept import TestScores
 from zoo.explaining import over_folds
 from zoo.fallbacks import Fallbacks, fallbacks
 from zoo.features import Features
-from zoo.finals import Chosen, Scores, choose
-from zoo.fitting import Member, PluginSource, seen, silent
+from zoo.finals import Scores, choose
+from zoo.fitting import Member, PluginSource, silent
 from zoo.jobs import Executor, Serial
-from zoo.judging import command, judged
+from zoo.judging import calibrated, command, cost, decisions, judged, shares
 from zoo.manager import Plugins
 from zoo.project import Project, TaskSettings
 from zoo.recommender import Recommender, fit_recommender, ranked, second_stage
-from zoo.registry import Registry, Version
+from zoo.registering import registered
+from zoo.registry import Version
 from zoo.reranking import DEPTH
-from zoo.stacking import Ensemble, Fitted, fit_members, out_of_fold, plain_mean
+from zoo.stacking import Ensemble, fit_members, out_of_fold, plain_mean
 from zoo.tasks.settings import duration, instant
 from zoo.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from zoo.events.view import LogView
 
-TIMED = 256
-"""Test rows that a member is timed on, in one call; the quicker of two."""
-STACK = ("seeds", "bagging", "refit", "calibration", "price", "cost_ratio", "capacity")
-"""Settings of a stack that a version's lineage keeps."""
 STEPS = {"features": 0.05, "folds": 0.6, "members": 0.9, "evaluation": 1.0}
 """Progress at the end of each step."""
 
@@ -204,7 +193,9 @@ def train(
     if register:
         kept = TestScores.of(test.target, done.groups, test.time, done.scores, task.target)
         record["scores"] = ArtefactStore(project.artefacts).write(kept.save())
-    version = _register(project, record, done, features, task, settings, view, folds, run) if register else None
+    version = None
+    if register:
+        version = registered(project, record, done.ensemble, done.fallbacks, features, task, settings, view, folds, run)
     plugins.trained(record)
     return replace(done, version=version, record=record)
 
@@ -227,7 +218,7 @@ def _stacked(
     fitted_on = np.arange(len(data)) if settings.refit in (None, True) else folds[-1][0]
     vocabulary = Vocabulary.of(data.take(fitted_on))
     fitted = fit_members(chosen, data, rows=fitted_on, **work, progress=_part(say, "folds", "members"))
-    cost = {f.name: _cost(f, test.batch, vocabulary) for f in fitted}
+    costs = {f.name: cost(f, test.batch, vocabulary) for f in fitted}
     whose = _groups(rows.train)
     level = Scores(oof, data, rows.train.known_at, whose, vocabulary, settings.params, settings.seed, work["source"])
     made = choose(
@@ -235,7 +226,7 @@ def _stacked(
         settings.final,
         calibration=settings.calibration,
         price=settings.price,
-        cost={name: each["ms"] for name, each in cost.items()},
+        cost={name: each["ms"] for name, each in costs.items()},
         keep=settings.serving.required,
         progress=_part(say, "members", "evaluation"),
     )
@@ -259,15 +250,15 @@ def _stacked(
         lines = leaderboard(test.target, scores, **asked)
     board = {line.name: line.as_dict() for line in lines}
     record = {
-        **_shares(test),
-        "members": {name: {**board[name], "fold_seconds": oof.seconds[name], **cost[name]} for name in oof.members},
+        **shares(test),
+        "members": {name: {**board[name], "fold_seconds": oof.seconds[name], **costs[name]} for name in oof.members},
         "mean": board["mean"],
-        "stack": {**board["stack"], **_calibration(test.target, scores["stack"], done.groups)},
+        "stack": {**board["stack"], **calibrated(test.target, scores["stack"], done.groups)},
         "best_member": oof.best(data),
         "final": made.record,
         "weights": over_folds(level, made.record["chosen"], ensemble),
         "refit": settings.refit in (None, True),
-        **_decisions(settings, made, rows.train, test, scores["stack"], done.groups),
+        **decisions(settings, made, rows.train, test, scores["stack"], done.groups),
         "held_out": dict(spares.held_out),
         "reused": sorted(name for name, folds_reused in oof.reused.items() if folds_reused == len(folds)),
     }
@@ -342,63 +333,6 @@ def _groups(rows: Examples) -> Array:
     return np.unique(next(iter(rows.keys.values())), return_inverse=True)[1]
 
 
-def _shares(test: TrainingData) -> dict[str, Any]:
-    """What guessing would know: the share of positive rows, or of each class."""
-    if test.kind.kind != "multiclass":
-        return {"base_rate": float(np.mean(test.target))}
-    shares = np.bincount(test.target.astype(np.int64), minlength=test.kind.width) / len(test)
-    return {"classes": dict(zip(test.kind.classes, shares.tolist(), strict=True))}
-
-
-def _cost(fitted: Fitted, batch: FeatureBatch, vocabulary: Vocabulary) -> dict[str, float]:
-    """``ms``: milliseconds a row, of scoring ``TIMED`` rows in one call; ``mb``: megabytes of its artefact."""
-    some, best = batch.take(np.arange(min(TIMED, len(batch)))), float("inf")
-    for _ in range(2):
-        started = perf_counter()
-        fitted.fitted.predict(seen(some, vocabulary, fitted.inputs))
-        best = min(best, perf_counter() - started)
-    artefact = fitted.fitted.save()
-    size = sum(a.nbytes for a in artefact.arrays.values()) + sum(len(t.encode()) for t in artefact.texts.values())
-    return {"ms": 1e3 * best / max(1, len(some)), "mb": size / 1e6}
-
-
-def _calibration(target: Array, scores: Array, groups: Array) -> dict[str, Any]:
-    """Slope and intercept of the stack with their intervals, and its reliability curve; of several classes those of the likeliest one."""
-    out: dict[str, Any] = {}
-    for name, found in calibration(target, scores, groups=groups).items():
-        out |= {name: found.value, f"{name}_interval": [found.low, found.high]}
-    out["reliability"] = [each.as_dict() for each in reliability(target, scores, groups=groups)]
-    plain: dict[str, Any] = _plain(out)
-    return plain
-
-
-def _decisions(
-    settings: TaskSettings, made: Chosen, train: Examples, test: TrainingData, scores: Array, groups: Array
-) -> dict[str, Any]:
-    """What acting by the stated costs and capacity does on the test rows; the capacity's threshold comes from held-out training rows."""
-    if test.kind.kind != "binary":
-        return {}
-    ratio, out = settings.cost_ratio, {}
-    if ratio is not None:
-        out["costs"] = decision(test.target, scores, threshold_of_costs(ratio), ratio, groups=groups).as_dict() | {"ratio": ratio}
-    known = np.isfinite(made.held_out[:, 0])
-    if settings.capacity is not None and known.any():
-        newest = known & (train.time == train.time[known].max()) if settings.capacity >= 1 else known
-        threshold = threshold_of_capacity(made.held_out[newest, 0], settings.capacity)
-        found = decision(test.target, scores, threshold, ratio, groups=groups)
-        out["capacity"] = found.as_dict() | {"capacity": settings.capacity}
-    return {"decisions": _plain(out)} if out else {}
-
-
-def _plain(value: Any) -> Any:
-    """JSON-ready: what is not finite is null."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
 def _part(say: Progress, begin: str, end: str) -> Callable[[float, str], None]:
     low, high = STEPS[begin], STEPS[end]
     return lambda done, text: say(low + (high - low) * done, text)
@@ -410,56 +344,6 @@ def _iso(time: int | None) -> str | None:
 
 def _span(rows: Examples) -> list[str]:
     return [datetime.fromtimestamp(t / 1e6, UTC).isoformat() for t in (int(rows.time.min()), int(rows.time.max()))]
-
-
-def _register(
-    project: Project,
-    record: dict[str, Any],
-    done: Trained,
-    features: Features,
-    task: Task,
-    settings: TaskSettings,
-    view: LogView,
-    folds: Sequence[tuple[Array, Array]],
-    run: str,
-) -> Version:
-    ensemble = done.ensemble
-    lineage = {
-        "task": {"name": settings.name, "kind": settings.task, "entities": list(task.entities), "service": task.service},
-        "settings": json.loads(json.dumps(dict(settings.own), default=str)),
-        "log": view.lineage(),
-        "service_hash": features.schema_hash(task.service),
-        "plugins": {m.name: {"model": m.model, "distribution": m.distribution, "version": m.version} for m in ensemble.members},
-        "final": record["final"]["chosen"] if isinstance(ensemble, Ensemble) else ensemble.reranker.chosen,
-        "stack": {name: getattr(settings, name) for name in STACK},
-        "params": {name: dict(params) for name, params in settings.params.items()},
-        "seed": settings.seed,
-        "serving": settings.serving.facts(),
-        "folds": [[len(a), len(b)] for a, b in folds],
-        "git": _commit(project.root),
-        "run": run[:16],
-    }
-    with Registry.open(project.registry_url, project.artefacts) as registry:
-        artefact = ensemble.save()
-        if done.fallbacks is not None:
-            artefact = Artefact.merged(artefact, done.fallbacks.save().nested("fallbacks"))
-        newest = registry.versions(settings.name)[-1:] if settings.name in registry.models() else []
-        # the same content from the same everything is the same version: a rerun that reused everything adds nothing
-        plain = json.loads(json.dumps(lineage))
-        same = newest and all(newest[0].lineage.get(name) == plain[name] for name in plain if name != "git")
-        if same and newest[0].digest == registry.artefacts.write(artefact):
-            return newest[0]
-        return registry.register(settings.name, artefact, record, lineage)
-
-
-def _commit(root: Path) -> str | None:
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() if found.returncode == 0 else None  # a repository without commits answers "HEAD"
 
 
 __all__ = ["Split", "Trained", "members_of", "split", "train", "training_data"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -354,7 +353,7 @@ def test_threads_and_copies_ask_boosters_of_their_own() -> None:
     expected = [model.predict(row).tolist() for row in rows]
     with ThreadPoolExecutor(8) as pool:
         assert [answer.tolist() for answer in pool.map(model.predict, rows * 5)] == expected * 5
-    assert pickle.loads(pickle.dumps(model)).predict(rows[3]).tolist() == expected[3]
+    assert deepcopy(model).predict(rows[3]).tolist() == expected[3]
 
 
 def test_threads_come_from_the_parameter_then_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
