@@ -87,6 +87,12 @@ IDENTITY = Calibrator()
 """Leaves probabilities as they are."""
 
 
+def logits(scores: Array, *, classes: bool = False) -> Array:
+    """float64: log-odds of probabilities, or with ``classes`` the logarithms of theirs; kept ``CLIP`` from 0 and 1 before."""
+    low, high = _logs(np.asarray(scores, np.float64))
+    return low if classes else low - high
+
+
 def losses(scores: Array, target: Array, weight: Array) -> Array:
     """Weighted negative log-likelihood of each row (n,), of probabilities (n, k); kept ``CLIP`` from infinity."""
     p = np.asarray(scores, np.float64)

@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from zoo.calibration import logits
 from zoo.finals import Scores
 from zoo.fitting import Averaged
 from zoo.plugin import PADDING, Array, Block, Column, Contributions, Explains, FeatureBatch, FittedModel, Target
 from zoo.stacking import Ensemble, Fitted
 
-CLIP = 1e-6
-"""Probabilities are kept this far from 0 and 1 before the logit."""
 EXACT = 8
 """Members up to which every coalition is asked; of more, ORDERS random orders."""
 ORDERS = 64
@@ -249,12 +248,7 @@ def _scale(ensemble: Ensemble) -> Any:
     if ensemble.target.kind not in ("binary", "multiclass"):
         return lambda scores: np.asarray(scores, np.float64)
 
-    def log_odds(scores: Array) -> Array:
-        p = np.clip(np.asarray(scores, np.float64), CLIP, 1 - CLIP)
-        odds: Array = np.log(p) - np.log1p(-p)
-        return odds
-
-    return log_odds
+    return logits
 
 
 # Leaving out

@@ -13,15 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from zoo.calibration import Calibrator
+from zoo.calibration import Calibrator, logits
 from zoo.errors import ArtefactError
 from zoo.manager import Plugins
 from zoo.plugin import Array, Artefact, FeatureBatch, TrainingData
 from zoo.stacking import Ensemble, Fitted, OutOfFold
 
 FILE = "fallbacks.json"
-CLIP = 1e-6
-"""Probabilities are kept this far from 0 and 1 before their logit."""
 RIDGE = 1e-3
 """Added to the variances of the scores, in parts of their mean, before they are inverted."""
 MOST = 6
@@ -79,11 +77,11 @@ class Fallbacks:
         n, _, k = scores.shape
         unknown = np.repeat(lost, k)
         known = np.where(lost[:, None], 0.5, scores)
-        logits = _logits(known, kind).reshape(n, -1)
+        odds = _logits(known, kind).reshape(n, -1)
         spread = self.spread[np.ix_(~unknown, ~unknown)]
-        away = logits[:, ~unknown] - self.mean[~unknown]
-        logits[:, unknown] = self.mean[unknown] + away @ np.linalg.solve(spread, self.spread[np.ix_(~unknown, unknown)])
-        return np.where(lost[:, None], _scores(logits.reshape(scores.shape), kind), scores).astype(np.float32)
+        away = odds[:, ~unknown] - self.mean[~unknown]
+        odds[:, unknown] = self.mean[unknown] + away @ np.linalg.solve(spread, self.spread[np.ix_(~unknown, unknown)])
+        return np.where(lost[:, None], _scores(odds.reshape(scores.shape), kind), scores).astype(np.float32)
 
     def judged(self, ensemble: Ensemble, test: TrainingData, scores: Array) -> Fallbacks:
         """With ``held_out`` of these rows, and of their members' scores (n, m, k)."""
@@ -132,11 +130,11 @@ def fallbacks(oof: OutOfFold, data: TrainingData, fit: Callable[[OutOfFold], tup
     for name in oof.members if len(oof.members) > 1 else ():
         without[name], curves[name] = fit(oof.only([other for other in oof.members if other != name]))
     target, weight = data.target[oof.rows], np.maximum(data.weight[oof.rows], 1e-12)
-    logits = _logits(oof.scores[oof.rows], data.kind.kind).reshape(len(oof.rows), -1)
-    known = np.isfinite(logits).all(axis=1)
-    logits = logits[known]
-    mean = np.average(logits, axis=0, weights=weight[known])
-    spread = np.atleast_2d(np.cov(logits, rowvar=False, aweights=weight[known]))
+    odds = _logits(oof.scores[oof.rows], data.kind.kind).reshape(len(oof.rows), -1)
+    known = np.isfinite(odds).all(axis=1)
+    odds = odds[known]
+    mean = np.average(odds, axis=0, weights=weight[known])
+    spread = np.atleast_2d(np.cov(odds, rowvar=False, aweights=weight[known]))
     spread += RIDGE * max(float(np.trace(spread)) / len(spread), 1e-9) * np.eye(len(spread))
     return Fallbacks(without, mean, spread, np.average(_outcome(target, data), axis=0, weights=weight), calibrators=curves)
 
@@ -171,8 +169,7 @@ def _logits(scores: Array, kind: str) -> Array:
     """float64: logits of probabilities, log-probabilities of classes; other scores as they are."""
     if kind not in ("binary", "multiclass"):
         return scores.astype(np.float64)
-    p = np.clip(scores.astype(np.float64), CLIP, 1 - CLIP)
-    return np.log(p) if kind == "multiclass" else np.log(p) - np.log1p(-p)
+    return logits(scores, classes=kind == "multiclass")
 
 
 def _scores(logits: Array, kind: str) -> Array:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.averages import Average, names_of, scores_of
-from zoo.calibration import CLIP
+from zoo.calibration import logits
 from zoo.choice import standard_error
 from zoo.errors import UsageError
 from zoo.folds import forward_chaining
@@ -150,9 +150,7 @@ class _Rows:
 
 def _logits(batch: FeatureBatch, names: tuple[str, ...], width: int) -> Array:
     """float64 (n, m, width)."""
-    p = np.clip(scores_of(batch, names, width), CLIP, 1 - CLIP)
-    logits: Array = np.log(p) - np.log1p(-p) if width == 1 else np.log(p)
-    return logits
+    return logits(scores_of(batch, names, width), classes=width > 1)
 
 
 def _eta(scores: Array, weights: Array, intercept: Array) -> Array:

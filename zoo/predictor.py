@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from zoo.answers import ids_of, listed, scored
 from zoo.contract import Array
 from zoo.deadline import Threads
 from zoo.errors import FeatureError, LateError, PluginError, RegistryError, UsageError, choices
@@ -322,27 +322,16 @@ class Predictor:
             ages = pa.array((batch.as_of - batch.newest) / 1e6, mask=batch.newest < 0)
         else:
             lists, ages, source = Lists.joined([], k, len(self.members)), pa.array([], pa.float64()), np.zeros(0, object)
-        row, place = np.nonzero(lists.items)
-        codes = lists.items[row, place]
-        columns: dict[str, Any] = {"user_id": table["user_id"].take(pa.array(row)), "place": pa.array(place + 1)}
-        columns["item_id"] = view.ids("item_id", codes)
-        columns["title"] = pa.array(view.names("item_id")[codes], pa.string())
-        columns["score"] = lists.score[row, place]
-        columns |= {f"rank:{name}": lists.ranks[at, row, place] for at, name in enumerate(self.members)}
-        columns["cold"] = pa.array(lists.cold[row])
-        columns["newest_event_age"] = ages.take(pa.array(row))
-        columns["version"] = pa.array([self.version.reference] * len(row), pa.string())
-        columns["features"] = pa.array(source[row], pa.string())
-        ids = _ids(len(table))
-        columns["id"] = pa.array([ids[each] for each in row], pa.string())
+        ids = ids_of(len(table))
+        answer = listed(table["user_id"], lists, ages, source, ids, view, self.members, self.version.reference)
         if self.tracer is not None and len(table):
-            listed = pa.table(columns).drop_columns(["user_id", "id", "features", "newest_event_age"]).to_pylist()
-            parts: list[dict[str, Any]] = [{"items": []} for _ in ids]
-            for each, line in zip(row.tolist(), listed, strict=True):
-                parts[each]["items"].append(line)
-            self.tracer.keep(ids, {"user_id": table["user_id"].to_pylist()}, read, parts)
-        self.found.scored(self.version.model, self.version.number, {"rows": len(table), "items": columns["item_id"]})
-        return pa.table(columns)
+            told = answer.drop_columns(["user_id", "id", "features", "newest_event_age"]).to_pylist()
+            parts: dict[str, dict[str, Any]] = {id: {"items": []} for id in ids}
+            for id, line in zip(answer["id"].to_pylist(), told, strict=True):
+                parts[id]["items"].append(line)
+            self.tracer.keep(ids, {"user_id": table["user_id"].to_pylist()}, read, list(parts.values()))
+        self.found.scored(self.version.model, self.version.number, {"rows": len(table), "items": answer["item_id"]})
+        return answer
 
     async def predict_async(
         self,
@@ -398,34 +387,13 @@ class Predictor:
         return table
 
     def _answer(self, table: pa.Table, read: Read | None, scores: Scores, final: Array) -> pa.Table:
-        import pyarrow as pa
-
-        columns: dict[str, Any] = {name: table[name] for name in self.entities}
-        columns |= _named("score", final, self.outputs)
-        for i, name in enumerate(self.members):
-            columns |= _named(name, scores.scores[:, i], self.outputs, scores.lost[:, i] if scores.why else None)
-        newest = np.full(len(table), -1, np.int64) if read is None else read.batch.newest
-        as_of = newest if read is None else read.batch.as_of
-        source = np.zeros(0, object) if read is None else read.source
-        columns["newest_event_age"] = pa.array((as_of - newest) / 1e6, mask=newest < 0)
-        columns["known"] = pa.array(newest >= 0, mask=source != FRESH)
-        columns["version"] = pa.array([self.version.reference] * len(table), pa.string())
-        missing = [[name for name, away in zip(self.members, row, strict=True) if away] for row in scores.lost]
-        columns["missing"] = pa.array(missing, pa.list_(pa.string()))
-        columns["features"] = pa.array(source, pa.string())
-        columns["id"] = pa.array(_ids(len(table)), pa.string())
-        answer = pa.table(columns)
+        ids = ids_of(len(table))
+        answer = scored(table.select(self.entities), read, scores, final, ids, self.members, self.outputs, self.version.reference)
         if self.tracer is not None and read is not None and read.recent is not None:
             keys = {name: table[name].to_pylist() for name in (*self.entities, *self.context)}
             told = answer.drop_columns([*self.entities, "id", "features"]).to_pylist()
-            self.tracer.keep(columns["id"].to_pylist(), keys, read, told)
+            self.tracer.keep(ids, keys, read, told)
         return answer
-
-
-def _ids(rows: int) -> list[str]:
-    """One a row, unlike any other's."""
-    first = secrets.token_hex(8)
-    return [f"{first}-{row}" for row in range(rows)]
 
 
 _WHY = {"late": "was late", "failed": "failed", "no number": "gave a score that is not finite"}
@@ -438,11 +406,3 @@ def _instant(deadline: float | None) -> float | None:
     if isinstance(deadline, bool) or not isinstance(deadline, (int, float)) or not deadline > 0:
         raise UsageError(f"deadline is {deadline!r}; expected seconds from now, more than 0")
     return time.monotonic() + deadline
-
-
-def _named(name: str, scores: Array, outputs: tuple[str, ...], lost: Array | None = None) -> dict[str, Any]:
-    """One column, or one an output: ``score:purchase``; null where a score is lost."""
-    import pyarrow as pa
-
-    columns = {f"{name}:{output}": scores[:, k] for k, output in enumerate(outputs)} if outputs else {name: scores[:, 0]}
-    return columns if lost is None else {column: pa.array(values, mask=lost) for column, values in columns.items()}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli import data, explain, forget, init, models, plugins, recommend, registry, report, trace, tune, uplift
+from zoo.cli import data, explain, forget, init, models, plugins, recommend, registry, report, serve, trace, train, tune, uplift
 from zoo.cli.state import ZooCommand, ZooGroup
 
 app = typer.Typer(
@@ -49,7 +49,7 @@ _COMMANDS = (
     ("materialize", data.materialize, "zoo materialize"),
     ("check-features", data.check_features, "zoo check-features churn --entities 500"),
     ("forget", forget.forget, "zoo forget 42"),
-    ("train", models.train, "zoo train churn --workers 2"),
+    ("train", train.train, "zoo train churn --workers 2"),
     ("tune", tune.tune, "zoo tune churn --member gbdt --minutes 30"),
     ("models", models.models, "zoo models --search 'churn owner=anna'"),
     ("promote", models.promote, "zoo promote churn@3"),
@@ -62,8 +62,8 @@ _COMMANDS = (
     ("recommend", recommend.recommend, "zoo recommend --user 1 -k 5 --where category=toys"),
     ("uplift", uplift.uplift, "zoo uplift trial.parquet --treatment sent --outcome visit --budget 5000"),
     ("trace", trace.trace, "zoo trace 5f0c7d2a91be44d3-0"),
-    ("serve", models.serve, "zoo serve churn --port 8000"),
-    ("key", models.key, "zoo key shop-backend --role read --role push"),
+    ("serve", serve.serve, "zoo serve churn --port 8000"),
+    ("key", serve.key, "zoo key shop-backend --role read --role push"),
     ("plugins", plugins.plugins, "zoo plugins"),
     ("demo", models.demo, "zoo demo --json demo.json"),
 )

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zoo.cli.given import instant
-from zoo.cli.models import Workers
 from zoo.cli.state import Json, state
+from zoo.cli.train import Workers
 
 if TYPE_CHECKING:
     from rich.console import Console

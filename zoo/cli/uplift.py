@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zoo.cli.state import Json, State, plain, state
+from zoo.cli.train import Workers
 from zoo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,9 +57,7 @@ def uplift(
     out: Annotated[Path | None, typer.Option(help="Where to write what --score says: .parquet or .csv.", metavar="FILE")] = None,
     record: Annotated[Path | None, typer.Option(help="Keep the whole answer there, as JSON.", metavar="FILE")] = None,
     seed: Annotated[int, typer.Option(help="Of how rows are dealt to halves and parts.", metavar="N")] = 0,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes that fit models. Default: one a core.", min=1, metavar="N")
-    ] = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Tell whom a treatment changes, from a randomised trial.

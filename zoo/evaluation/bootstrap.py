@@ -59,7 +59,7 @@ def evaluate(
     Raises UsageError for lengths, values or names that cannot be meant.
     """
     samples = _samples(target, score, groups, cuts, metrics, resamples, seed)
-    return {name: _estimate(values) for name, values in samples.items()}
+    return {name: estimate_of(values) for name, values in samples.items()}
 
 
 def estimates_of_means(
@@ -88,7 +88,7 @@ def estimates_of_ratios(
     for counts in _counts(size, resamples, seed, len(above)):
         total = counts @ under
         drawn.append(counts @ over / np.where(total > 0, total, np.nan))
-    return [_estimate(column) for column in np.concatenate(drawn).T]
+    return [estimate_of(column) for column in np.concatenate(drawn).T]
 
 
 def compare(
@@ -105,7 +105,7 @@ def compare(
     """How much a's metric exceeds b's, on the same resamples; arguments as in ``evaluate``."""
     of_a = _samples(target, a, groups, cuts, [metric], resamples, seed)[metric]
     of_b = _samples(target, b, groups, cuts, [metric], resamples, seed)[metric]
-    return _difference(metric, of_a - of_b)
+    return difference_of(metric, of_a - of_b)
 
 
 def difference_of_means(
@@ -114,11 +114,12 @@ def difference_of_means(
     """mean(a) - mean(b) of what each row adds to a metric (n,), such as its loss; groups as in ``evaluate``."""
     entities = np.arange(len(a)) if groups is None else np.unique(groups, return_inverse=True)[1]
     size, sums = np.bincount(entities).astype(np.float64), np.bincount(entities, np.asarray(a, np.float64) - b)
-    return _difference(name, np.concatenate([c @ sums / (c @ size) for c in _counts(len(size), resamples, seed, len(a))]))
+    return difference_of(name, np.concatenate([c @ sums / (c @ size) for c in _counts(len(size), resamples, seed, len(a))]))
 
 
-def _difference(metric: str, samples: Array) -> Difference:
-    estimate = _estimate(samples)
+def difference_of(metric: str, samples: Array) -> Difference:
+    """A difference on the rows themselves, first in samples (1 + resamples,), with the interval and p-value of the rest."""
+    estimate = estimate_of(samples)
     drawn = samples[1:][~np.isnan(samples[1:])]
     one_sided = min((drawn <= 0).sum(), (drawn >= 0).sum())
     return Difference(
@@ -146,16 +147,6 @@ def resampled(
     entities = np.arange(rows) if groups is None else np.unique(groups, return_inverse=True)[1]
     counts = _counts(int(entities.max()) + 1, resamples, seed, rows)
     return np.concatenate([compute(each[:, entities]) for each in counts])
-
-
-def difference_of(metric: str, samples: Array) -> Difference:
-    """A difference on the rows themselves, first in samples (1 + resamples,), with the interval and p-value of the rest."""
-    return _difference(metric, samples)
-
-
-def estimate_of(samples: Array) -> Estimate:
-    """The value on the rows themselves, first in samples (1 + resamples,), and the interval of the rest."""
-    return _estimate(samples)
 
 
 def _samples(
@@ -193,7 +184,8 @@ def _counts(entities: int, resamples: int, seed: int, rows: int) -> Iterator[Arr
         yield np.bincount(drawn.ravel(), minlength=size * entities).reshape(size, entities).astype(np.float64)
 
 
-def _estimate(values: Array) -> Estimate:
+def estimate_of(values: Array) -> Estimate:
+    """The value on the rows themselves, first in values (1 + resamples,), and the interval of the rest."""
     drawn = values[1:][~np.isnan(values[1:])]
     low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
     return Estimate(float(values[0]), float(low), float(high))
