@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from shop import START, Shop
@@ -24,7 +25,8 @@ from typer.main import get_command
 from zoo.cli import render
 from zoo.cli.app import app
 from zoo.cli.given import instant
-from zoo.contract import Artefact
+from zoo.cli.train import too_few
+from zoo.contract import Artefact, Column, FeatureBatch, TrainingData
 from zoo.errors import UsageError
 from zoo.events.log import EventLog
 from zoo.events.schema import LogSchema
@@ -711,6 +713,16 @@ def test_progress_on_a_terminal_is_a_bar_that_leaves_nothing_behind(monkeypatch:
 )
 def test_cells_show_values_as_people_write_them(value: Any, shown: str) -> None:
     assert render.cell(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("target", "said"), [([0, 1] * 15, None), ([0, 1] * 14, "Only 28 test rows"), ([1] * 40, "All 40 test rows are of one class")]
+)
+def test_training_says_when_its_test_rows_say_little(target: list[int], said: str | None) -> None:
+    rows = np.arange(len(target), dtype=np.int64)
+    batch = FeatureBatch({"user": {"x": Column(rows.astype(np.float64))}}, {"user": rows.astype(np.int32)}, rows, rows - 1)
+    told = too_few(TrainingData(batch, np.array(target, np.float64), np.ones(len(target)), rows))
+    assert told is None if said is None else said in str(told)
 
 
 def test_times_are_shown_in_their_units() -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from shop import DAY, Shop
 
-from zoo.contract import Array, Block, Column, Examples, FeatureBatch, Split, Target, TrainingData
+from zoo.contract import PADDING, Array, Block, Column, Examples, FeatureBatch, Split, Target, TrainingData
 from zoo.fitting import Member, PluginSource
-from zoo.leaks import FEWEST, canary, fits, newer, overlap, shuffled, single_features, target_like
+from zoo.leaks import FEWEST, canary, fits, look, newer, overlap, shuffled, single_features, target_like
 from zoo.manager import plugins
 from zoo.project import Project
 from zoo.training import train
@@ -176,6 +176,16 @@ def test_a_slow_member_is_left_out_unless_asked_for() -> None:
 
 
 # In training
+
+
+def test_a_sequence_without_a_next_item_has_no_label_that_could_overlap() -> None:
+    """Recommendation's training rows stand at training's end where their newest event is no target."""
+    data = replace(made(), kind=Target("ranking"))
+    train = replace(rows([1, 2], [10, 20], [10, 25]), target=np.array([3.0, 4.0]))
+    late = Split(train, rows([1, 2], [20, 21]))
+    assert not look(late, data, data)[1].fine
+    without = replace(late, train=replace(train, target=np.array([3.0, PADDING])))
+    assert look(without, data, data)[1].fine
 
 
 def test_every_run_keeps_what_the_guards_saw(trained_shop: Shop, tmp_path: Path) -> None:

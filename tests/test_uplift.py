@@ -213,6 +213,7 @@ def test_tables_become_features_and_codes_stay():
     ("change", "given", "message"),
     [
         ({}, {"treatment": "sen"}, "treatment"),
+        ({}, {"outcome": "sent"}, "treatment and outcome are both 'sent'"),
         ({}, {"outcome": "kind"}, "outcome 'kind' holds String; expected numbers"),
         ({}, {"control": None}, "name the one to compare with, as in --control 'mail'"),
         ({}, {"control": "nothing"}, "nothing"),

@@ -14,8 +14,12 @@ from zoo.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from zoo.contract import TrainingData
+
 OFTEN = 0.1
 """Share of test rows from which it is said that what is asked for may not be listed."""
+FEW = 30
+"""Test rows below which it is said that scores on them may be chance."""
 METRICS = ("auc", "average_precision", "log_loss")
 COSTS = ("ms a row", "MB")
 """What a member costs where it answers."""
@@ -95,6 +99,8 @@ def train(
             for line in of_stack(trained.record):
                 console.print(line)
         console.print(f"{trained.record.get('rows', 0):,} rows to train on, {trained.record.get('test_rows', 0):,} to test on")
+        if (few := too_few(trained.test)) is not None:
+            console.print(few)
         if trained.record.get("reused"):
             console.print(f"reused from an earlier run: {', '.join(map(str, trained.record['reused']))}")
         for part, line in trained.record.get("slices", {}).items():
@@ -110,6 +116,16 @@ def train(
             console.print(f"registered as {version.reference}. Make it the one that answers: zoo promote {version.reference}")
 
     own.answer(as_json, document, human)
+
+
+def too_few(test: TrainingData) -> str | None:
+    """Why the scores on these test rows say little or nothing, if so."""
+    if test.kind.kind in ("binary", "multiclass") and len(test) and (test.target == test.target[0]).all():
+        return (
+            f"All {len(test):,} test rows are of one class ({test.target[0]:g}): no score on them tells a good model from a bad one. Name "
+            "an earlier --test-start, or a longer horizon in zoo.toml"
+        )
+    return f"Only {len(test):,} test rows: the scores may be chance. See the intervals" if len(test) < FEW else None
 
 
 def leaderboard(title: str, record: Mapping[str, Any]) -> Any:

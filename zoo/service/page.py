@@ -124,14 +124,14 @@ def _answer(predictor: Predictor, user: Any) -> Iterator[Markup]:
     """The score or the list, then what moved the score."""
     if isinstance(predictor.ensemble, Recommender):
         found = predictor.recommend([user])
-        yield table(found.column_names, [tuple(map(_cell, row.values())) for row in found.to_pylist()])
+        yield table(found.column_names, [[_cell(*each) for each in row.items()] for row in found.to_pylist()])
         return
     if predictor.entities != ("user_id",) or predictor.context:
         keys = ", ".join((*predictor.entities, *predictor.context))
         yield tag("p", f"{predictor.version.reference} is asked with {keys}; see POST /v1/predict.")
         return
     (row,) = predictor.predict(users=[user]).to_pylist()
-    yield table(["what", "says"], [(key, _cell(value)) for key, value in row.items()])
+    yield table(["what", "says"], [(name, _cell(name, value)) for name, value in row.items()])
     (found,) = predictor.explain(users=[user], top=MOVED, events=0)
     output = f" of {found.output}" if found.output else ""
     yield tag("h3", f"What moved the score{output}")
@@ -172,8 +172,15 @@ def _identifier(features: Features, text: str) -> Any:
     return int(text)
 
 
-def _cell(value: Any) -> Any:
-    return value if value is None or isinstance(value, (bool, int, float)) else str(value)
+def _cell(name: str, value: Any) -> Any:
+    """What a table shows of an answer's column: an age in words, a list's values, an identifier without thousands' commas."""
+    if value is None or isinstance(value, bool):
+        return value
+    if name == "newest_event_age":
+        return _duration(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or None
+    return value if isinstance(value, float) else str(value)
 
 
 def _time(micros: int | None) -> str | None:

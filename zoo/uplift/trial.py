@@ -123,6 +123,10 @@ def trial_of(
     for what, name in (("treatment", treatment), ("outcome", outcome), *(("column to leave out", name) for name in without)):
         if name not in table.columns:
             raise UsageError(choices(what, name, table.columns))
+    if treatment == outcome:
+        raise UsageError(
+            f"treatment and outcome are both {outcome!r}; expected two columns: who was given what, and what came of it"
+        )
     layout = Layout.of(table, (treatment, outcome, *without))
     if not (table.schema[outcome].is_numeric() or table.schema[outcome] == pl.Boolean):
         raise UsageError(f"outcome {outcome!r} holds {table.schema[outcome]}; expected numbers: 0 and 1, or amounts")
