@@ -239,6 +239,8 @@ def test_misuse_ends_with_2_and_says_what_is_expected(arguments: list[str], said
         (["tag", "churn@1", "anna"], "'anna' is no tag; expected NAME=VALUE"),
         (["retire", "churn"], "names no version; expected MODEL@NUMBER as in churn@3, or --keep N for a model"),
         (["retire", "churn@1", "--keep", "2"], "--keep asks for a model; expected churn, not churn@1"),
+        (["train", "churn", "--traceback"], "--traceback stands before the command, as in: zoo --traceback train"),
+        (["train", "churn", "--repo=x"], "--repo stands before the command, as in: zoo --repo DIR train"),
         (["ingest", "x.parquet"], "no file 'x.parquet'"),
         (["ingest", "zoo.toml"], "no file 'zoo.toml'"),
     ],

@@ -200,6 +200,12 @@ def test_a_predictors_explanations_are_of_its_own_scores(predictor: Predictor, e
     assert explained[2].events == []  # nobody knows this user
 
 
+def test_an_explanation_says_whether_the_user_is_known(predictor: Predictor, explained: list[Explanation]) -> None:
+    assert (
+        [each.known for each in explained] == predictor.predict(users=[1, 2, 999_999])["known"].to_pylist() == [True, True, False]
+    )
+
+
 def test_contributions_of_trees_sum_to_their_score(predictor: Predictor) -> None:
     [one] = predictor.explain(users=[1], top=1_000)
     gbdt = predictor.ensemble.members[0].fitted
@@ -246,7 +252,11 @@ def test_the_command_says_members_columns_and_events(
     said = capsys.readouterr().out
     assert "user_id 1: score 0." in said
     assert "Columns of gbdt, by TreeSHAP" in said
+    assert "No event of this user" not in said
     assert "Events, the newest first" in said
+    with pytest.raises(SystemExit):
+        application.app(["--repo", str(trained_shop.root), "explain", "churn", "--user", "999999"])
+    assert "No event of this user" in capsys.readouterr().out
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("user_id,campaign_id\n1,3\n")
     with pytest.raises(SystemExit):

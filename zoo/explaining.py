@@ -40,7 +40,8 @@ class Explanation:
     the base rate. features: member -> (column, how much it moved that member's own raw score), the strongest first. how: member ->
     how its columns were weighed. events: newest first within a sequence; ``moved`` by line (``stack`` and members): how much less it
     would be without that event. source: where the features came from, as ``features`` of an answer: ``fresh`` or, while the store is
-    down, ``last_known`` or ``cold``.
+    down, ``last_known`` or ``cold``. known: False of a user without events before the instant, answered as new; None where the store did
+    not say.
     """
 
     output: str | None
@@ -52,6 +53,7 @@ class Explanation:
     how: Mapping[str, str]
     events: Sequence[Mapping[str, Any]]
     source: str = "fresh"
+    known: bool | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -278,7 +278,10 @@ class Predictor:
             "sequences": self.features.sequences(self.service),
         }
         found = explain(self.ensemble, read.batch, rates(self.version.metrics, self.ensemble.target), **asked)
-        return [replace(each, source=str(source)) for each, source in zip(found, read.source, strict=True)]
+        known = [
+            bool(newest >= 0) if source == FRESH else None for newest, source in zip(read.batch.newest, read.source, strict=True)
+        ]
+        return [replace(each, source=str(s), known=k) for each, s, k in zip(found, read.source, known, strict=True)]
 
     def recommend(
         self,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.cli.render import duration, moment, pairs, progress_bar, table
+from zoo.cli.train import of_stack
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -233,6 +234,8 @@ def _board(
     first, to = runs[0].record["test"][0][:10], last.record["test"][1][:10]
     title = f"{task}: {len(target):,} test rows, {first} to {to}, version {version.reference}"
     demo.console.print(table(title, ["model", "AUC", "95 %", "average precision", "log-loss", "seconds"], map(_line, lines)))
+    for line in of_stack(last.record):
+        demo.console.print(f"  {line}")
     for name, found in differences.items():
         auc = found["auc"]
         demo.console.print(f"  {name}: AUC {auc['value']:+.4f}, 95 % {auc['low']:+.4f} to {auc['high']:+.4f}")

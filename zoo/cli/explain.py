@@ -70,6 +70,8 @@ def _one(console: Console, who: str, row: Mapping[str, Any]) -> None:
     console.print(f"{who}{output}: score {row['score']:.4f}, raw {row['raw']:+.3f}")
     if row["source"] != "fresh":
         console.print(f"The online store did not answer: this explains an answer of {row['source'].replace('_', ' ')} features")
+    if row["known"] is False:
+        console.print("No event of this user before this time: this explains the answer to somebody new")
     lines = [("every member at the base rate", f"{row['base']:+.3f}")]
     lines += [(name, f"{moved:+.3f}") for name, moved in row["members"].items()]
     _titled(console, "Members: how much each moved the stack", ["member", "moved"], lines)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -115,8 +116,20 @@ def state(ctx: Any) -> State:
     return found
 
 
+GLOBAL = {"--repo": " DIR", "--without": " NAME", "--traceback": ""}
+"""Options of every command, which stand before it."""
+
+
 class ZooCommand(TyperCommand):
     """A command whose answer alone goes to stdout: what libraries, C code and child processes print meanwhile goes to stderr."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        # before typer says that there is no such option
+        names = [each.partition("=")[0] for each in takewhile(lambda each: each != "--", args)]
+        name = next((each for each in names if each in GLOBAL), None)
+        if name is not None and not any(name in each.opts for each in self.params):
+            ctx.fail(f"{name} stands before the command, as in: zoo {name}{GLOBAL[name]} {ctx.info_name}")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         with _answers_only() as out:

@@ -171,7 +171,10 @@ def of_stack(record: Mapping[str, Any]) -> Iterator[str]:
         if stack.get(name) is not None:
             low, high = stack[f"{name}_interval"]
             said.append(f"{what} {cell(stack[name])} ({cell(low)} to {cell(high)})")
-    yield "the stack on the test rows: " + ", ".join(said)
+    # resampled rows are noisier than rows, and noise only adds to distances
+    above = stack.get("ece") is not None and stack["ece"] < stack["ece_interval"][0]
+    more = "; the interval lies above the calibration error, as noise adds to it: see slope and intercept" if above else ""
+    yield "the stack on the test rows: " + ", ".join(said) + more
     for name, act in record.get("decisions", {}).items():
         stated = f"a missed positive costs {act['ratio']:g} needless acts" if name == "costs" else f"capacity {act['capacity']:g}"
         worth = f"; cost a row {cell(act['cost'])}, of acting on nobody {cell(act['nobody'])}, on all {cell(act['everybody'])}"

@@ -135,6 +135,8 @@ def _answer(predictor: Predictor, user: Any) -> Iterator[Markup]:
     (found,) = predictor.explain(users=[user], top=MOVED, events=0)
     output = f" of {found.output}" if found.output else ""
     yield tag("h3", f"What moved the score{output}")
+    if found.known is False:
+        yield tag("p", "No event of this user before this time: this explains the answer to somebody new.")
     if found.source != "fresh":
         yield tag("p", f"The online store did not answer: this explains an answer of {found.source.replace('_', ' ')} features.")
     members = [("every member at the base rate", found.base), *found.members.items(), ("the score, raw", found.raw)]
