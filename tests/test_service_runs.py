@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -30,10 +31,11 @@ class Server:
 
 
 @contextmanager
-def served_by_command(shop: Shop, host: str = "127.0.0.1") -> Iterator[Server]:
-    """``zoo serve churn`` in a process of its own; its log is whole after the block."""
+def served_by_command(shop: Shop, host: str = "127.0.0.1", **environment: str) -> Iterator[Server]:
+    """``zoo serve churn`` in a process of its own; its log is whole after the block. environment: variables beside this process's."""
     code = f"from zoo.service import serve; serve({str(shop.root)!r}, ['churn'], {host!r}, 0)"
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+    more = {**os.environ, **environment}
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=more) as process:
         assert process.stderr is not None
         try:
             server = Server("")

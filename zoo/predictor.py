@@ -29,6 +29,7 @@ from zoo.reading import FRESH, Read, Reader
 from zoo.recommender import FILE, Lists, Recommender
 from zoo.registry import Registry, Version
 from zoo.scoring import Scorer, Scores
+from zoo.spans import span
 from zoo.stacking import Ensemble
 from zoo.traces import FILE as TRACES
 from zoo.traces import Traces
@@ -189,10 +190,11 @@ class Predictor:
         assert isinstance(self.ensemble, Ensemble)
         scores = self._scorer.ask(self.ensemble, read.batch, None if instant is None else instant - RESERVE)
         self._enough(scores)
-        if self.fallbacks is None:
-            final = self.ensemble.combine(read.batch, scores.scores)
-        else:
-            final = self.fallbacks.combine(self.ensemble, read.batch, scores.scores, scores.lost)
+        with span("zoo.combine", {"zoo.version": self.version.reference, "zoo.rows": len(table)}):
+            if self.fallbacks is None:
+                final = self.ensemble.combine(read.batch, scores.scores)
+            else:
+                final = self.fallbacks.combine(self.ensemble, read.batch, scores.scores, scores.lost)
         self.found.scored(self.version.model, self.version.number, {"rows": len(table), "score": final})
         return self._answer(table, read, scores, final)
 
@@ -321,7 +323,8 @@ class Predictor:
             read = self._read(table, at, instant)
             batch, source = read.batch, read.source
             work = partial(self.ensemble.lists, batch, k, exclude_seen=exclude_seen, among=among)
-            lists = work() if instant is None else self._scorer.threads.within(work, instant, "lists were")
+            with span("zoo.rank", {"zoo.version": self.version.reference, "zoo.rows": len(table)}):
+                lists = work() if instant is None else self._scorer.threads.within(work, instant, "lists were")
             ages = pa.array((batch.as_of - batch.newest) / 1e6, mask=batch.newest < 0)
         else:
             lists, ages, source = Lists.joined([], k, len(self.members)), pa.array([], pa.float64()), np.zeros(0, object)

@@ -18,6 +18,7 @@ from zoo.errors import FeatureError, LateError
 from zoo.events.given import given_columns
 from zoo.features import Features
 from zoo.policy import Policy
+from zoo.spans import span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,6 +119,12 @@ class Reader:
         Raises UsageError for rows that cannot be meant; FeatureError or LateError where there are none and the policy refuses, or where
         even what needs no store is late.
         """
+        with span("zoo.features", {"zoo.service": self.service}) as part:
+            found = self._read(rows, at, instant)
+            part.set_attributes({"zoo.rows": len(found.batch), "zoo.cold_or_last_known": int((found.source != FRESH).sum())})
+            return found
+
+    def _read(self, rows: Any, at: int | None, instant: float | None) -> Read:
         if instant is None:
             try:
                 return self._fresh(rows, at)

@@ -16,6 +16,7 @@ from zoo.deadline import Threads, anew_in_forks
 from zoo.errors import PluginError
 from zoo.events.given import distinct
 from zoo.fitting import checked
+from zoo.spans import span
 from zoo.stacking import Ensemble, Fitted
 
 STUCK = 4
@@ -61,7 +62,11 @@ class Scorer:
         why: dict[str, str] = {}
 
         def work(member: Fitted) -> Callable[[], Array]:
-            return lambda: _once(member, known.select(member.inputs))
+            def call() -> Array:
+                with span("zoo.member", {"zoo.member": member.name, "zoo.rows": len(batch)}):
+                    return _once(member, known.select(member.inputs))
+
+            return call
 
         asked: list[Callable[[], Array]] = [work(member) for member in members]
         if instant is not None:

@@ -20,6 +20,7 @@ from zoo.service.access import Access, Refusal, Rule, Rules
 from zoo.service.load import Limiter
 from zoo.service.metrics import Metrics
 from zoo.service.problems import problem, too_large
+from zoo.spans import failed, serving, trace_id
 
 PORT = re.compile(r":\d*$")
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -77,10 +78,21 @@ class Guard:
                 message.setdefault("headers", []).append((b"x-request-id", name.encode()))
             await send(message)
 
+        route, method = rule.path if rule else "(none)", scope["method"] if rule else "(any)"
+        whole = {"http.request.method": method, "http.route": route}
+        told = {"traceparent": headers.get(b"traceparent", ""), "tracestate": headers.get(b"tracestate", "")}
+        trace = None
         try:
-            await self._answer(scope, receive, send_named, headers, rule, began)
+            with serving(f"{method} {route}", told, whole) as part:
+                trace = trace_id(part)
+                try:
+                    await self._answer(scope, receive, send_named, headers, rule, began)
+                finally:
+                    part.set_attribute("http.response.status_code", status)
+                    if status >= 500:
+                        failed(part, str(status))
         finally:
-            seconds, route = time.perf_counter() - began, rule.path if rule else "(none)"
+            seconds = time.perf_counter() - began
             self.metrics.requests.labels(route, status).inc()
             self.metrics.seconds.labels(route).observe(seconds)
             if _access.isEnabledFor(logging.INFO):
@@ -90,7 +102,7 @@ class Guard:
                     "status": status,
                     "ms": round(seconds * 1e3, 2),
                     "request_id": name,
-                }
+                } | ({} if trace is None else {"trace_id": trace})
                 _access.info("request", extra={"facts": facts})
 
     def _refusal(self, headers: dict[bytes, str], rule: Rule | None) -> Refusal | None:

@@ -21,6 +21,7 @@ from zoo.service.app import app
 from zoo.service.load import Limiter
 from zoo.service.logs import logging_config
 from zoo.service.settings import Settings
+from zoo.service.telemetry import sending
 from zoo.service.versions import Source, Versions, Watch
 
 GRACE = 10
@@ -50,7 +51,7 @@ def serve(
     access = Access.of(settings)
     address = host if access is not None and _is_address(host) else _loopback(host)
     named = _by_model(references)
-    with _bound(address, port) as listener:
+    with _bound(address, port) as listener, sending():
         features = Features.open(project.root)
         source = Source(project, features, tuple(without))
         versions = Versions({model: source.load(reference) for model, reference in named.items()}, named, source)
