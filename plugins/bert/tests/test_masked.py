@@ -70,9 +70,37 @@ def test_padding_and_the_distance_from_the_start_change_no_state() -> None:
     torch.testing.assert_close(beside, alone)
 
 
-def test_what_follows_an_item_is_found_and_saved() -> None:
+def test_leftward_an_event_sees_what_stands_before_it_alone_in_scoring_too() -> None:
+    model = network(layers=2, leftward=1.0)
+    torch.manual_seed(1)
+    vectors = torch.randn(2, 8, RANKING.width)
+    changed = vectors.clone()
+    changed[:, 5:] = torch.randn(2, 3, RANKING.width)
+    length = torch.tensor([8, 6])
+    for training in (True, False):
+        model.train(training)
+        with torch.inference_mode():
+            before, after = model.states(vectors, length)[:, :5], model.states(changed, length)[:, :5]
+        assert torch.equal(before, after)
+    with torch.inference_mode():
+        assert not torch.equal(network(layers=2).states(vectors, length)[:, :5], network(layers=2).states(changed, length)[:, :5])
+
+
+def test_batches_take_turns_between_both_sides_and_one() -> None:
+    model = network(layers=1, leftward=0.5).train()
+    vectors = torch.randn(1, 8, RANKING.width)
+    with torch.inference_mode():
+        model.dropout = 0.0
+        for block in model.blocks:
+            block.dropout = 0.0
+        found = {model.states(vectors, torch.tensor([8]))[0, 0].numpy().tobytes() for _ in range(30)}
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("leftward", [0.0, 0.8])
+def test_what_follows_an_item_is_found_and_saved(leftward: float) -> None:
     data, fresh = toy(300, 0, "ranking"), toy(100, 1, "ranking")
-    params = TINY.model_copy(update={"ranking": RANKING.model_copy(update={"epochs": 40, "patience": 40})})
+    params = TINY.model_copy(update={"ranking": RANKING.model_copy(update={"epochs": 40, "patience": 40, "leftward": leftward})})
     model = Bert().fit(data, params=params, seed=0, progress=lambda done, text: None)
     told = model.predict(fresh.batch)[:, 2:].argmax(1) + 2
     assert (told == fresh.target).mean() > 0.2  # the most popular item: 0.11

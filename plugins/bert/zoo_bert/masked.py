@@ -1,6 +1,8 @@
 """Masked items (BERT4Rec: Sun et al. 2019): a bidirectional transformer tells hidden events of a history from those on both sides.
 
-An event of an UNKNOWN item is one whose item is hidden, so that code serves as the mask. The next item is told by a mask at the end.
+An event of an UNKNOWN item is one whose item is hidden, so that code serves as the mask. The next item is told by a mask at the end. In
+scoring nothing stands after it, so in a share of the batches hidden events are told from what stands before them alone (UniLM: Dong et
+al. 2019, "Unified language model pre-training", whose objectives take turns by batch).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ class MaskedNetwork(Network):
 
     def __init__(self, params: ItemRanking, items: int, types: int) -> None:
         super().__init__(params, items, types)
-        self.masked, self.newest = params.masked, params.newest
+        self.masked, self.newest, self.leftward = params.masked, params.newest, params.leftward
         self.place = nn.Embedding(params.max_length + 1, params.width)
         nn.init.normal_(self.place.weight, std=0.02)
         self.blocks = nn.ModuleList(Block(params) for _ in range(params.layers))
@@ -54,7 +56,10 @@ class MaskedNetwork(Network):
         place = length[:, None] - 1 - torch.arange(vectors.shape[1], device=length.device)
         here = place >= 0
         vectors = vectors + self.place(place.clamp(min=0))
-        seen = None if bool(here.all()) else here[:, None, None]
+        if self.leftward and (not self.training or bool(torch.rand(()) < self.leftward)):
+            seen = place[0, :, None] <= place[0]  # padding stands behind what may be seen
+        else:
+            seen = None if bool(here.all()) else here[:, None, None]
         for block in self.blocks:
             vectors = block(vectors, seen)
         told: Tensor = self.told(functional.gelu(self.turn(self.last(vectors))))

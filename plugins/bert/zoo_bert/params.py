@@ -71,6 +71,13 @@ class ItemRanking(TransformerParams):
     newest: float = Field(
         0.1, ge=0, le=1, description="Share of the windows of which the newest event alone is hidden, as in scoring."
     )
+    leftward: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the batches in which an event sees only those before it, as scoring does (UniLM), instead of both sides. "
+        "Where it is more than 0, histories are read so in scoring, too.",
+    )
 
     epochs: int = Field(200, ge=1)
     patience: int = Field(20, ge=1)
