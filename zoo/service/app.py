@@ -62,7 +62,9 @@ def app(
     are worked on at once. Raises UsageError where a route declares no role.
     """
     # no pages that load scripts from elsewhere: they would run in the origin that pushes events
-    api = FastAPI(title="feature-zoo", version="1", docs_url=None, redoc_url=None, openapi_url=None)
+    # FastAPI's own telemetry would send the query, in which a page's user stands, and the text of errors: see zoo.spans
+    quiet: Any = {"tracing": False, "metrics": False, "logs": False}
+    api = FastAPI(title="feature-zoo", version="1", docs_url=None, redoc_url=None, openapi_url=None, telemetry=quiet)
     versions = predictors if isinstance(predictors, Versions) else Versions(predictors)
     rules, metrics = Rules(), Metrics()
     handle(api)
