@@ -62,12 +62,16 @@ class Network(nn.Module, ABC):
 
     def encode(self, tokens: Tokens) -> Tensor:
         """float32 (b, t, width)."""
+        return self.states(self.vectors(tokens), tokens.length)
+
+    def vectors(self, tokens: Tokens) -> Tensor:
+        """float32 (b, t, width): the sums of each event's embeddings, some of them dropped in training."""
         vectors: Tensor = self.items(tokens.items)
         if self.types is not None:
             vectors = vectors + self.types(tokens.types)
         if self.gaps is not None:
             vectors = vectors + self.gaps(tokens.gaps)
-        return self.states(functional.dropout(vectors, self.embedding_dropout, self.training), tokens.length)
+        return functional.dropout(vectors, self.embedding_dropout, self.training)
 
     @property
     def catalogue(self) -> tuple[Tensor, Tensor]:

@@ -70,31 +70,44 @@ def test_padding_and_the_distance_from_the_start_change_no_state() -> None:
     torch.testing.assert_close(beside, alone)
 
 
-def test_leftward_an_event_sees_what_stands_before_it_alone_in_scoring_too() -> None:
+def test_leftward_every_event_is_asked_for_by_a_mask_behind_those_before_it() -> None:
+    window = tokens([6, 4])
+    read, place = network(leftward=1.0).pose(window)
+    assert read.items.tolist() == [[0, 2, 3, 4, 5, 6, *[UNKNOWN] * 5], [0, 2, 3, 4, 0, 0, *[UNKNOWN] * 5]]
+    assert place.tolist() == [[*[-1] * 6, 1, 2, 3, 4, 5], [*[-1] * 6, 1, 2, 3, -1, -1]]
+
+
+def test_leftward_the_state_that_training_learns_from_is_the_one_that_scoring_asks() -> None:
     model = network(layers=2, leftward=1.0)
-    torch.manual_seed(1)
-    vectors = torch.randn(2, 8, RANKING.width)
-    changed = vectors.clone()
-    changed[:, 5:] = torch.randn(2, 3, RANKING.width)
-    length = torch.tensor([8, 6])
-    for training in (True, False):
-        model.train(training)
-        with torch.inference_mode():
-            before, after = model.states(vectors, length)[:, :5], model.states(changed, length)[:, :5]
-        assert torch.equal(before, after)
     with torch.inference_mode():
-        assert not torch.equal(network(layers=2).states(vectors, length)[:, :5], network(layers=2).states(changed, length)[:, :5])
+        read, place = model.pose(tokens([6, 4]))
+        learnt = model.encode(read)
+        for row, length in enumerate((6, 4)):
+            newest = learnt[row, (place[row] == length - 1).nonzero().item()]
+            shorter = tokens([length - 1])
+            asked = model.ask(shorter)
+            torch.testing.assert_close(model.encode(asked)[0, asked.length[0] - 1], newest)
+            padded = (torch.cat([e, e.new_ones(1, 3)], 1) for e in (shorter.items, shorter.types, shorter.gaps))
+            wider = model.ask(Tokens(*padded, shorter.length))
+            torch.testing.assert_close(model.encode(wider)[0, wider.length[0] - 1], newest)
+
+
+def test_leftward_what_stands_behind_an_event_changes_nothing_that_asks_for_it() -> None:
+    model = network(layers=2, leftward=1.0)
+    window, other = tokens([8]), tokens([8])
+    other.items[0, 5:] = 20
+    with torch.inference_mode():
+        one, two = (model.encode(model.pose(each)[0]) for each in (window, other))
+    assert torch.equal(one[:, :5], two[:, :5])
+    assert torch.equal(one[:, 8 : 8 + 5], two[:, 8 : 8 + 5])  # the masks for events 1 to 5, the fifth of which sees 0 to 4
+    assert not torch.equal(one[:, 8 + 5], two[:, 8 + 5])
 
 
 def test_batches_take_turns_between_both_sides_and_one() -> None:
-    model = network(layers=1, leftward=0.5).train()
-    vectors = torch.randn(1, 8, RANKING.width)
-    with torch.inference_mode():
-        model.dropout = 0.0
-        for block in model.blocks:
-            block.dropout = 0.0
-        found = {model.states(vectors, torch.tensor([8]))[0, 0].numpy().tobytes() for _ in range(30)}
-    assert len(found) == 2
+    torch.manual_seed(0)
+    model = network(leftward=0.5)
+    widths = [model.pose(tokens([8]))[0].items.shape[1] for _ in range(30)]
+    assert set(widths) == {8, 15}
 
 
 @pytest.mark.parametrize("leftward", [0.0, 0.8])

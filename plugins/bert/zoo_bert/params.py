@@ -75,8 +75,8 @@ class ItemRanking(TransformerParams):
         0.0,
         ge=0,
         le=1,
-        description="Share of the batches in which an event sees only those before it, as scoring does (UniLM), instead of both sides. "
-        "Where it is more than 0, histories are read so in scoring, too.",
+        description="Share of the batches in which every event is asked for as in scoring: by a mask behind the events before it. More "
+        "is learnt in a pass, which takes twice the time. Where it is more than 0, an event sees only those before it in scoring.",
     )
 
     epochs: int = Field(200, ge=1)
