@@ -37,10 +37,11 @@ def register_again(shop: Shop) -> int:
     return again.number
 
 
-def served(shop: Shop, reference: str = "churn") -> tuple[Versions, Features]:
+def served(shop: Shop, reference: str = "churn", share: float = 0.0) -> tuple[Versions, Features]:
     features = Features.open(shop.root)
     source = Source(Project.open(shop.root), features)
-    return Versions({"churn": source.load(reference)}, {"churn": reference}, source), features
+    shares = {"churn": share} if share else {}
+    return Versions({"churn": source.load(reference)}, {"churn": reference}, source, shares), features
 
 
 @pytest.fixture
@@ -51,9 +52,19 @@ def shop(trained_shop: Shop, tmp_path: Path) -> Iterator[Shop]:
     shutil.rmtree(copy.root)
 
 
-def promote(shop: Shop, number: int) -> None:
+def promote(shop: Shop, number: int, alias: str = "champion") -> None:
     with registry(shop) as found:
-        found.promote("churn", number)
+        found.promote("churn", number, alias)
+
+
+def corrupt(versions: Versions) -> None:
+    """Every artefact, after it was loaded."""
+    source = versions._source
+    assert source is not None
+    for path in source.project.artefacts.rglob("*"):
+        if path.is_file() and path.name != "manifest.json":
+            path.chmod(0o644)
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
 
 
 def test_every_answer_of_a_steady_load_is_whole_while_versions_swap(shop: Shop) -> None:
@@ -85,18 +96,19 @@ def test_every_answer_of_a_steady_load_is_whole_while_versions_swap(shop: Shop) 
 def test_a_corrupt_candidate_leaves_the_former_version_serving_and_is_told(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     versions, features = served(shop)
     promote(shop, 2)
-    source = versions._source
-    assert source is not None
-    for path in source.project.artefacts.rglob("*"):
-        if path.is_file() and path.name != "manifest.json":
-            path.chmod(0o644)
-            path.write_bytes(path.read_bytes()[:-1] + b"?")
+    corrupt(versions)
     with running(app(versions, features)) as client:
         assert versions.look() == {}
         assert client.post("/v1/predict", json={"model": "churn", "users": [1]}).json()["answers"][0]["version"] == "churn@1"
         health = client.get("/health").json()
         assert health["status"] == "degraded"
-        assert health["models"]["churn"] == {"version": "churn@1", "candidate": "churn@2", "trouble": "ArtefactError"}
+        assert health["models"]["churn"] == {
+            "version": "churn@1",
+            "candidate": "churn@2",
+            "trouble": "ArtefactError",
+            "canary": None,
+            "canary_trouble": None,
+        }
         assert "churn@2 cannot answer, churn@1 goes on" in caplog.text
         told = caplog.text.count("cannot answer")
         versions.look()
@@ -124,6 +136,49 @@ def test_a_version_named_by_number_stays(shop: Shop) -> None:
     promote(shop, 2)
     assert versions.look() == {}
     assert versions["churn"].version.reference == "churn@1"
+
+
+def test_a_canary_answers_its_share_and_the_same_user_by_the_same_version(shop: Shop) -> None:
+    versions, features = served(shop, share=0.3)
+    with running(app(versions, features)) as client:
+
+        def asked(user: int, **more: object) -> str:
+            answer = client.post("/v1/predict", json={"model": "churn", "users": [user], **more}).raise_for_status()
+            return str(answer.json()["answers"][0]["version"])
+
+        assert {asked(user) for user in range(20)} == {"churn@1"}
+        promote(shop, 2, "canary")
+        client.post("/v1/reload").raise_for_status()
+        by = {user: asked(user) for user in range(200)}
+        assert {user: asked(user) for user in range(200)} == by
+        assert 30 <= sum(version == "churn@2" for version in by.values()) <= 90
+        user = next(user for user, version in by.items() if version == "churn@2")
+        rows = client.post("/v1/predict", json={"model": "churn", "rows": [{"user_id": user}]}).raise_for_status().json()
+        assert rows["answers"][0]["version"] == "churn@2"
+        tensor = {"inputs": [{"name": "user_id", "shape": [1], "datatype": "INT64", "data": [user]}]}
+        assert client.post("/v2/models/churn/infer", json=tensor).raise_for_status().json()["model_version"] == "2"
+        named = client.post("/v2/models/churn/versions/1/infer", json=tensor).raise_for_status().json()
+        assert named["model_version"] == "1"
+        assert client.get("/health").json()["models"]["churn"]["canary"] == "churn@2"
+        promote(shop, 2)  # it has proved itself
+        client.post("/v1/reload").raise_for_status()
+        assert {asked(user) for user in range(20)} == {"churn@2"}
+        assert client.get("/health").json()["models"]["churn"]["canary"] is None
+
+
+def test_a_canary_that_cannot_be_loaded_answers_nobody_and_is_told(shop: Shop) -> None:
+    versions, features = served(shop, share=0.99)
+    promote(shop, 2, "canary")
+    corrupt(versions)
+    with running(app(versions, features)) as client:
+        assert versions.look() == {}
+        health = client.get("/health").json()
+        assert health["status"] == "degraded"
+        assert (health["models"]["churn"]["canary"], health["models"]["churn"]["canary_trouble"]) == (None, "ArtefactError")
+        answers = (
+            client.post("/v1/predict", json={"model": "churn", "users": list(range(20))}).raise_for_status().json()["answers"]
+        )
+        assert {answer["version"] for answer in answers} == {"churn@1"}
 
 
 def test_a_watch_looks_until_it_is_stopped_and_survives_errors() -> None:
@@ -157,6 +212,9 @@ def test_a_rollback_is_one_command_and_goes_forward_again(shop: Shop) -> None:
         ("[service]\nrelaod = 1", "unknown key in .service. 'relaod'"),
         ("[service]\nreload = 'often'", "reload is 'often'"),
         ("[service]\nreload = -1", "reload is -1"),
+        ("[service.canary]\nchrun = 0.1", "unknown key in .service.canary. 'chrun'"),
+        ("[tasks.churn]\nmembers = ['gbdt']\n[service.canary]\nchurn = 1", "churn is 1; expected a share"),
+        ("[tasks.churn]\nmembers = ['gbdt']\n[service.canary]\nchurn = 'some'", "churn is 'some'; expected a share"),
         ("[service.auth]\nkey = 'x'", "unknown key in .service.auth. 'key'"),
         ("[service.auth.jwt]\nissuer = 'x'", "algorithms is None"),
         ("[service.tls]\nkey = 'x'", "needs both certificate and key"),

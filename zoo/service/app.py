@@ -34,7 +34,7 @@ from zoo.service.metrics import CONTENT_TYPE, Metrics
 from zoo.service.page import add_page
 from zoo.service.problems import MAX_BODY, Json, UnknownModelError, handle
 from zoo.service.v2 import add_v2
-from zoo.service.versions import Versions
+from zoo.service.versions import CANARY, Versions
 
 LINEAGE = ("log", "service_hash", "plugins", "seed", "git")
 MISTAKES: dict[int | str, dict[str, Any]] = {
@@ -118,10 +118,12 @@ def app(
         """The models that this server answers for, and what they were made from."""
         return Json({"models": [_card(name, predictor) for name, predictor in versions.items()]})
 
-    def known(model: str) -> Predictor:
+    def known(model: str, whom: Any = None) -> Predictor:
+        """whom: whom the request is about first; of nobody, it is the version that answers most requests."""
         if model not in versions:
             raise UnknownModelError(choices("model", model, versions))
-        return versions[model]  # taken once: the whole answer is this version's
+        # taken once: the whole answer is this version's
+        return versions[model] if whom is None else versions.of(model, whom)
 
     @api.post("/v1/reload", response_model=Swapped, openapi_extra=needs(ADMIN), responses={503: MISTAKES[503]}, tags=["models"])
     def reload() -> Json:
@@ -139,7 +141,7 @@ def app(
     )
     def predict(http: Request, request: PredictRequest) -> Json:
         """Predict for every row, in order."""
-        predictor = known(request.model)
+        predictor = known(request.model, _first(request.users or request.rows))
         if request.rows is not None:
             _only_known(predictor, request.rows)
         table = predictor.predict(request.rows, users=request.users, at=request.instant(), deadline=in_time(http))
@@ -154,7 +156,7 @@ def app(
     )
     def recommend(http: Request, request: RecommendRequest) -> Json:
         """List the items that each user takes next, most likely first."""
-        predictor = known(request.model)
+        predictor = known(request.model, _first(request.users))
         table = predictor.recommend(
             request.users,
             request.k,
@@ -191,17 +193,25 @@ def _document(api: FastAPI) -> dict[str, Any]:
 
 
 def _health(versions: Versions) -> dict[str, Any]:
-    troubles = versions.troubles
+    troubles, canaries = versions.troubles, versions.canaries
     serving = {
         name: {
             "version": predictor.version.reference,
             "candidate": troubles[name].version if name in troubles else None,
             "trouble": troubles[name].kind if name in troubles else None,
+            "canary": canaries[name].version.reference if name in canaries else None,
+            "canary_trouble": troubles[aside].kind if (aside := f"{name}@{CANARY}") in troubles else None,
         }
         for name, predictor in versions.items()
     }
     well = not troubles and versions.unreachable is None
     return {"status": "ok" if well else "degraded", "registry": versions.unreachable is None, "models": serving}
+
+
+def _first(asked: Sequence[Any] | None) -> Any:
+    """The first user that a request is about: of rows, as they name him."""
+    first = asked[0] if asked else None
+    return first.get("user_id", first) if isinstance(first, Mapping) else first
 
 
 def _only_known(predictor: Predictor, rows: list[dict[str, Any]]) -> None:

@@ -337,11 +337,19 @@ class Serving(BaseModel):
         description="The version that the alias names and that could not be loaded; null where all is well."
     )
     trouble: str | None = Field(description="What kind of error that was; the server's log says all of it.")
+    canary: str | None = Field(description="The version that answers a share of the requests; null where there is none.")
+    canary_trouble: str | None = Field(description="What kind of error keeps the version named canary from answering.")
 
 
 class Health(BaseModel):
     model_config = example(
-        {"status": "ok", "registry": True, "models": {"churn": {"version": "churn@3", "candidate": None, "trouble": None}}}
+        {
+            "status": "ok",
+            "registry": True,
+            "models": {
+                "churn": {"version": "churn@3", "candidate": None, "trouble": None, "canary": "churn@4", "canary_trouble": None}
+            },
+        }
     )
 
     status: str = Field(description='"ok", or "degraded" where a candidate failed or the registry does not answer.')

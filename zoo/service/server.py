@@ -54,7 +54,9 @@ def serve(
     with _bound(address, port) as listener, sending():
         features = Features.open(project.root)
         source = Source(project, features, tuple(without))
-        versions = Versions({model: source.load(reference) for model, reference in named.items()}, named, source)
+        versions = Versions({model: source.load(reference) for model, reference in named.items()}, named, source, settings.canary)
+        if settings.canary:
+            versions.look()
         own = f"[{address}]" if ":" in address else address
         # a page elsewhere cannot know a key, so only a server without authentication must look at the name it is called by
         hosts = (own, *({"localhost", "127.0.0.1", "[::1]"} - {own})) if access is None else None

@@ -107,20 +107,21 @@ class ErrorV2(BaseModel):
 
 def add_v2(
     api: FastAPI,
-    known: Callable[[str], Predictor],
+    known: Callable[..., Predictor],
     warm: Callable[[], None],
     in_time: Callable[[Request], float | None],
     features: Features,
 ) -> None:
-    """Add the protocol's routes. known: the predictor of a model name; warm, in_time (seconds left): raise where there is no answer."""
+    """Add the protocol's routes. known: the predictor of a model name, and of whom is asked about. warm, in_time (seconds left): raise
+    where there is no answer."""
     failing: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorV2, "description": "As for /v1; the body has a text only"}
         for status in (400, 404, 413, 415, 422, 500, 503, 504)
     }
     options: dict[str, Any] = {"tags": ["v2"], "responses": {**failing}}
 
-    def of(name: str, version: str | None) -> Predictor:
-        predictor = known(name)
+    def of(name: str, version: str | None, whom: Any = None) -> Predictor:
+        predictor = known(name, None if version is not None else whom)
         if version is not None and version != str(predictor.version.number):
             raise UnknownModelError(choices(f"version of {name}", version, [predictor.version.number]))
         return predictor
@@ -173,7 +174,8 @@ def add_v2(
     @api.post("/v2/models/{name}/versions/{version}/infer", response_model=InferResponse, openapi_extra=asks, **options)
     def infer(http: Request, name: str, request: InferRequest, version: str | None = None) -> Json:
         """Predict for every row of the input tensors, in order."""
-        predictor = of(name, version)
+        users = next((tensor.data for tensor in request.inputs if tensor.name == "user_id"), None)
+        predictor = of(name, version, users[0] if users else None)
         return Json(_infer(predictor, name, request, in_time(http)))
 
 

@@ -1,19 +1,27 @@
-"""Which version of each model answers: alias moves are noticed, the version is loaded and warmed aside, and then takes over at once."""
+"""Which version of each model answers: alias moves are noticed, the version is loaded and warmed aside, and then takes over at once.
+
+Beside the version that answers a canary may take a share of the requests: the version that the alias ``canary`` names.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
 
-from zoo.errors import ZooError
+from zoo.errors import UnknownReferenceError, ZooError
 from zoo.features import Features
 from zoo.predictor import Predictor
 from zoo.project import Project
 from zoo.registry import Registry, Version, parse
 
+CANARY = "canary"
+"""The alias of the version that takes the share."""
 RETRY = 60.0
 """Seconds after which a version that could not be loaded is tried again, if the alias still names it."""
 
@@ -32,6 +40,15 @@ class Source:
         """Model -> the version that its reference means at this moment. Raises RegistryError."""
         with Registry.open(self.project.registry_url, self.project.artefacts, create=False) as registry:
             return {model: registry.get(reference) for model, reference in references.items()}
+
+    def canaries(self, models: Iterable[str]) -> dict[str, Version]:
+        """Model -> its canary, of those that have one. Raises RegistryError."""
+        out = {}
+        with Registry.open(self.project.registry_url, self.project.artefacts, create=False) as registry:
+            for model in models:
+                with suppress(UnknownReferenceError):
+                    out[model] = registry.get(f"{model}@{CANARY}")
+        return out
 
     def load(self, reference: str) -> Predictor:
         """The version, loaded and warm. Raises as ``Predictor.load``."""
@@ -55,15 +72,22 @@ class Trouble:
 class Versions(Mapping[str, Predictor]):
     """Model name -> the predictor that answers for it now. Thread-safe: whoever took a predictor keeps it for the whole answer.
 
-    references: model -> the reference asked for; those that name a number never move. Without a source nothing moves.
+    references: model -> the reference asked for; those that name a number never move. Without a source nothing moves. shares: model ->
+    the share of its requests, 0 to 1, that its canary answers.
     """
 
     def __init__(
-        self, predictors: Mapping[str, Predictor], references: Mapping[str, str] | None = None, source: Source | None = None
+        self,
+        predictors: Mapping[str, Predictor],
+        references: Mapping[str, str] | None = None,
+        source: Source | None = None,
+        shares: Mapping[str, float] | None = None,
     ) -> None:
         self._serving = dict(predictors)
+        self._canaries: dict[str, Predictor] = {}
         self._source = source
         self._moving = {model: text for model, text in (references or {}).items() if parse(text).number is None}
+        self._shares = {model: share for model, share in (shares or {}).items() if model in self._moving}
         self._one_look = threading.Lock()
         self.troubles: Mapping[str, Trouble] = {}
         self.unreachable: str | None = None
@@ -77,6 +101,18 @@ class Versions(Mapping[str, Predictor]):
     def __len__(self) -> int:
         return len(self._serving)
 
+    @property
+    def canaries(self) -> Mapping[str, Predictor]:
+        """Model -> the predictor that answers a share of its requests, of those that have one."""
+        return {**self._canaries}
+
+    def of(self, model: str, whom: Any) -> Predictor:
+        """The predictor for one request. whom: whom it is about first; the same one is answered by the same version while shares stay."""
+        canary = self._canaries.get(model)
+        if canary is None or crc32(f"{model}/{whom}".encode()) >= self._shares[model] * 2**32:
+            return self._serving[model]
+        return canary
+
     def look(self, *, retry: bool = False) -> dict[str, str]:
         """Ask the registry once, and swap what moved. Returns model -> the version that took over.
 
@@ -88,32 +124,67 @@ class Versions(Mapping[str, Predictor]):
         with self._one_look:
             try:
                 registered = self._source.registered(self._moving)
+                named = self._source.canaries(self._shares)
             except ZooError as error:
                 if self.unreachable is None:
                     _log.warning("the registry does not answer, versions stay as they are: %s", error)
                 self.unreachable = str(error)
                 return {}
             self.unreachable = None
-            return {m: version.reference for m, version in registered.items() if self._follow(self._source, m, version, retry)}
+            swapped = {m: version.reference for m, version in registered.items() if self._follow(self._source, m, version, retry)}
+            for model in self._shares:
+                self._follow_canary(self._source, model, named.get(model), retry)
+            return swapped
+
+    def _follow_canary(self, source: Source, model: str, version: Version | None, retry: bool) -> None:
+        name, now = f"{model}@{CANARY}", self._canaries.get(model)
+        if version is None or version.reference == self._serving[model].version.reference:  # nothing to compare
+            self._settle(name, None)
+            if self._canaries.pop(model, None) is not None:
+                _log.info("%s has no canary any more", model)
+            return
+        if now is not None and now.version.reference == version.reference:
+            self._settle(name, None)
+            return
+        if self._waits(name, version, retry):
+            return
+        self._canaries.pop(model, None)  # whatever comes, the former one is no longer meant
+        loaded = self._loaded(source, name, version, self._serving[model].version.reference)
+        if loaded is None:
+            return
+        self._canaries[model] = loaded
+        self._settle(name, None)
+        _log.info("%s answers %.3g of the requests of %s", version.reference, self._shares[model], model)
 
     def _follow(self, source: Source, model: str, version: Version, retry: bool) -> bool:
         """Whether this version took over."""
-        serving, trouble = self._serving[model].version, self.troubles.get(model)
+        serving = self._serving[model].version
         if version.reference == serving.reference:
             self._settle(model, None)
             return False
-        if trouble and trouble.version == version.reference and time.monotonic() < trouble.again and not retry:
+        if self._waits(model, version, retry):
             return False
-        try:
-            loaded = source.load(version.reference)
-        except Exception as error:  # noqa: BLE001 - a candidate may fail in any way, and the version that serves must go on
-            self._settle(model, Trouble(version.reference, type(error).__name__, time.monotonic() + RETRY))
-            _log.error("%s cannot answer, %s goes on: %s", version.reference, serving.reference, error)
+        loaded = self._loaded(source, model, version, serving.reference)
+        if loaded is None:
             return False
         self._serving[model] = loaded  # one store of one reference: a request sees the former predictor or this one, whole
         self._settle(model, None)
         _log.info("%s took over from %s", version.reference, serving.reference)
         return True
+
+    def _waits(self, name: str, version: Version, retry: bool) -> bool:
+        """Whether this version failed a short while ago."""
+        trouble = self.troubles.get(name)
+        return bool(trouble and trouble.version == version.reference and time.monotonic() < trouble.again and not retry)
+
+    def _loaded(self, source: Source, name: str, version: Version, former: str) -> Predictor | None:
+        """The version; None, and noted as trouble, where it cannot answer."""
+        try:
+            return source.load(version.reference)
+        except Exception as error:  # noqa: BLE001 - a candidate may fail in any way, and the version that serves must go on
+            self._settle(name, Trouble(version.reference, type(error).__name__, time.monotonic() + RETRY))
+            _log.error("%s cannot answer, %s goes on: %s", version.reference, former, error)
+            return None
 
     def _settle(self, model: str, trouble: Trouble | None) -> None:
         others = {name: each for name, each in self.troubles.items() if name != model}
