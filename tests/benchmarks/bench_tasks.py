@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import figures
+import tasks_autogluon
 import tasks_behaviour
 import tasks_churn
 import tasks_purchases
@@ -21,6 +22,8 @@ if __name__ == "__main__":
             "T3": tasks_purchases.t3,
             "T7": tasks_behaviour.t7,
             "T8": tasks_behaviour.t8,
+            "T9": tasks_autogluon.t9,
+            "T9b": tasks_autogluon.t9b,
             "cdnow": tasks_churn.cdnow,
             "imbalance": tasks_behaviour.imbalance,
         },

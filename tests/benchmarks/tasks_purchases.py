@@ -169,7 +169,7 @@ def t1() -> list[Figure]:
         runs.append(run)
         windows.append(_fitted(Member("windows", "gbdt", SETTINGS), run.data, run.test, work))
         gbdt = Member("gbdt", "gbdt", project.task("churn").params["gbdt"])
-        whose = np.unique(_keys(run, project, features, found, cut), return_inverse=True)[1]
+        whose = np.unique(households(run, project, features, found, "churn", cut), return_inverse=True)[1]
         for share, parts in curve.items():
             kept = np.random.default_rng(0).permutation(whose.max() + 1) < share * (whose.max() + 1)
             parts.append(_fitted(gbdt, run.data.take(np.flatnonzero(kept[whose])), run.test, work))
@@ -200,11 +200,14 @@ def t1() -> list[Figure]:
     ]
 
 
-def _keys(run: Trained, project: Project, features: Features, found: Any, cut: str) -> Array:
+def households(
+    run: Trained, project: Project, features: Features, found: Any, task: str, start: str, end: str | None = None
+) -> Array:
     """The households of a run's training rows."""
     from zoo.training import split
 
-    rows = split(found.task("churn"), project.task("churn"), features.pinned().reader.view(), instant(cut), None)
+    cut = instant(start), None if end is None else instant(end)
+    rows = split(found.task(task), project.task(task), features.pinned().reader.view(), *cut)
     assert len(rows.train) == len(run.data)
     return next(iter(rows.train.keys.values()))
 
