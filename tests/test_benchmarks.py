@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from importlib import import_module
 from pathlib import Path
 
 import generate
+import load
 import numpy as np
 import polars as pl
+import predict_peers
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import recommend_page
 import recommend_peers
+import tasks_autogluon
 from figures import Figure, report
 
 ROOT = Path(__file__).parents[1]
@@ -118,3 +122,24 @@ def test_a_peers_ranks_are_places_in_its_lists_with_the_most_popular_behind_them
     top = recommend_peers.listed(tmp_path / "lists.parquet", np.array([False, False, True]), popularity)
     assert top.tolist() == [[5, 3, 4], [2, 4, 5], [3, 5, 4]]
     assert recommend_peers.ranking(top, np.array([4, 3, 3]), 4).rank.tolist() == [3, 0, 1]
+
+
+def test_categories_are_text_for_a_peer_and_null_where_there_is_none() -> None:
+    column = tasks_autogluon._category(np.array([0.0, np.nan, 12.0], np.float32))
+    assert column.to_list() == ["c0", None, "c12"]
+
+
+@pytest.mark.parametrize(("wrong", "least", "most"), [(0, 90, 100), (1, 0, 0)])
+def test_the_highest_rate_is_one_without_errors_and_in_time(
+    monkeypatch: pytest.MonkeyPatch, wrong: int, least: float, most: float
+) -> None:
+    async def closed(*_: object) -> load.Seen:
+        return load.Seen({200: [0.01] * 110}, seconds=1.0)
+
+    async def steady(port: int, requests: list[bytes], rate: float, seconds: float) -> load.Seen:
+        late = 0.01 if rate <= 100 else 1.0
+        return load.Seen({200: [late] * round(rate)} | ({503: [0.001]} if wrong else {}), seconds=1.0)
+
+    monkeypatch.setattr(load, "closed", closed)
+    monkeypatch.setattr(load, "steady", steady)
+    assert least <= asyncio.run(predict_peers.highest(1, []))[0] <= most

@@ -23,6 +23,7 @@ ROWS = {
     "P1": _row("predict_speed", "p1"),
     "P2": _row("predict_speed", "p2"),
     "P3": _row("predict_service", "p3"),
+    "P4": _row("predict_peers", "p4"),
     "P5": _row("predict_speed", "p5"),
     "P6": _row("predict_service", "p6"),
     "P7": _row("predict_service", "p7"),
