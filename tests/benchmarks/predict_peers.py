@@ -134,7 +134,8 @@ def _environment(root: Path, workers: int) -> dict[str, str]:
         "UVICORN_ACCESS_LOG": "0",
     }
     own = {"BENTOML_HOME": str(root / "bentoml"), "BENCH_ROOT": str(root), "BENCH_WORKERS": str(workers)}
-    patient = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(START)}  # its own 5 seconds are few on a machine that is not idle
+    # their own 5 seconds are few for a server that loads on a machine that is not idle
+    patient = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(START), "UVICORN_TIMEOUT_WORKER_HEALTHCHECK": str(START)}
     return {**os.environ, **quiet, **patient, **own, "OMP_NUM_THREADS": "1"}
 
 
