@@ -41,8 +41,8 @@ PEERS = {
 LIMIT = 0.05
 """Seconds that p99 may take."""
 SECONDS, STEPS = (1.5, 3) if QUICK else (3, 5)
-START = 300
-"""Seconds that a server is given to answer first."""
+START, SETTLE = 300, 4
+"""Seconds that a server is given to answer first, and then those of its processes that are not the first."""
 
 
 class SilentError(Exception):
@@ -156,6 +156,7 @@ def serving(side: Side, root: Path, workers: int) -> Iterator[int]:
                 if process.poll() is not None or time.monotonic() > until:
                     raise SilentError(f"{side.name} does not answer: {log.read_text()[-4_000:]}")
                 time.sleep(0.2)
+            time.sleep(SETTLE)
             yield port
         finally:
             with contextlib.suppress(ProcessLookupError):
