@@ -57,9 +57,15 @@ def fuzzed(client: Any, cases: int, seed: int = 0) -> tuple[Counter[int], list[s
     operations = [found.ok() for found in schema.get_all_operations()]
     share = -(-cases // len(operations)) + 2  # some operations have few different cases
     checks = [content_type_conformance, response_schema_conformance, status_code_conformance]
-    for operation in operations:
-        for mode in schemathesis.GenerationMode:
-            run_operation(operation, mode, -(-share // 2), base, seen, failed, checks, hypothesis, seed)
+    while sum(seen.values()) < cases:
+        before = sum(seen.values())
+        for operation in operations:
+            for mode in schemathesis.GenerationMode:
+                run_operation(operation, mode, -(-share // 2), base, seen, failed, checks, hypothesis, seed)
+        # what has no wrong cases gave fewer: the rest goes to all again, with other draws
+        seed, share = seed + cases, -(-(cases - sum(seen.values())) // len(operations)) + 2
+        if sum(seen.values()) == before:
+            break
     return seen, failed
 
 
