@@ -127,7 +127,7 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
     "slit": {"regularisation": [100.0, 300.0, 1000.0], "window": [10, 30], "fade": [2.0, 4.0]},
     "gpt": {},
     "gru": {"ranking": [{"width": 128, "hidden": 256, "dropout": 0.3, "epochs": 30}]},
-    "bert": {"ranking": [{"mode": "items", "width": 64, "epochs": 200, "masked": 0.2}]},
+    "bert": {"ranking": [{"mode": "items", "epochs": 40, "leftward": 0.8, "nearer": 1.0}]},
     "rnn": {"ranking": [{"width": 64, "hidden": 128, "epochs": 30}]},
 }
 """Settings tried on the validation rows, by model: every combination."""

@@ -58,8 +58,9 @@ def test_as_in_scoring_only_the_newest_event_is_hidden() -> None:
     assert asked.length.tolist() == [20, 12, 3]
 
 
-def test_padding_and_the_distance_from_the_start_change_no_state() -> None:
-    model = network(layers=2)
+@pytest.mark.parametrize("nearer", [0.0, 1.0])
+def test_padding_and_the_distance_from_the_start_change_no_state(nearer: float) -> None:
+    model = network(layers=2, nearer=nearer)
     torch.manual_seed(1)
     vectors = torch.randn(1, 6, RANKING.width)
     padded = torch.cat([vectors, torch.randn(1, 5, RANKING.width)], 1)
@@ -77,8 +78,9 @@ def test_leftward_every_event_is_asked_for_by_a_mask_behind_those_before_it() ->
     assert place.tolist() == [[*[-1] * 6, 1, 2, 3, 4, 5], [*[-1] * 6, 1, 2, 3, -1, -1]]
 
 
-def test_leftward_the_state_that_training_learns_from_is_the_one_that_scoring_asks() -> None:
-    model = network(layers=2, leftward=1.0)
+@pytest.mark.parametrize("nearer", [0.0, 1.0])
+def test_leftward_the_state_that_training_learns_from_is_the_one_that_scoring_asks(nearer: float) -> None:
+    model = network(layers=2, leftward=1.0, nearer=nearer)
     with torch.inference_mode():
         read, place = model.pose(tokens([6, 4]))
         learnt = model.encode(read)
@@ -110,10 +112,12 @@ def test_batches_take_turns_between_both_sides_and_one() -> None:
     assert set(widths) == {8, 15}
 
 
-@pytest.mark.parametrize("leftward", [0.0, 0.8])
-def test_what_follows_an_item_is_found_and_saved(leftward: float) -> None:
+@pytest.mark.parametrize(("leftward", "nearer"), [(0.0, 0.0), (0.0, 1.0), (0.8, 1.0)])
+def test_what_follows_an_item_is_found_and_saved(leftward: float, nearer: float) -> None:
     data, fresh = toy(300, 0, "ranking"), toy(100, 1, "ranking")
-    params = TINY.model_copy(update={"ranking": RANKING.model_copy(update={"epochs": 40, "patience": 40, "leftward": leftward})})
+    params = TINY.model_copy(
+        update={"ranking": RANKING.model_copy(update={"epochs": 40, "patience": 40, "leftward": leftward, "nearer": nearer})}
+    )
     model = Bert().fit(data, params=params, seed=0, progress=lambda done, text: None)
     told = model.predict(fresh.batch)[:, 2:].argmax(1) + 2
     assert (told == fresh.target).mean() > 0.2  # the most popular item: 0.11

@@ -3,7 +3,8 @@
 An event of an UNKNOWN item is one whose item is hidden, so that code serves as the mask. The next item is told by a mask at the end, behind
 which nothing stands. So in a share of the batches every event is asked for as scoring asks: by a mask of its own behind the events
 before it, which it sees and which do not see it. Batches of both kinds take turns as in UniLM (Dong et al. 2019, "Unified language model
-pre-training"); events and the masks that ask for them are the two streams of XLNet (Yang et al. 2019).
+pre-training"); events and the masks that ask for them are the two streams of XLNet (Yang et al. 2019). That near events matter more may
+be given instead of learnt, by a slope of attention (ALiBi: Press, Smith and Lewis 2022, "Train short, test long").
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ class Asked(Tokens):
 
 
 class Behind(NamedTuple):
-    """How the masks of ``Asked`` look at events. seen: bool (b, 1, q, t), which of the t events each of the q masks sees."""
+    """What is added where masks of ``Asked`` look: events at events (heads, t, t), and the q masks at events (b, heads, q, t)."""
 
-    seen: Tensor
+    events: Tensor
+    masks: Tensor
 
 
 class MaskedBlock(Block):
@@ -46,10 +48,10 @@ class MaskedBlock(Block):
     def look(self, q: Tensor, k: Tensor, v: Tensor, how: Tensor | Behind | None) -> Tensor:
         if not isinstance(how, Behind):
             return super().look(q, k, v, how)
-        attend, t = functional.scaled_dot_product_attention, how.seen.shape[3]
+        attend, t = functional.scaled_dot_product_attention, how.masks.shape[3]
         k, v = k[:, :, :t], v[:, :, :t]
-        told = attend(q[:, :, :t], k, v, is_causal=True)
-        return torch.cat([told, attend(q[:, :, t:], k, v, attn_mask=how.seen)], 2)
+        told = attend(q[:, :, :t], k, v, attn_mask=how.events)
+        return torch.cat([told, attend(q[:, :, t:], k, v, attn_mask=how.masks)], 2)
 
 
 class MaskedNetwork(Network):
@@ -58,6 +60,10 @@ class MaskedNetwork(Network):
     def __init__(self, params: ItemRanking, items: int, types: int) -> None:
         super().__init__(params, items, types)
         self.masked, self.newest, self.leftward = params.masked, params.newest, params.leftward
+        self.nearer = params.nearer
+        # one head for the last events, one for the last dozens, and so on
+        self.register_buffer("slope", 2.0 ** (-1.0 - 4.0 * torch.arange(params.heads)), persistent=False)
+        self.slope: Tensor
         self.place = nn.Embedding(params.max_length + 1, params.width)
         nn.init.normal_(self.place.weight, std=0.02)
         self.blocks = nn.ModuleList(MaskedBlock(params) for _ in range(params.layers))
@@ -96,14 +102,25 @@ class MaskedNetwork(Network):
         if not isinstance(tokens, Asked):
             return super().encode(tokens)
         place = torch.arange(tokens.items.shape[1] - tokens.before.shape[1], device=tokens.items.device)
-        seen = place < tokens.before[:, None, :, None]
-        back = tokens.last[:, None] - torch.cat([place.expand(len(seen), -1), tokens.before], 1)
-        return self._states(self.vectors(tokens), back, Behind(seen))
+        rows = tokens.before[:1] if bool((tokens.before == tokens.before[:1]).all()) else tokens.before
+        how = Behind(self._near(place, place, place <= place[:, None]), self._near(rows, place, place < rows[:, :, None]))
+        back = tokens.last[:, None] - torch.cat([place.expand(len(tokens.before), -1), tokens.before], 1)
+        return self._states(self.vectors(tokens), back, how)
 
     def states(self, vectors: Tensor, length: Tensor) -> Tensor:
         back = length[:, None] - 1 - torch.arange(vectors.shape[1], device=length.device)
         here = back >= 0
-        return self._states(vectors, back, None if bool(here.all()) else here[:, None, None])
+        place = torch.arange(vectors.shape[1], device=length.device)
+        if not self.nearer:
+            how = None if bool(here.all()) else here[:, None, None]
+        else:
+            how = self._near(place, place, here[:1, None] if bool(here.all()) else here[:, None])
+        return self._states(vectors, back, how)
+
+    def _near(self, of: Tensor, place: Tensor, seen: Tensor) -> Tensor:
+        """What is added to attention: of what stands at ``of`` (..., q) at events (t,): -inf where not seen, less the farther away else."""
+        apart = (of[..., None] - place).abs()
+        return torch.where(seen[..., None, :, :], -self.nearer * self.slope[:, None, None] * apart[..., None, :, :], -torch.inf)
 
     def _states(self, vectors: Tensor, back: Tensor, how: Tensor | Behind | None) -> Tensor:
         """back: int64 (b, t), how far each is from the end."""

@@ -71,6 +71,11 @@ class ItemRanking(TransformerParams):
     newest: float = Field(
         0.1, ge=0, le=1, description="Share of the windows of which the newest event alone is hidden, as in scoring."
     )
+    nearer: float = Field(
+        0.0,
+        ge=0,
+        description="How much less an event is looked at for each event between, in parts of a head's own slope (ALiBi).",
+    )
     leftward: float = Field(
         0.0,
         ge=0,
