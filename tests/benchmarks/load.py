@@ -37,7 +37,12 @@ class Connection:
         self._port, self._streams = port, None
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
-        """Raises OSError or EOFError where the connection broke; the next request then opens another."""
+        """Raises OSError or EOFError where the connection broke; the next request then opens another.
+
+        A connection that the server closed while it was idle, which is its right, is opened anew first, as every HTTP client does.
+        """
+        if self._streams is not None and self._streams[0].at_eof():
+            self.close()
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams

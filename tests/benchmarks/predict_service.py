@@ -222,6 +222,8 @@ async def _swaps(port: int, root: Path, swaps: int, corrupt: int) -> dict[str, A
         "answers": len(versions),
         "mixed": sum(len(each) != 1 for each in versions),
         "failed": seen.failed + sum(len(times) for status, times in seen.times.items() if status != 200),
+        "broken": seen.failed,
+        "statuses": {status: len(times) for status, times in seen.times.items()},
         "slowest_ms": max(seen.times[200]) * 1e3,
     }
 
