@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from zoo_recurrent import GRU, LSTM, SimpleRNN, zoo_models
-from zoo_recurrent.columns import Code, Number
+from zoo_recurrent.columns import Code, Columns, Number
 from zoo_recurrent.fitting import batches, newest
 from zoo_recurrent.inputs import Layout
 from zoo_recurrent.models import FittedRecurrent, Recurrent
@@ -219,15 +219,34 @@ def test_rare_codes_share_the_unknown_embedding_and_the_vocabulary_is_capped() -
     assert Code.learn("items", values[:0], most=2, least=2).rows == 2
 
 
+def scaled(number: Number, values: Array) -> Array:
+    """The matrix of one column."""
+    return Columns((number,), ()).matrices(len(values), lambda *_: values)[0]
+
+
 def test_numbers_are_squashed_scaled_clipped_and_missing_ones_marked() -> None:
     values = np.array([-10.0, 0.0, 10.0, np.nan, np.inf])
     number = Number.learn("value", values)
     assert number.missing
-    np.testing.assert_allclose(number.scale(values), [-np.sqrt(1.5), 0, np.sqrt(1.5), np.nan, np.nan], atol=1e-12)
-    assert number.scale(np.array([1e300]))[0] == 5.0
+    expected = [[-np.sqrt(1.5), 0], [0, 0], [np.sqrt(1.5), 0], [0, 1], [0, 1]]
+    np.testing.assert_allclose(scaled(number, values), expected, atol=1e-6)
+    assert scaled(number, np.array([1e300]))[0].tolist() == [5.0, 0.0]
     assert not Number.learn("value", values[:3]).missing
-    np.testing.assert_array_equal(Number.learn("constant", np.full(4, 7)).scale(np.array([7, 7])), [0, 0])
-    np.testing.assert_array_equal(Number.learn("absent", np.full(4, np.nan)).scale(np.array([0.0])), [0])
+    np.testing.assert_array_equal(scaled(Number.learn("constant", np.full(4, 7)), np.array([7, 7])), [[0], [0]])
+    np.testing.assert_array_equal(scaled(Number.learn("absent", np.full(4, np.nan)), np.array([0.0])), [[0, 0]])
+
+
+def test_columns_are_scaled_alike_in_pieces_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    values = {
+        name: np.where(rng.random(100) < share, np.nan, rng.normal(size=100) * 50) for name, share in zip("abc", (0, 0.3, 0))
+    }
+    columns = Columns(tuple(Number.learn(name, each) for name, each in values.items()), ())
+    whole, _ = columns.matrices(100, lambda name, _: values[name])
+    assert whole.shape == (100, 4)
+    np.testing.assert_array_equal(whole[:, 3], np.isnan(values["b"]))
+    monkeypatch.setattr("zoo_recurrent.columns.ROWS", 7)
+    np.testing.assert_array_equal(columns.matrices(100, lambda name, _: values[name])[0], whole)
 
 
 def test_rows_that_share_a_user_encode_its_sequence_once(fitted: FittedRecurrent, data: TrainingData) -> None:
