@@ -56,7 +56,7 @@ class Tracer:
             "service_hash": of.lineage["service_hash"],
             "code": code,
         }
-        traces.add(())  # makes the file, in which a forgetting before the first trace is noted
+        traces.begin()
         return Tracer(traces, about)
 
     def keep(

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,13 @@ class Traces:
 
     path: Path
     keep: int
+
+    def begin(self) -> None:
+        """Make the file, in which a forgetting before the first trace is noted. Where it cannot be made no trace will be kept either."""
+        with suppress(OSError, ZooError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._connected():
+                pass
 
     def add(self, traces: Sequence[Trace]) -> None:
         """Keep traces, soon: a thread writes them. An answer must neither fail nor wait for its trace: what goes wrong is logged."""

@@ -121,7 +121,6 @@ def entity_table(path: Path, key: str, schema: LogSchema) -> EntityTable:
 
     from zoo.events.inspection import ALIASES
     from zoo.events.readers import open_source
-    from zoo.events.tables import ENTITIES
 
     source = open_source(path)
     names = {_plain(name): name for name in reversed(source.names)}
@@ -138,13 +137,11 @@ def entity_table(path: Path, key: str, schema: LogSchema) -> EntityTable:
     left_out: dict[str, str] = {}
     for name, values in raw.items():
         ours = "title" if name == title else re.sub(r"\W", "_", name)
-        if ours in ENTITIES:  # such as the user who sells an item: named as the log names them
-            values = _identifiers(path, name, values, schema.id_type(ours), source.text)
         reason = _unfit(ours, values, columns, schema)
         if reason:
             left_out[name] = reason
         else:
-            columns[ours] = values if ours in ENTITIES else _labels(ours, _typed(values) if source.text else values)
+            columns[ours] = _labels(ours, _typed(values) if source.text else values)
     return EntityTable(pa.table(columns), left_out)
 
 
@@ -242,8 +239,11 @@ def _unfit(ours: str, values: Any, taken: Mapping[str, Any], schema: LogSchema) 
 
     from zoo.events.inspection import INDEX
     from zoo.events.schema import NAME
+    from zoo.events.tables import ENTITIES
 
     types = pa.types
+    if ours in ENTITIES:
+        return "it names what a row is not about; a row goes with the user whom it names when that one is forgotten"
     if INDEX.fullmatch(ours):
         return "the index of a pandas frame"
     if not NAME.match(ours) or ours in taken:
