@@ -164,6 +164,7 @@ def test_the_commands_are_those_of_the_documentation() -> None:
         "models",
         "promote",
         "rollback",
+        "demote",
         "tag",
         "retire",
         "predict",
@@ -216,6 +217,8 @@ def test_running_the_module_and_asking_for_the_version(zoo: Zoo) -> None:
         (["--without", "gdbt", "plugins"], "unknown plugin 'gdbt'; choose one of:"),
         (["plugin", "check", "gruu"], "unknown model or plugin 'gruu'; choose one of:"),
         (["--without", "bert", "demo"], "--without does not go with it"),
+        (["train", "churn", "--traceback"], "--traceback stands before the command, as in: zoo --traceback train"),
+        (["train", "churn", "--repo=x"], "--repo stands before the command, as in: zoo --repo DIR train"),
     ],
 )
 def test_misuse_ends_with_2_and_says_what_is_expected(arguments: list[str], said: str, zoo: Zoo) -> None:
@@ -239,8 +242,6 @@ def test_misuse_ends_with_2_and_says_what_is_expected(arguments: list[str], said
         (["tag", "churn@1", "anna"], "'anna' is no tag; expected NAME=VALUE"),
         (["retire", "churn"], "names no version; expected MODEL@NUMBER as in churn@3, or --keep N for a model"),
         (["retire", "churn@1", "--keep", "2"], "--keep asks for a model; expected churn, not churn@1"),
-        (["train", "churn", "--traceback"], "--traceback stands before the command, as in: zoo --traceback train"),
-        (["train", "churn", "--repo=x"], "--repo stands before the command, as in: zoo --repo DIR train"),
         (["ingest", "x.parquet"], "no file 'x.parquet'"),
         (["ingest", "zoo.toml"], "no file 'zoo.toml'"),
     ],

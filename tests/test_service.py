@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -460,6 +460,7 @@ class Broken:
     """A predictor whose every answer is this error."""
 
     error: Exception
+    version: Any
     entities: tuple[str, ...] = ("user_id",)
     context: tuple[str, ...] = ()
 
@@ -477,11 +478,13 @@ class Broken:
 def test_a_failure_is_logged_with_its_cause_and_answered_without_it(
     served: Served, caplog: pytest.LogCaptureFixture, error: Exception, status: int, kind: str
 ) -> None:
-    with running(app({"churn": Broken(error)}, served.features)) as client:  # type: ignore[dict-item]
+    broken = Broken(error, replace(served.predictors["churn"].version, number=9_999))
+    with running(app({"churn": broken}, served.features)) as client:  # type: ignore[dict-item]
         for response in (client.post("/v1/predict", json={"model": "churn", "users": [1]}), client.get("/health/ready")):
             assert problem(response)[:2] == (status, kind)
             assert "secret" not in response.text
         assert client.get("/health/live").status_code == 200
+        assert 'zoo_answers_total{outcome="error",version="churn@9999"}' in client.get("/metrics").text
     causes = [r.exc_info[1] for r in caplog.records if r.exc_info]
     assert causes == [error, error]
 

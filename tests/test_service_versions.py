@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2 as httpx
+import numpy as np
 import pytest
 from shop import Shop
 from test_service import running
@@ -157,13 +158,47 @@ def test_a_canary_answers_its_share_and_the_same_user_by_the_same_version(shop: 
         assert rows["answers"][0]["version"] == "churn@2"
         tensor = {"inputs": [{"name": "user_id", "shape": [1], "datatype": "INT64", "data": [user]}]}
         assert client.post("/v2/models/churn/infer", json=tensor).raise_for_status().json()["model_version"] == "2"
-        named = client.post("/v2/models/churn/versions/1/infer", json=tensor).raise_for_status().json()
-        assert named["model_version"] == "1"
+        for number in ("1", "2"):
+            named = client.post(f"/v2/models/churn/versions/{number}/infer", json=tensor).raise_for_status().json()
+            assert named["model_version"] == number
+        assert client.get("/v2/models/churn").json()["versions"] == ["1", "2"]
+        assert client.post("/v2/models/churn/versions/3/infer", json=tensor).status_code == 404
+        counted = client.get("/metrics").text
+        assert 'zoo_answers_total{outcome="answered",version="churn@2"}' in counted
+        assert "churn@2" in client.get("/", params={"user": user}).text
         assert client.get("/health").json()["models"]["churn"]["canary"] == "churn@2"
         promote(shop, 2)  # it has proved itself
         client.post("/v1/reload").raise_for_status()
         assert {asked(user) for user in range(20)} == {"churn@2"}
         assert client.get("/health").json()["models"]["churn"]["canary"] is None
+        with registry(shop) as found:
+            found.rollback("churn")
+        client.post("/v1/reload").raise_for_status()
+        assert {asked(user) for user in range(200)} == {"churn@1"}  # what was tried is tried no more
+
+
+def test_an_alias_is_taken_away_by_one_command(shop: Shop) -> None:
+    versions, _ = served(shop, share=0.5)
+    promote(shop, 2, "canary")
+    versions.look()
+    assert [each.version.number for each in versions.answering("churn")] == [1, 2]
+    ask = ["--repo", str(shop.root), "demote"]
+    assert "it was churn@2" in CliRunner().invoke(command, [*ask, "churn@canary"]).output
+    versions.look()
+    assert [each.version.number for each in versions.answering("churn")] == [1]
+    for reference in ("churn", "churn@2", "churn@champion", "churn@canary"):
+        assert CliRunner().invoke(command, [*ask, reference]).exit_code == 2
+
+
+def test_another_canary_meets_other_users(shop: Shop) -> None:
+    versions, _ = served(shop, share=0.5)
+    met = []
+    for _ in range(2):
+        promote(shop, register_again(shop), "canary")
+        versions.look()
+        met.append([versions.of("churn", user).version.number != 1 for user in range(200)])
+    both = np.logical_and(*met).sum()
+    assert 30 <= both <= 70  # as if drawn anew: 50 of 200
 
 
 def test_a_canary_that_cannot_be_loaded_answers_nobody_and_is_told(shop: Shop) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,12 +13,19 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from shop import Shop
+from test_degradation import LET, churn, fail, late, misshapen, no_number, with_faults
 from test_service_runs import served_by_command
 
 from zoo.errors import UsageError
+from zoo.predictor import Predictor
 from zoo.service.telemetry import sending
 from zoo.spans import span, trace_id
+
+__all__ = ["churn"]  # a fixture
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 USER = 1_000_003
@@ -82,20 +90,55 @@ def test_a_collector_gets_the_parts_of_an_answer_in_the_callers_trace(
     assert [line["trace_id"] for line in requests] == [each.trace_id.hex() for each in roots]
 
 
-def test_a_part_that_failed_says_the_kind_of_error_and_not_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-    kept, provider = InMemorySpanExporter(), TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(kept))
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    """The spans of this test, as they end."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
     # the process's own provider can be set only once
     monkeypatch.setattr("zoo.spans._tracer", provider.get_tracer("zoo"))
     monkeypatch.setattr("zoo.spans._unheard", lambda: False)
+    return exporter
+
+
+def test_a_part_that_failed_says_the_kind_of_error_and_not_its_text(kept: InMemorySpanExporter) -> None:
     with pytest.raises(ValueError, match="42"), span("zoo.member", {"zoo.member": "gru"}):
         raise ValueError("user 42 is unknown")
     (found,) = kept.get_finished_spans()
     assert (found.status.is_ok, found.status.description, found.events) == (False, "ValueError", ())
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"), [(fail, "ZeroDivisionError"), (late, "late"), (no_number, "no number"), (misshapen, "PluginError")]
+)
+def test_a_member_that_is_lost_is_marked(fault: Any, why: str, churn: Predictor, kept: InMemorySpanExporter) -> None:
+    LET.clear()
+    answer = with_faults(churn, fault, "gru").predict(users=[1], deadline=0.8)
+    LET.set()
+    assert answer["missing"].to_pylist() == [["gru"]]
+    said: dict[str, str | None] = {}
+    until = time.monotonic() + 30
+    while len(said) < 2 and time.monotonic() < until:  # one that was late ends after the answer
+        ended = [(dict(each.attributes or {}), each.status.description) for each in kept.get_finished_spans()]
+        said = {str(facts["zoo.member"]): status for facts, status in ended if "zoo.member" in facts}
+        time.sleep(0.01)
+    assert said == {"gbdt": None, "gru": why}
+
+
+@pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"])
+def test_a_protocol_that_is_not_spoken_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
+    monkeypatch.setenv(name, "grpc")
+    with pytest.raises(UsageError, match=f"{name} is 'grpc'; zoo serve speaks http/protobuf"), sending():
+        pass
+
+
+@pytest.mark.parametrize(("name", "value"), [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")])
+def test_spans_are_turned_off_as_the_standard_says(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    monkeypatch.setenv(name, value)
+    with sending() as are:
+        assert not are
 
 
 def test_without_a_collector_nothing_is_made() -> None:

@@ -12,17 +12,19 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from zoo.contract import Array, FeatureBatch, Target
-from zoo.deadline import Threads, anew_in_forks
+from zoo.deadline import Threads, anew_in_forks, left
 from zoo.errors import PluginError
 from zoo.events.given import distinct
 from zoo.fitting import checked
-from zoo.spans import span
+from zoo.spans import failed, span
 from zoo.stacking import Ensemble, Fitted
 
 STUCK = 4
 """Calls of a member that were given up and still run, from which on it is not asked: it has enough threads."""
 EACH = 16
 """Calls of one member at a time: further ones wait for these, and one that hangs takes no other's threads."""
+Numbers = tuple[Array, Array]
+"""A member's scores (n, k), and bool (n,): which rows' are finite."""
 _log = logging.getLogger(__name__)
 
 
@@ -61,19 +63,24 @@ class Scorer:
         lost = np.zeros((len(batch), len(members)), bool)
         why: dict[str, str] = {}
 
-        def work(member: Fitted) -> Callable[[], Array]:
-            def call() -> Array:
-                with span("zoo.member", {"zoo.member": member.name, "zoo.rows": len(batch)}):
-                    return _once(member, known.select(member.inputs))
+        def work(member: Fitted) -> Callable[[], Numbers]:
+            def call() -> Numbers:
+                with span("zoo.member", {"zoo.member": member.name, "zoo.rows": len(batch)}) as part:
+                    found, good = _finite(_once(member, known.select(member.inputs)), len(batch), target, member.name)
+                    if left() == 0:
+                        failed(part, "late")
+                    elif not good.all():
+                        failed(part, "no number")
+                    return found, good
 
             return call
 
-        asked: list[Callable[[], Array]] = [work(member) for member in members]
+        asked: list[Callable[[], Numbers]] = [work(member) for member in members]
         if instant is not None:
             asked = [self._begun(member.name, call, instant) for member, call in zip(members, asked, strict=True)]
         for at, (member, answer) in enumerate(zip(members, asked, strict=True)):
             try:
-                found, good = _finite(answer(), len(batch), target, member.name)
+                found, good = answer()
             except TimeoutError:
                 why[member.name], lost[:, at] = "late", True
                 continue
@@ -88,7 +95,7 @@ class Scorer:
                 why[member.name], lost[:, at] = "no number", ~good
         return Scores(scores, lost, why)
 
-    def _begun(self, name: str, call: Callable[[], Array], instant: float) -> Callable[[], Array]:
+    def _begun(self, name: str, call: Callable[[], Numbers], instant: float) -> Callable[[], Numbers]:
         """What waits for the call, begun in a thread, until the instant; TimeoutError then."""
         with self._lock:
             if self._stuck.get(name, 0) >= STUCK:
@@ -98,7 +105,7 @@ class Scorer:
             threads = self._own[name]
         future = threads.submit(call, instant)
 
-        def wait() -> Array:
+        def wait() -> Numbers:
             try:
                 return future.result(max(instant - time.monotonic(), 0))
             except TimeoutError:
@@ -108,11 +115,11 @@ class Scorer:
 
         return wait
 
-    def _give_up(self, name: str, future: Future[Array]) -> None:
+    def _give_up(self, name: str, future: Future[Numbers]) -> None:
         with self._lock:
             self._stuck[name] = self._stuck.get(name, 0) + 1
 
-        def ended(_: Future[Array]) -> None:
+        def ended(_: Future[Numbers]) -> None:
             with self._lock:
                 self._stuck[name] -= 1
 
@@ -134,7 +141,7 @@ def _once(member: Fitted, batch: FeatureBatch) -> Array:
     return found[which]
 
 
-def _finite(scores: Array, rows: int, target: Target, who: str) -> tuple[Array, Array]:
+def _finite(scores: Array, rows: int, target: Target, who: str) -> Numbers:
     """(the scores, bool (n,): which rows have numbers). Raises PluginError where they are not what the contract says beside that."""
     good: Array = np.ones(len(scores), bool)
     if scores.shape == (rows, target.width):
@@ -144,5 +151,5 @@ def _finite(scores: Array, rows: int, target: Target, who: str) -> tuple[Array, 
     return scores, good
 
 
-def _too_late() -> Array:
+def _too_late() -> Numbers:
     raise TimeoutError

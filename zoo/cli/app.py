@@ -54,6 +54,7 @@ _COMMANDS = (
     ("models", models.models, "zoo models --search 'churn owner=anna'"),
     ("promote", models.promote, "zoo promote churn@3"),
     ("rollback", models.rollback, "zoo rollback churn"),
+    ("demote", registry.demote, "zoo demote churn@canary"),
     ("tag", registry.tag, "zoo tag churn@3 owner=anna reviewed=yes"),
     ("retire", registry.retire, "zoo retire churn --keep 5"),
     ("predict", models.predict, "zoo predict churn --user 1 --user 42"),

@@ -1,4 +1,4 @@
-"""Commands that look after registered versions: ``tag`` and ``retire``."""
+"""Commands that look after registered versions: ``tag``, ``demote`` and ``retire``."""
 
 from __future__ import annotations
 
@@ -47,6 +47,32 @@ def tag(
         console.print(f"{version.reference}: {tags_of(version) or 'no tags'}")
 
     own.answer(as_json, document, human)
+
+
+def demote(
+    ctx: typer.Context,
+    reference: Annotated[str, typer.Argument(help="An alias, as in churn@canary.", metavar="MODEL@ALIAS")],
+    as_json: Json = False,
+) -> None:
+    """Take an alias from the version that it names.
+
+    A running `zoo serve` asks a version no more that was its canary. The champion stays: promote another version, or roll back.
+    """
+    from zoo.registry import CHAMPION, parse
+
+    own = state(ctx)
+    asked = parse(reference)
+    if asked.alias is None or asked.alias == CHAMPION:
+        raise UsageError(
+            f"{reference!r} is no alias that can be taken away; expected MODEL@ALIAS, as in {asked.model}@canary. The champion is followed "
+            "by another version: zoo promote, zoo rollback"
+        )
+    with registry_of(own) as registry:
+        version = registry.demote(asked.model, asked.alias)
+    document = {"model": version.model, "alias": asked.alias, "before": version.number}
+    own.answer(
+        as_json, document, lambda console: console.print(f"{reference} names nothing any more; it was {version.reference}")
+    )
 
 
 def retire(

@@ -12,6 +12,8 @@ from zoo.errors import UnknownReferenceError
 
 CHAMPION = "champion"
 """The alias that a bare model name stands for, where it is set."""
+CANARY = "canary"
+"""The alias of the version that a service tries on a share of its requests."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,99}")
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 

@@ -19,7 +19,7 @@ from zoo.contract import Artefact
 from zoo.errors import ArtefactError, RegistryError, UnknownReferenceError, UsageError, choices
 from zoo.registry.database import Database, emptied, missing
 from zoo.registry.models import AliasRow, ModelRow, VersionRow
-from zoo.registry.reference import CHAMPION, Version, checked, parse
+from zoo.registry.reference import CANARY, CHAMPION, Version, checked, parse
 from zoo.registry.search import matching
 
 SCORES = "scores"
@@ -148,6 +148,7 @@ class Registry:
     def promote(self, model: str, version: int, alias: str = CHAMPION) -> Version | None:
         """Point the alias at a version, and return the version that it pointed at before (None if it is new).
 
+        A version that becomes the champion is no canary any more.
         Raises UnknownReferenceError for a missing version, RegistryError for a retired one, ArtefactError when its artefact is not whole.
         """
         checked(alias, "an alias")
@@ -165,8 +166,24 @@ class Registry:
             before = None if current is None else current.number
             former = before if before != version or current is None else current.former  # naming it again keeps the way back
             session.merge(AliasRow(model=model, name=alias, number=version, former=former))
+            tried = session.get(AliasRow, (model, CANARY)) if alias == CHAMPION else None
+            if tried is not None and tried.number == version:
+                session.delete(tried)
             session.flush()
             return None if before is None else _version(_row(session, model, before))
+
+    def demote(self, model: str, alias: str) -> Version:
+        """Take an alias away, its way back included; returns the version that it named.
+
+        Raises UnknownReferenceError where there is no such alias.
+        """
+        found = self.get(f"{model}@{checked(alias, 'an alias')}")
+        with self._database.transaction(write=True) as session:
+            _hold(session, model)
+            row = session.get(AliasRow, (model, alias))
+            if row is not None:
+                session.delete(row)
+        return found
 
     def rollback(self, model: str, alias: str = CHAMPION) -> tuple[Version, Version]:
         """Point the alias back at the version it named before. Returns (the version it names since, the one it named until then).

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from zoo.errors import LateError, UsageError, choices
 from zoo.features import Features
 from zoo.predictor import Predictor
+from zoo.registry import CANARY
 from zoo.service.access import ADMIN, OPEN, PUSH, READ, Access, Rules, needs, rules_of
 from zoo.service.guard import Guard
 from zoo.service.load import Limiter
@@ -34,7 +35,7 @@ from zoo.service.metrics import CONTENT_TYPE, Metrics
 from zoo.service.page import add_page
 from zoo.service.problems import MAX_BODY, Json, UnknownModelError, handle
 from zoo.service.v2 import add_v2
-from zoo.service.versions import CANARY, Versions
+from zoo.service.versions import Versions
 
 LINEAGE = ("log", "service_hash", "plugins", "seed", "git")
 MISTAKES: dict[int | str, dict[str, Any]] = {
@@ -73,7 +74,7 @@ def app(
     )
 
     def warm() -> None:
-        for predictor in versions.values():
+        for predictor in (*versions.values(), *versions.canaries.values()):
             predictor.warm()
 
     def in_time(http: Request) -> float | None:
@@ -118,10 +119,15 @@ def app(
         """The models that this server answers for, and what they were made from."""
         return Json({"models": [_card(name, predictor) for name, predictor in versions.items()]})
 
-    def known(model: str, whom: Any = None) -> Predictor:
-        """whom: whom the request is about first; of nobody, it is the version that answers most requests."""
+    def known(model: str, whom: Any = None, number: str | None = None) -> Predictor:
+        """whom: whom the request is about first; of nobody, it is the version that answers most requests. number: of the one asked for."""
         if model not in versions:
             raise UnknownModelError(choices("model", model, versions))
+        if number is not None:
+            answering = {str(each.version.number): each for each in versions.answering(model)}
+            if number not in answering:
+                raise UnknownModelError(choices(f"version of {model}", number, answering))
+            return answering[number]
         # taken once: the whole answer is this version's
         return versions[model] if whom is None else versions.of(model, whom)
 
@@ -144,7 +150,8 @@ def app(
         predictor = known(request.model, _first(request.users or request.rows))
         if request.rows is not None:
             _only_known(predictor, request.rows)
-        table = predictor.predict(request.rows, users=request.users, at=request.instant(), deadline=in_time(http))
+        with metrics.of(predictor):
+            table = predictor.predict(request.rows, users=request.users, at=request.instant(), deadline=in_time(http))
         return Json({"answers": [_answer(predictor, row) for row in table.to_pylist()]})
 
     @api.post(
@@ -157,14 +164,15 @@ def app(
     def recommend(http: Request, request: RecommendRequest) -> Json:
         """List the items that each user takes next, most likely first."""
         predictor = known(request.model, _first(request.users))
-        table = predictor.recommend(
-            request.users,
-            request.k,
-            exclude_seen=request.exclude_seen,
-            where=request.where or None,
-            at=request.instant(),
-            deadline=in_time(http),
-        )
+        with metrics.of(predictor):
+            table = predictor.recommend(
+                request.users,
+                request.k,
+                exclude_seen=request.exclude_seen,
+                where=request.where or None,
+                at=request.instant(),
+                deadline=in_time(http),
+            )
         return Json({"answers": _lists(predictor, request.users, table.to_pylist())})
 
     @api.post("/v1/events", response_model=Report, openapi_extra={**needs(PUSH), **DEADLINE}, responses=MISTAKES, tags=["events"])
@@ -178,7 +186,7 @@ def app(
             {**facts, "quarantined": dict(report.quarantined), "ignored": list(report.ignored), "warnings": list(report.warnings)}
         )
 
-    add_v2(api, known, warm, in_time, features)
+    add_v2(api, known, versions, metrics, warm, in_time, features)
     add_page(api, versions, features, lambda: _health(versions))
     rules.fill(rules_of(api))
     return api

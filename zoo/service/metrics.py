@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from zoo.errors import UnknownIdError, UsageError
 from zoo.predictor import Predictor
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -24,11 +26,25 @@ class Metrics:
         self._registry = own
         self.requests = Counter("zoo_requests", "Requests answered", ("route", "status"), registry=own)
         self.seconds = Histogram("zoo_request_seconds", "Time to answer", ("route",), buckets=BUCKETS, registry=own)
+        self.answers = Counter("zoo_answers", "Answers of a version, and its errors", ("version", "outcome"), registry=own)
         self.refused = Counter("zoo_refused", "Requests refused before work began", ("reason",), registry=own)
         self.running = Gauge("zoo_requests_running", "Requests worked on", registry=own, multiprocess_mode="livesum")
         self.versions = Gauge(
             "zoo_model_version", "Number of the version that answers", ("model",), registry=own, multiprocess_mode="min"
         )
+
+    @contextmanager
+    def of(self, predictor: Predictor) -> Iterator[None]:
+        """Count what this predictor answers in the block, or fails to; requests that cannot be meant are nobody's failure."""
+        outcome = "error"
+        try:
+            yield
+            outcome = "answered"
+        except (UsageError, UnknownIdError):
+            outcome = "refused"
+            raise
+        finally:
+            self.answers.labels(predictor.version.reference, outcome).inc()
 
     def text(self, predictors: Mapping[str, Predictor]) -> bytes:
         for name, predictor in predictors.items():

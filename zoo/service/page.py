@@ -57,7 +57,9 @@ def _state(versions: Versions, features: Features, health: Mapping[str, Any]) ->
     rows = []
     for name, predictor in versions.items():
         said, version = health["models"][name], predictor.version
-        trouble = f"{said['candidate']} could not be loaded: {said['trouble']}" if said["candidate"] else None
+        troubles = [f"{said['candidate']} could not be loaded: {said['trouble']}"] if said["candidate"] else []
+        troubles += [f"its canary could not be loaded: {said['canary_trouble']}"] if said["canary_trouble"] else []
+        trouble = "; ".join(troubles) or None
         rows.append(
             (
                 name,
@@ -112,8 +114,8 @@ def _user(versions: Versions, features: Features, text: str, model: str) -> Iter
         raise UsageError(choices("model", name[:LONGEST], versions))
     if len(text) > LONGEST:
         raise UsageError(f"an identifier of {len(text)} characters; expected at most {LONGEST}")
-    predictor = versions[name]
     user = _identifier(features, text)
+    predictor = versions.of(name, user)
     yield tag("h2", f"User {text}: {name}")
     yield from _answer(predictor, user)
     yield tag("h2", f"Newest events, {EVENTS} at most")

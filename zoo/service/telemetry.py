@@ -11,6 +11,11 @@ from zoo.errors import UsageError
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 """Environment variables, either of which turns spans on; the exporter reads them and the rest of ``OTEL_*`` itself."""
 
+PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+SPOKEN = "http/protobuf"
+PATIENCE = 5.0
+"""Seconds that a collector may take."""
+
 
 @contextmanager
 def sending() -> Iterator[bool]:
@@ -19,9 +24,13 @@ def sending() -> Iterator[bool]:
     Raises UsageError where the environment asks for it and the packages are not installed.
     """
     asked = next((name for name in ENDPOINTS if os.environ.get(name)), None)
-    if asked is None or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or os.environ.get("OTEL_TRACES_EXPORTER") == "none"
+    if asked is None or off:
         yield False
         return
+    for name in PROTOCOLS:
+        if os.environ.get(name, SPOKEN) != SPOKEN:
+            raise UsageError(f"{name} is {os.environ[name]!r}; zoo serve speaks {SPOKEN} to a collector, usually at port 4318")
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -31,11 +40,16 @@ def sending() -> Iterator[bool]:
         raise UsageError(f"{asked} asks for spans, but {error.name} is not installed: pip install 'feature-zoo[otel]'") from error
     from opentelemetry import trace
 
-    named = {} if os.environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: "feature-zoo"}
-    provider = TracerProvider(resource=Resource.create(named))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    if isinstance(trace.get_tracer_provider(), TracerProvider):  # whoever runs this process sends spans already
+        yield True
+        return
+    found = Resource.create()
+    nameless = str(found.attributes.get(SERVICE_NAME, "")).startswith("unknown_service")
+    provider = TracerProvider(resource=found.merge(Resource({SERVICE_NAME: "feature-zoo"})) if nameless else found)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(timeout=PATIENCE)))
     trace.set_tracer_provider(provider)
     try:
         yield True
     finally:
-        provider.shutdown()
+        # the provider stays the process's, for it can be set only once; a collector that does not answer holds nobody up for long
+        provider.force_flush(int(PATIENCE * 1_000))

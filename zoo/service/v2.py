@@ -14,7 +14,9 @@ from zoo.features import Features
 from zoo.predictor import Predictor
 from zoo.service.access import OPEN, READ, needs
 from zoo.service.messages import DEADLINE, MAX_ROWS, example, read_instant
-from zoo.service.problems import Json, UnknownModelError
+from zoo.service.metrics import Metrics
+from zoo.service.problems import Json
+from zoo.service.versions import Versions
 
 EXTENSIONS: list[str] = []
 NUMBERS = {"FP32": float, "FP64": float, "INT32": int, "INT64": int, "BOOL": bool, "BYTES": str}
@@ -108,23 +110,19 @@ class ErrorV2(BaseModel):
 def add_v2(
     api: FastAPI,
     known: Callable[..., Predictor],
+    versions: Versions,
+    metrics: Metrics,
     warm: Callable[[], None],
     in_time: Callable[[Request], float | None],
     features: Features,
 ) -> None:
-    """Add the protocol's routes. known: the predictor of a model name, and of whom is asked about. warm, in_time (seconds left): raise
-    where there is no answer."""
+    """Add the protocol's routes. known: the predictor of a model name, of whom is asked about, and of a version's number. warm, in_time
+    (seconds left): raise where there is no answer."""
     failing: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorV2, "description": "As for /v1; the body has a text only"}
         for status in (400, 404, 413, 415, 422, 500, 503, 504)
     }
     options: dict[str, Any] = {"tags": ["v2"], "responses": {**failing}}
-
-    def of(name: str, version: str | None, whom: Any = None) -> Predictor:
-        predictor = known(name, None if version is not None else whom)
-        if version is not None and version != str(predictor.version.number):
-            raise UnknownModelError(choices(f"version of {name}", version, [predictor.version.number]))
-        return predictor
 
     @api.get("/v2", response_model=ServerMetadata, openapi_extra=needs(READ), **options)
     async def server_metadata() -> Json:
@@ -148,11 +146,11 @@ def add_v2(
     @api.get("/v2/models/{name}/versions/{version}", response_model=ModelMetadata, openapi_extra=needs(READ), **options)
     async def model_metadata(name: str, version: str | None = None) -> Json:
         """Inputs and outputs of a model."""
-        predictor = of(name, version)
+        predictor = known(name, None, version)
         return Json(
             {
                 "name": name,
-                "versions": [str(predictor.version.number)],
+                "versions": [str(each.version.number) for each in versions.answering(name)],
                 "platform": "feature-zoo",
                 "inputs": [{"name": n, "datatype": kind, "shape": [-1]} for n, kind in _inputs(predictor, features).items()],
                 "outputs": [
@@ -165,7 +163,7 @@ def add_v2(
     @api.get("/v2/models/{name}/versions/{version}/ready", response_model=ModelReady, openapi_extra=needs(READ), **options)
     def model_ready(name: str, version: str | None = None) -> Json:
         """Whether a model can answer."""
-        of(name, version).warm()
+        known(name, None, version).warm()
         return Json({"name": name, "ready": True})
 
     asks = {**needs(READ), **DEADLINE}
@@ -175,8 +173,9 @@ def add_v2(
     def infer(http: Request, name: str, request: InferRequest, version: str | None = None) -> Json:
         """Predict for every row of the input tensors, in order."""
         users = next((tensor.data for tensor in request.inputs if tensor.name == "user_id"), None)
-        predictor = of(name, version, users[0] if users else None)
-        return Json(_infer(predictor, name, request, in_time(http)))
+        predictor = known(name, users[0] if users else None, version)
+        with metrics.of(predictor):
+            return Json(_infer(predictor, name, request, in_time(http)))
 
 
 def _inputs(predictor: Predictor, features: Features) -> dict[str, str]:

@@ -11,17 +11,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
-from zlib import crc32
 
 from zoo.errors import UnknownReferenceError, ZooError
 from zoo.features import Features
 from zoo.predictor import Predictor
 from zoo.project import Project
-from zoo.registry import Registry, Version, parse
+from zoo.registry import CANARY, Registry, Version, parse
 
-CANARY = "canary"
-"""The alias of the version that takes the share."""
 RETRY = 60.0
 """Seconds after which a version that could not be loaded is tried again, if the alias still names it."""
 
@@ -36,19 +34,20 @@ class Source:
     features: Features
     without: tuple[str, ...] = ()
 
-    def registered(self, references: Mapping[str, str]) -> dict[str, Version]:
-        """Model -> the version that its reference means at this moment. Raises RegistryError."""
-        with Registry.open(self.project.registry_url, self.project.artefacts, create=False) as registry:
-            return {model: registry.get(reference) for model, reference in references.items()}
+    def registered(
+        self, references: Mapping[str, str], shared: Iterable[str] = ()
+    ) -> tuple[dict[str, Version], dict[str, Version]]:
+        """Model -> the version that its reference means at this moment; and, of those ``shared``, its canary where it has one.
 
-    def canaries(self, models: Iterable[str]) -> dict[str, Version]:
-        """Model -> its canary, of those that have one. Raises RegistryError."""
-        out = {}
+        Raises RegistryError.
+        """
+        canaries = {}
         with Registry.open(self.project.registry_url, self.project.artefacts, create=False) as registry:
-            for model in models:
+            found = {model: registry.get(reference) for model, reference in references.items()}
+            for model in shared:
                 with suppress(UnknownReferenceError):
-                    out[model] = registry.get(f"{model}@{CANARY}")
-        return out
+                    canaries[model] = registry.get(f"{model}@{CANARY}")
+        return found, canaries
 
     def load(self, reference: str) -> Predictor:
         """The version, loaded and warm. Raises as ``Predictor.load``."""
@@ -88,6 +87,8 @@ class Versions(Mapping[str, Predictor]):
         self._source = source
         self._moving = {model: text for model, text in (references or {}).items() if parse(text).number is None}
         self._shares = {model: share for model, share in (shares or {}).items() if model in self._moving}
+        for model in (shares or {}).keys() - self._shares.keys():
+            _log.warning("%s has no canary here: it is not served, or by a version's number", model)
         self._one_look = threading.Lock()
         self.troubles: Mapping[str, Trouble] = {}
         self.unreachable: str | None = None
@@ -106,12 +107,19 @@ class Versions(Mapping[str, Predictor]):
         """Model -> the predictor that answers a share of its requests, of those that have one."""
         return {**self._canaries}
 
+    def answering(self, model: str) -> list[Predictor]:
+        """The predictor that answers most requests, then the canary where there is one."""
+        canary = self._canaries.get(model)
+        return [self._serving[model]] + ([] if canary is None else [canary])
+
     def of(self, model: str, whom: Any) -> Predictor:
         """The predictor for one request. whom: whom it is about first; the same one is answered by the same version while shares stay."""
         canary = self._canaries.get(model)
-        if canary is None or crc32(f"{model}/{whom}".encode()) >= self._shares[model] * 2**32:
+        if canary is None:
             return self._serving[model]
-        return canary
+        # by version, too: whoever met one canary need not meet the next
+        drawn = int.from_bytes(blake2b(f"{canary.version.reference}/{whom}".encode(), digest_size=8).digest())
+        return canary if drawn < self._shares[model] * 2**64 else self._serving[model]
 
     def look(self, *, retry: bool = False) -> dict[str, str]:
         """Ask the registry once, and swap what moved. Returns model -> the version that took over.
@@ -123,8 +131,7 @@ class Versions(Mapping[str, Predictor]):
             return {}
         with self._one_look:
             try:
-                registered = self._source.registered(self._moving)
-                named = self._source.canaries(self._shares)
+                registered, named = self._source.registered(self._moving, self._shares)
             except ZooError as error:
                 if self.unreachable is None:
                     _log.warning("the registry does not answer, versions stay as they are: %s", error)
