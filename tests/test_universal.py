@@ -97,13 +97,13 @@ def test_historical_features_with_shared_batch_source(features: Features, full: 
     windows = store.get_feature_view("user_windows")
     views = [
         FeatureView(name=name, entities=[store.get_entity("user")], schema=schema, source=windows.batch_source)
-        for name, schema in (("v1", windows.schema[:1]), ("v2", windows.schema[:2]))
+        for name, schema in (("v1", windows.features[:1]), ("v2", windows.features[:2]))  # its schema has the key, too, anywhere
     ]
     store.apply(views)
-    second = windows.schema[1].name
+    second = windows.features[1].name
     with pytest.raises(KeyError):  # the source has it, the view does not
         store.get_historical_features(entities(), [f"v1:{second}"], full_feature_names=full).to_df()
-    refs = [f"v1:{windows.schema[0].name}", f"v2:{second}"]
+    refs = [f"v1:{windows.features[0].name}", f"v2:{second}"]
     assert len(store.get_historical_features(entities(), refs, full_feature_names=full).to_df()) == len(entities())
 
 
