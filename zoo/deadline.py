@@ -13,7 +13,7 @@ from contextvars import ContextVar, copy_context
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from zoo.errors import LateError
+from zoo.errors import LateError, UsageError
 
 T = TypeVar("T")
 MOST = 64
@@ -21,6 +21,15 @@ MOST = 64
 IDLE = 30.0
 """Seconds after which a thread without work ends: pools come and go with the versions that a service swaps."""
 _until: ContextVar[float | None] = ContextVar("zoo_deadline", default=None)
+
+
+def from_now(seconds: float | None) -> float | None:
+    """The instant, of ``time.monotonic()``, so many seconds from now. Raises UsageError for a deadline that cannot be meant."""
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+        raise UsageError(f"deadline is {seconds!r}; expected seconds from now, more than 0")
+    return time.monotonic() + seconds
 
 
 def left() -> float | None:

@@ -1,4 +1,7 @@
-"""Features of a Feast repository as FeatureBatches: history for training, online for serving. The only caller of a FeatureStore."""
+"""Features of a Feast repository as FeatureBatches: history for training, online for serving. The only caller of a FeatureStore.
+
+``Features`` is long, being the one door to all of that; ``zoo.stores`` and ``zoo.events`` do the work behind it.
+"""
 
 from __future__ import annotations
 

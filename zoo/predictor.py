@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -14,10 +13,10 @@ import numpy as np
 
 from zoo.answers import ids_of, listed, scored
 from zoo.contract import Array
-from zoo.deadline import Threads
+from zoo.deadline import Threads, from_now
 from zoo.errors import FeatureError, LateError, PluginError, RegistryError, UsageError, choices
 from zoo.events.dictionary import FIRST
-from zoo.events.given import moment, table_of
+from zoo.events.given import keyed, moment, table_of
 from zoo.events.items import items_where
 from zoo.fallbacks import Fallbacks
 from zoo.features import Features
@@ -173,7 +172,7 @@ class Predictor:
         Raises UsageError for rows, an ``at`` or a deadline that cannot be meant, UnknownIdError for an identifier of the wrong type; where
         the policy does without no more, FeatureError for features, PluginError for members, LateError for either of them late.
         """
-        instant = _instant(deadline)
+        instant = from_now(deadline)
         if isinstance(self.ensemble, Recommender):
             raise UsageError(
                 f"{self.version.reference} ranks items and has no score a row; ask it for lists: recommend(users), "
@@ -268,7 +267,7 @@ class Predictor:
             raise UsageError(f"{self.version.reference} ranks items; what moved a score can be said of tasks with a score a row")
         if output is not None and output not in self.outputs:
             raise UsageError(choices("output", output, self.outputs))
-        table, instant = self._rows(rows, users), _instant(deadline)
+        table, instant = self._rows(rows, users), from_now(deadline)
         if not len(table):
             return []
         read = self._read(table, None if at is None else moment(at), instant)
@@ -280,10 +279,10 @@ class Predictor:
             "sequences": self.features.sequences(self.service),
         }
         found = explain(self.ensemble, read.batch, rates(self.version.metrics, self.ensemble.target), **asked)
-        known = [
-            bool(newest >= 0) if source == FRESH else None for newest, source in zip(read.batch.newest, read.source, strict=True)
+        return [
+            replace(each, source=str(source), known=bool(newest >= 0) if source == FRESH else None)
+            for each, source, newest in zip(found, read.source, read.batch.newest, strict=True)
         ]
-        return [replace(each, source=str(s), known=k) for each, s, k in zip(found, read.source, known, strict=True)]
 
     def recommend(
         self,
@@ -313,7 +312,7 @@ class Predictor:
             raise UsageError(f"users is the text {users!r}; expected a list of identifiers, as in [{users!r}]")
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise UsageError(f"k is {k!r}; expected how many items to list, at least 1")
-        at, instant = None if at is None else moment(at), _instant(deadline)
+        at, instant = None if at is None else moment(at), from_now(deadline)
         if exclude_seen is None:
             exclude_seen = bool(self.version.lineage["settings"].get("exclude_seen", True))
         view = self.features.reader.view()
@@ -376,21 +375,7 @@ class Predictor:
         return self._keyed(table_of({"user_id": list(users)} if users is not None else rows))
 
     def _keyed(self, table: pa.Table) -> pa.Table:
-        """The table, if every row has every column that is needed; without rows and columns it is an empty one."""
-        needed = (*self.entities, *self.context)
-        if not table.num_columns and not len(table):
-            return table_of({name: [] for name in needed})
-        missing = [name for name in needed if name not in table.column_names]
-        if missing:
-            raise UsageError(
-                f"rows have no column {missing[0]!r}; {self.version.model} needs {', '.join(needed)} and the rows have: "
-                f"{', '.join(table.column_names) or '(none)'}"
-            )
-        for name in needed:
-            if table[name].null_count:
-                row = table[name].is_null().index(True).as_py()
-                raise UsageError(f"row {row} of {len(table)} has no {name}; {self.version.model} needs it in every row")
-        return table
+        return keyed(table, (*self.entities, *self.context), self.version.model)
 
     def _answer(self, table: pa.Table, read: Read | None, scores: Scores, final: Array) -> pa.Table:
         ids = ids_of(len(table))
@@ -403,12 +388,3 @@ class Predictor:
 
 
 _WHY = {"late": "was late", "failed": "failed", "no number": "gave a score that is not finite"}
-
-
-def _instant(deadline: float | None) -> float | None:
-    """Of ``time.monotonic()``, so many seconds from now."""
-    if deadline is None:
-        return None
-    if isinstance(deadline, bool) or not isinstance(deadline, (int, float)) or not deadline > 0:
-        raise UsageError(f"deadline is {deadline!r}; expected seconds from now, more than 0")
-    return time.monotonic() + deadline

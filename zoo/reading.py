@@ -121,7 +121,8 @@ class Reader:
         """
         with span("zoo.features", {"zoo.service": self.service}) as part:
             found = self._read(rows, at, instant)
-            part.set_attributes({"zoo.rows": len(found.batch), "zoo.cold_or_last_known": int((found.source != FRESH).sum())})
+            if part.is_recording():
+                part.set_attributes({"zoo.rows": len(found.batch), "zoo.cold_or_last_known": int((found.source != FRESH).sum())})
             return found
 
     def _read(self, rows: Any, at: int | None, instant: float | None) -> Read:

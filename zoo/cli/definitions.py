@@ -1,4 +1,7 @@
-"""The text of a new project's files: Feast definitions, feature_store.yaml and zoo.toml. It decides nothing."""
+"""The text of a new project's files: Feast definitions, feature_store.yaml and zoo.toml. It decides nothing.
+
+Long because it is mostly the text of those files, which is read best in one piece.
+"""
 
 from __future__ import annotations
 

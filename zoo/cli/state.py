@@ -116,19 +116,19 @@ def state(ctx: Any) -> State:
     return found
 
 
-GLOBAL = {"--repo": " DIR", "--without": " NAME", "--traceback": ""}
-"""Options of every command, which stand before it."""
-
-
 class ZooCommand(TyperCommand):
     """A command whose answer alone goes to stdout: what libraries, C code and child processes print meanwhile goes to stderr."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        # before typer says that there is no such option
+        # before typer says that there is no such option, for those of every command, which stand before it
+        own = {opt for each in self.params for opt in each.opts}
+        shared = {opt: each for each in ctx.find_root().command.params for opt in each.opts if opt not in own}
         names = [each.partition("=")[0] for each in takewhile(lambda each: each != "--", args)]
-        name = next((each for each in names if each in GLOBAL), None)
-        if name is not None and not any(name in each.opts for each in self.params):
-            ctx.fail(f"{name} stands before the command, as in: zoo {name}{GLOBAL[name]} {ctx.info_name}")
+        name = next((each for each in names if each in shared), None)
+        if name is not None:
+            ctx.fail(
+                f"{name} stands before the command, as in: zoo {name} {shared[name].metavar or ''}".rstrip() + f" {ctx.info_name}"
+            )
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:

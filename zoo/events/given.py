@@ -50,6 +50,23 @@ def table_of(rows: Any) -> pa.Table:
     raise UsageError(f"rows are a {type(rows).__name__}; expected a table, a frame, a mapping of columns or a list of mappings")
 
 
+def keyed(table: pa.Table, needed: tuple[str, ...], who: str) -> pa.Table:
+    """The table, if every row has every column that ``who`` needs; without rows and columns it is an empty one. Raises UsageError."""
+    if not table.num_columns and not len(table):
+        return table_of({name: [] for name in needed})
+    missing = [name for name in needed if name not in table.column_names]
+    if missing:
+        raise UsageError(
+            f"rows have no column {missing[0]!r}; {who} needs {', '.join(needed)} and the rows have: "
+            f"{', '.join(table.column_names) or '(none)'}"
+        )
+    for name in needed:
+        if table[name].null_count:
+            row = table[name].is_null().index(True).as_py()
+            raise UsageError(f"row {row} of {len(table)} has no {name}; {who} needs it in every row")
+    return table
+
+
 def _column(name: str, values: Any) -> pa.Array:
     import pyarrow as pa
 

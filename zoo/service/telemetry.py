@@ -21,7 +21,7 @@ PATIENCE = 5.0
 def sending() -> Iterator[bool]:
     """Send spans (OTLP over HTTP) in this block; what waits at its end is sent then. Whether any are sent.
 
-    Raises UsageError where the environment asks for it and the packages are not installed.
+    Raises UsageError where the environment asks for another protocol, or for spans and the packages are not installed.
     """
     asked = next((name for name in ENDPOINTS if os.environ.get(name)), None)
     off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or os.environ.get("OTEL_TRACES_EXPORTER") == "none"

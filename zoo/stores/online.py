@@ -1,7 +1,8 @@
 """What both online stores share: an entity's recent events are kept, features are computed on reading by the offline functions.
 
 The store follows the log: a watermark says how many of the log's events it holds, and whoever comes next, reader or writer,
-first brings in the rest. So a push is seen by the next read, and so is a file that was ingested, or a push whose writer died.
+first brings in the rest. So a push is seen by the next read, and so is a file that was ingested, or a push whose writer died. It is one
+long class, as Feast's interface, blocking and async, and ours stand over the same few steps.
 """
 
 from __future__ import annotations

@@ -108,13 +108,14 @@ class MaskedNetwork(Network):
         return self._states(self.vectors(tokens), back, how)
 
     def states(self, vectors: Tensor, length: Tensor) -> Tensor:
-        back = length[:, None] - 1 - torch.arange(vectors.shape[1], device=length.device)
-        here = back >= 0
         place = torch.arange(vectors.shape[1], device=length.device)
-        if not self.nearer:
-            how = None if bool(here.all()) else here[:, None, None]
+        back = length[:, None] - 1 - place
+        here = back >= 0
+        whole = bool(here.all())
+        if self.nearer:
+            how: Tensor | None = self._near(place, place, here[: 1 if whole else None, None])
         else:
-            how = self._near(place, place, here[:1, None] if bool(here.all()) else here[:, None])
+            how = None if whole else here[:, None, None]
         return self._states(vectors, back, how)
 
     def _near(self, of: Tensor, place: Tensor, seen: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""The recurrent plugins: what they read, that padding and company change nothing, and how they train."""
+"""The recurrent plugins: what they read, that padding and company change nothing, and how they train.
+
+One file for three models, which differ in their cell.
+"""
 
 from __future__ import annotations
 
