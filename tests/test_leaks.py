@@ -12,7 +12,7 @@ from shop import DAY, Shop
 
 from zoo.contract import PADDING, Array, Block, Column, Examples, FeatureBatch, Split, Target, TrainingData
 from zoo.fitting import Member, PluginSource
-from zoo.leaks import FEWEST, canary, fits, look, newer, overlap, shuffled, single_features, target_like
+from zoo.leaks import FEWEST, Runs, canary, fits, look, newer, overlap, shuffled, single_features, target_like
 from zoo.manager import plugins
 from zoo.project import Project
 from zoo.training import train
@@ -137,23 +137,23 @@ def test_classes_are_each_looked_at_and_too_few_rows_say_nothing() -> None:
 
 def test_shuffled_labels_are_chance_unless_scored_rows_are_learnt_from() -> None:
     train, scored = HALF
-    honest = shuffled(GBDT, made(), train, scored, source=SOURCE)
+    honest = shuffled(GBDT, made(), train, scored, Runs(SOURCE))
     assert honest.fine
     assert honest.seen.startswith("gbdt on shuffled labels has AUC 0.")
-    leaky = shuffled(GBDT, made(), np.arange(600), scored, source=SOURCE)
+    leaky = shuffled(GBDT, made(), np.arange(600), scored, Runs(SOURCE))
     assert not leaky.fine
     assert "zoo_folds" in leaky.advice
 
 
 def test_a_random_column_is_not_chosen_where_there_is_something_to_learn() -> None:
-    found = canary(GBDT, made(), *HALF, np.arange(600), source=SOURCE)
+    found = canary(GBDT, made(), *HALF, np.arange(600), Runs(SOURCE))
     assert found.fine
     assert "beside a random column the log-loss of gbdt changes by" in found.seen
     assert "columns move its scores no more than the random one does" in found.seen
 
 
 def test_a_random_column_is_chosen_where_there_is_only_noise() -> None:
-    found = canary(GBDT, made(signal=0.0), *HALF, np.arange(600), source=SOURCE)
+    found = canary(GBDT, made(signal=0.0), *HALF, np.arange(600), Runs(SOURCE))
     assert not found.fine
     assert "learns noise" in found.advice
 
@@ -161,7 +161,7 @@ def test_a_random_column_is_chosen_where_there_is_only_noise() -> None:
 def test_a_random_column_that_helps_is_told() -> None:
     # with rows to learn from that are the rows to score, more noise is better
     deep = replace(GBDT, params={**GBDT.params, "num_trees": 300})
-    found = canary(deep, made(signal=0.0), np.arange(600), np.arange(600), np.arange(600), source=SOURCE)
+    found = canary(deep, made(signal=0.0), np.arange(600), np.arange(600), np.arange(600), Runs(SOURCE))
     assert not found.fine
     assert "a column of noise cannot help" in found.advice
 

@@ -15,9 +15,10 @@ from zoo.evaluation.drift import drift
 from zoo.evaluation.slices import by_slice, of_log
 from zoo.explaining import importance, rates
 from zoo.finals import Chosen
-from zoo.fitting import Member, PluginSource, seen
+from zoo.fitting import Member, PluginSource, seen, silent
+from zoo.jobs import Executor
 from zoo.leaks import fits, look
-from zoo.plugin import Array, Examples, FeatureBatch, Split, TrainingData
+from zoo.plugin import Array, Examples, FeatureBatch, Progress, Split, TrainingData
 from zoo.project import TaskSettings
 from zoo.recommender import Recommender
 from zoo.stacking import Ensemble, Fitted
@@ -44,8 +45,10 @@ def judged(
     folds: Sequence[tuple[Array, Array]],
     check_leaks: bool,
     source: PluginSource,
+    executor: Executor,
     cache: Cache | None,
     seed: int = 0,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Further entries of a record, JSON-ready. scores: of the test rows, by line. groups: whom each training and each test row is of."""
     asked: dict[str, Any] = {"answer": list(scores)[-1], "groups": groups[1], "seed": seed}
@@ -65,7 +68,8 @@ def judged(
     guards = look(rows, data, test)
     if folds:
         taken = {name: line["fold_seconds"] for name, line in record["members"].items()}
-        guards += fits(members, data, folds, groups[0], taken, anyhow=check_leaks, source=source, cache=cache)
+        work: dict[str, Any] = {"source": source, "executor": executor, "cache": cache, "progress": progress}
+        guards += fits(members, data, folds, groups[0], taken, anyhow=check_leaks, **work)
     out["guards"] = [vars(each) for each in guards]
     return out
 

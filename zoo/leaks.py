@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import sqrt
-from typing import Any
 
 import numpy as np
 
@@ -19,8 +18,8 @@ from zoo.evaluation.classes import class_losses
 from zoo.evaluation.columns import single
 from zoo.evaluation.metrics import Ranked, auc
 from zoo.fitting import Fit, Member, PluginSource, load_fitted, run_fits, seen, silent
-from zoo.jobs import Serial
-from zoo.plugin import PADDING, Array, Column, Examples, Explains, FeatureBatch, Split, TrainingData
+from zoo.jobs import Executor, Serial
+from zoo.plugin import PADDING, Array, Artefact, Column, Examples, Explains, FeatureBatch, Progress, Split, TrainingData
 from zoo.vocabulary import Vocabulary
 
 TARGET_LIKE = 0.98
@@ -29,6 +28,8 @@ FEWEST = 10
 """Rows of each class without which an AUC says nothing."""
 SAMPLE = 20_000
 """Rows that guards look at, at most."""
+FITS = 3
+"""Fits that the guards take."""
 PATIENCE = 60.0
 """Seconds of one fit up to which guards that fit a model are always on."""
 SURE = 3.29
@@ -145,6 +146,30 @@ def single_features(data: TrainingData) -> dict[str, float]:
     return out
 
 
+@dataclass(frozen=True)
+class Runs:
+    """How the guards' fits, ``FITS`` of them, are run."""
+
+    source: PluginSource
+    executor: Executor = Serial()  # noqa: RUF009 - it holds nothing
+    cache: Cache | None = None
+    progress: Progress = silent
+
+    def of(self, fit: Fit, data: TrainingData, done: int) -> Artefact:
+        """The result of one fit, before which ``done`` of them are."""
+
+        def say(_: float, text: str) -> None:
+            self.progress((done + 1) / FITS, text)
+
+        [result] = run_fits([fit], data, self.source, self.executor, self.cache, say)
+        return result.artefact
+
+    def scored(self, member: Member, data: TrainingData, train: Array, scored: Array, done: int) -> Array:
+        """float32 (n, k): scores of the rows ``scored`` by the member fitted on the rows ``train``."""
+        scores: Array = self.of(Fit(f"{member.name}, a guard against leaks", member, train, scored), data, done).arrays["scores"]
+        return scores
+
+
 def fits(
     members: Sequence[Member],
     data: TrainingData,
@@ -154,7 +179,9 @@ def fits(
     *,
     anyhow: bool = False,
     source: PluginSource,
+    executor: Executor = Serial(),  # noqa: B008 - it holds nothing
     cache: Cache | None = None,
+    progress: Progress = silent,
 ) -> list[Finding]:
     """The guards that fit a member: the one that is quickest, where a fit takes at most ``PATIENCE`` seconds, or ``anyhow``.
 
@@ -174,20 +201,18 @@ def fits(
     data, groups = data.take(np.concatenate([train, scored])), groups[np.concatenate([train, scored])]
     data = replace(data, batch=data.batch.compact())
     train, scored = np.arange(len(train)), np.arange(len(train), len(data))
-    work: dict[str, Any] = {"source": source, "cache": cache}
-    return [shuffled(member, data, train, scored, **work), canary(member, data, train, scored, groups, **work)]
+    runs = Runs(source, executor, cache, progress)
+    return [shuffled(member, data, train, scored, runs), canary(member, data, train, scored, groups, runs)]
 
 
-def shuffled(
-    member: Member, data: TrainingData, train: Array, scored: Array, *, source: PluginSource, cache: Cache | None = None
-) -> Finding:
+def shuffled(member: Member, data: TrainingData, train: Array, scored: Array, runs: Runs) -> Finding:
     """A member fitted on labels dealt anew must not tell those of the rows that it scores, dealt anew too, better than chance."""
     rng = np.random.default_rng(1)
     target = data.target.copy()
     for part in (train, scored):
         target[part] = target[rng.permutation(part)]
     dealt = replace(data, target=target)
-    scores = _scored(member, dealt, train, scored, source, cache)
+    scores = runs.scored(member, dealt, train, scored, 0)
     kind = 0 if data.kind.width == 1 else int(np.bincount(target[scored].astype(np.int64)).argmax())
     truth = target[scored] if data.kind.width == 1 else (target[scored] == kind).astype(np.float64)
     ones = float(truth.sum())
@@ -207,24 +232,15 @@ def shuffled(
     )
 
 
-def canary(
-    member: Member,
-    data: TrainingData,
-    train: Array,
-    scored: Array,
-    groups: Array,
-    *,
-    source: PluginSource,
-    cache: Cache | None = None,
-) -> Finding:
+def canary(member: Member, data: TrainingData, train: Array, scored: Array, groups: Array, runs: Runs) -> Finding:
     """A random column must neither lower the loss of a member nor be among what moves its scores most."""
-    model, _ = member.resolve(source.load(), data.kind)
+    model, _ = member.resolve(runs.source.load(), data.kind)
     beside = replace(data, batch=data.batch.with_block(CANARY, {CANARY: Column(np.random.default_rng(2).normal(size=len(data)))}))
     if CANARY not in beside.batch.select(model.plugin.spec.inputs):
         return Finding("canary", True, f"not tried: {member.name} reads only {', '.join(model.plugin.spec.inputs)}")
-    plain = _scored(member, data, train, scored, source, cache)
+    plain = runs.scored(member, data, train, scored, 1)
     fit = Fit(f"{member.name} beside a random column", member, train)
-    fitted = load_fitted(model.plugin, next(run_fits([fit], beside, source, Serial(), cache, silent)).artefact)
+    fitted = load_fitted(model.plugin, runs.of(fit, beside, 2))
     vocabulary = Vocabulary.of(beside.take(train))
     batch = seen(beside.batch.take(scored), vocabulary, model.plugin.spec.inputs)
     losses = [_losses(data.target[scored], each) for each in (fitted.predict(batch), plain)]
@@ -254,12 +270,6 @@ def canary(
         f"{told}, which does so {own / most if most else 1:.0%} as much as the strongest, {name}",
         f"{member.name} learns noise: give it more rows or fewer leaves, or leave out columns that say nothing",
     )
-
-
-def _scored(member: Member, data: TrainingData, train: Array, scored: Array, source: PluginSource, cache: Cache | None) -> Array:
-    fit = Fit(f"{member.name}, a guard against leaks", member, train, scored)
-    scores: Array = next(run_fits([fit], data, source, Serial(), cache, silent)).artefact.arrays["scores"]
-    return scores
 
 
 def _losses(target: Array, scores: Array) -> Array:

@@ -41,7 +41,7 @@ from zoo.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from zoo.events.view import LogView
 
-STEPS = {"features": 0.05, "folds": 0.6, "members": 0.9, "evaluation": 1.0}
+STEPS = {"features": 0.05, "folds": 0.6, "members": 0.9, "evaluation": 0.95, "guards": 1.0}
 """Progress at the end of each step."""
 
 
@@ -184,8 +184,10 @@ def train(
         done, folds, run, record = _stacked(plugins, settings, task, chosen, rows, data, test, work, say)
     say(STEPS["evaluation"], "evaluation")
     whose = _groups(rows.train), done.groups
-    own: dict[str, Any] = {"members": chosen, "folds": folds, "check_leaks": check_leaks, "source": source, "cache": cache}
-    record |= judged(record, done.ensemble, view, rows, data, test, done.scores, whose, **own, seed=settings.seed)
+    own: dict[str, Any] = {"members": chosen, "folds": folds, "check_leaks": check_leaks, "seed": settings.seed, **work}
+    own["progress"] = _part(say, "evaluation", "guards")
+    record |= judged(record, done.ensemble, view, rows, data, test, done.scores, whose, **own)
+    say(1.0, "evaluated")
     record["command"] = command(task_name, test_start=_iso(begin), test_end=_iso(end), member=members, check_leaks=check_leaks)
     record |= _beside(task, view, settings.own, rows, done)
     about = {"task": task_name, "rows": len(data), "test_rows": len(test), "train": _span(rows.train), "test": _span(rows.test)}
