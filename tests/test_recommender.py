@@ -10,12 +10,12 @@ import pytest
 from scipy.stats import rankdata
 
 from zoo import recommender as module
-from zoo.candidates import ItemCounts
+from zoo.candidates import ItemCounts, Stage, average_ranks
 from zoo.errors import ArtefactError, UsageError
 from zoo.evaluation.ranking import of_rows
 from zoo.fitting import Member, PluginSource
 from zoo.plugin import UNKNOWN, Array, Artefact, Catalogue, FeatureBatch, TrainingData
-from zoo.recommender import Recommender, Stage, average_ranks, fit_recommender, ranked
+from zoo.recommender import Recommender, fit_recommender, ranked
 from zoo.reranking import rank_average
 from zoo.testing import Echo, Follower, toy
 from zoo.vocabulary import Vocabulary
@@ -222,3 +222,19 @@ def test_average_ranks_are_those_of_scipy() -> None:
         values = rng.normal(size=shape).astype(np.float32).round(1)
         values[rng.random(shape) < 0.2] = np.inf
         np.testing.assert_array_equal(average_ranks(values), rankdata(values, axis=1).astype(np.float32))
+
+
+def test_ranks_of_some_items_are_those_of_all_of_them() -> None:
+    rng = np.random.default_rng(1)
+    scores = {name: rng.normal(size=(6, 80)).astype(np.float32).round(1) for name in ("one", "other")}
+    scores["other"][2] = 0.0  # a member that knows nothing
+    hidden = rng.random((6, 80)) < 0.3
+    stage = Stage(toy(6).batch, hidden, scores)
+    row, items = np.nonzero(~hidden & (rng.random((6, 80)) < 0.3) & (np.arange(6) != 4)[:, None])
+    for name, each in scores.items():
+        np.testing.assert_array_equal(stage.ranks_of(name, row, items), stage.ranks[name][row, items])
+        asked = rng.integers(0, 80, (6, 9))
+        shown = np.where(hidden, -np.inf, each)
+        own = np.take_along_axis(shown, asked, axis=1)
+        np.testing.assert_array_equal(stage.ahead(name, asked), (shown[:, None] > own[:, :, None]).sum(axis=2))
+    assert stage.ranks_of("one", row[:0], items[:0]).shape == (0,)

@@ -70,7 +70,7 @@ def members() -> Recommender:
 
 def candidates(recommender: Recommender, data: TrainingData, depth: int) -> Candidates:
     [stage] = recommender.stages(recommender.seen(data.batch), exclude_seen=False)
-    return Candidates.of(stage.batch, stage.scores, stage.ranks, depth, recommender.counts)
+    return Candidates.of(stage, depth, recommender.counts)
 
 
 def test_candidates_are_the_union_of_the_members_first_items_with_what_a_loop_finds(members: Recommender) -> None:
@@ -317,3 +317,19 @@ def test_pairs_are_counted_side_by_side_and_unknown_ones_never() -> None:
     counts = ItemCounts(np.zeros(10), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.float32))
     assert counts.followed(np.array([2]), np.array([3])).tolist() == [0.0]
     assert Reranker().chosen == MEAN
+
+
+def test_a_short_list_is_the_beginning_of_a_long_one(members: Recommender) -> None:
+    """Where candidates are enough, what stands behind them is not ranked; the list is the same."""
+    stacked, _ = second_stage(members, shop(200, 3), exclude_seen=False, depth=6, final="blend", params=SMALL, source=SOURCE)
+    assert stacked.reranker.final is not None
+    data = shop(30, 8)
+    long = stacked.lists(data.batch, 40)  # more than there are candidates
+    for k in (1, 6, 9):
+        short = stacked.lists(data.batch, k)
+        np.testing.assert_array_equal(short.items, long.items[:, :k])
+        np.testing.assert_array_equal(short.score, long.score[:, :k])
+        np.testing.assert_array_equal(short.ranks, long.ranks[:, :, :k])
+    among = np.arange(2, 40, 3, dtype=np.int32)
+    some, few = (stacked.lists(data.batch, k, among=among) for k in (12, 3))
+    np.testing.assert_array_equal(few.items, some.items[:, :3])

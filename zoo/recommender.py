@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from zoo.cache import Cache
-from zoo.candidates import FIRST, HISTORY, Candidates, ItemCounts
+from zoo.candidates import FIRST, HISTORY, Candidates, ItemCounts, Stage
 from zoo.errors import ArtefactError, PluginError, UsageError
 from zoo.evaluation.ranking import CELLS, Ranking, best, comparisons, joined, ndcg, placed, slices, summary
 from zoo.evaluation.slices import against_best, as_dict
@@ -49,46 +49,6 @@ class Lists:
             return Lists(none.astype(np.int32), none.astype(np.float32), np.zeros((members, 0, k), np.int32), np.zeros(0, bool))
         rows = [np.concatenate([getattr(part, name) for part in parts]) for name in ("items", "score", "cold")]
         return Lists(rows[0], rows[1], np.concatenate([part.ranks for part in parts], axis=1), rows[2])
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What the members say of a few rows. batch: the rows, in the members' codes. hidden: bool (n, codes), what may not be listed.
-
-    scores, ranks: by member, float32 (n, codes): as it gave them, and the place among the items that are not hidden, equal scores
-    sharing theirs, infinite for hidden ones.
-    """
-
-    batch: FeatureBatch
-    hidden: Array
-    scores: Mapping[str, Array]
-
-    @cached_property
-    def ranks(self) -> Mapping[str, Array]:
-        ranks = {}
-        for name, each in self.scores.items():
-            ranks[name] = average_ranks(np.where(self.hidden, np.inf, -each))
-            ranks[name][self.hidden] = np.inf
-        return ranks
-
-    def listed(self, scores: Array) -> Array:
-        """float32: the scores, -inf where an item is hidden."""
-        return np.where(self.hidden, -np.inf, scores).astype(np.float32)
-
-
-def average_ranks(values: Array) -> Array:
-    """float32 (n, m): places in a row, smallest first, from 1; equal values share theirs. As scipy's ``rankdata``, in half its time."""
-    n, m = values.shape
-    order = values.argsort(axis=1)
-    ordered = np.take_along_axis(values, order, axis=1)
-    new = np.ones((n, m), bool)
-    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    begins = np.flatnonzero(new)
-    ends = np.append(begins, n * m)[1:]
-    middles = ((begins % max(m, 1)) + (ends - begins + 1) / 2).astype(np.float32)
-    out = np.empty((n, m), np.float32)
-    np.put_along_axis(out, order, np.repeat(middles, ends - begins).reshape(n, m), axis=1)
-    return out
 
 
 @dataclass(frozen=True)
@@ -180,15 +140,15 @@ class Recommender:
                 hidden[np.repeat(np.arange(len(rows)), past.lengths), past.values] = True
             yield Stage(rows, hidden, {member.name: self.scores_of(member, rows) for member in self.members})
 
-    def combine(self, stage: Stage, allowed: Array | None = None) -> Array:
+    def combine(self, stage: Stage, allowed: Array | None = None, k: int | None = None) -> Array:
         """float32 (n, codes), -inf for hidden items: of one member its own scores, of several what the second stage makes of them.
 
-        allowed: bool (codes,), only these may be candidates of the second stage.
+        allowed: bool (codes,), only these may be candidates of the second stage. k: of each row only so many items are asked for.
         """
         alone = self.members[0].name if len(self.members) == 1 else self.reranker.chosen
         if alone in stage.scores:
             return stage.listed(stage.scores[alone])
-        return self.reranker.scores(stage.batch, stage.scores, stage.ranks, self.counts_of(stage.batch), allowed)
+        return self.reranker.scores(stage, self.counts_of(stage.batch), allowed, k)
 
     def score_items(self, batch: FeatureBatch, items: Array | None = None) -> Array:
         """Of a batch in the members' codes, as ``zoo.plugin.ScoresItems`` has it, items of the history among them."""
@@ -223,7 +183,7 @@ class Recommender:
             for name, each in part.items():
                 found[name].append(each)
             if depth:
-                candidates = Candidates.of(stage.batch, stage.scores, stage.ranks, depth, self.counts_of(stage.batch))
+                candidates = Candidates.of(stage, depth, self.counts_of(stage.batch))
                 ranks = {name: each.rank for name, each in part.items() if name != STACK}
                 surveys.append(Survey.of(candidates, own, scores[MEAN], ranks))
         return {name: joined(parts, items) for name, parts in found.items()}, Survey.joined(surveys) if surveys else None
@@ -239,22 +199,19 @@ class Recommender:
         if among is not None:
             allowed &= np.isin(np.arange(len(allowed)), vocabulary.codes(ITEMS, among))
         parts = []
-        for stage in self.stages(batch, exclude_seen):
+        for whole in self.stages(batch, exclude_seen):
+            stage = whole if among is None else replace(whole, hidden=whole.hidden | ~allowed)
             past = stage.batch.column(HISTORY)
             who = np.repeat(np.arange(len(past)), past.lengths)
             cold = np.bincount(who, past.values >= FIRST, minlength=len(past)) == 0
-            final = self.combine(stage, None if among is None else allowed)
-            final = np.where(cold[:, None], popularity, final)
-            scores = list(stage.scores.values())
-            final, *scores = (np.where(stage.hidden | ~allowed, -np.inf, each) for each in (final, *scores))
+            final = stage.listed(self.combine(whole, None if among is None else allowed, k))
+            if cold.any():
+                final[cold] = stage.listed(popularity)[cold]
             items = best(final, k)
-            chosen = [np.take_along_axis(each, items, axis=1) for each in (final, *scores)]
-            ranks = [
-                np.stack([(each > own[:, at, None]).sum(axis=1) + 1 for at in range(k)], axis=1)
-                for each, own in zip(scores, chosen[1:], strict=True)
-            ]
+            ranks = [stage.ahead(name, items) + 1 for name in stage.scores]
             codes = vocabulary.log_codes(ITEMS, items)
-            parts.append(Lists(codes, chosen[0].astype(np.float32), np.stack(ranks).astype(np.int32), cold))
+            score = np.take_along_axis(final, items, axis=1)
+            parts.append(Lists(codes, score.astype(np.float32), np.stack(ranks).astype(np.int32), cold))
         return Lists.joined(parts, k, len(self.members))
 
     def save(self) -> Artefact:

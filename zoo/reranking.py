@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from zoo.candidates import FIRST, Candidates, ItemCounts
+from zoo.candidates import FIRST, Candidates, ItemCounts, Stage
 from zoo.errors import UsageError
 from zoo.evaluation.ranking import ndcg
 from zoo.fitting import Member, PluginSource, silent
 from zoo.manager import Plugins
-from zoo.plugin import Array, Artefact, FeatureBatch, Progress, Target, TrainingData
+from zoo.plugin import Array, Artefact, Progress, Target, TrainingData
 from zoo.stacking import Fitted
 
 MEAN = "mean"
@@ -54,22 +54,17 @@ class Reranker:
     depth: int = DEPTH
     final: Fitted | None = None
 
-    def scores(
-        self,
-        batch: FeatureBatch,
-        scores: Mapping[str, Array],
-        ranks: Mapping[str, Array],
-        counts: ItemCounts,
-        allowed: Array | None = None,
-    ) -> Array:
-        """float32 (n, codes), -inf where an item may not be listed; arguments as of ``Candidates.of``.
+    def scores(self, stage: Stage, counts: ItemCounts, allowed: Array | None = None, k: int | None = None) -> Array:
+        """float32 (n, codes), -inf where an item may not be listed; allowed: as of ``Candidates.of``.
 
-        Candidates stand before all others, which follow by the rank average, so that every item has its place.
+        Candidates stand before all others, which follow by the rank average, so that every item has its place. k: how many items of a row
+        are asked for; where every row has as many candidates, all others are -inf.
         """
-        out = rank_average(ranks)
         if self.final is None:
-            return out
-        found = Candidates.of(batch, scores, ranks, self.depth, counts, allowed)
+            return rank_average(stage.ranks)
+        found = Candidates.of(stage, self.depth, counts, allowed)
+        enough = k is not None and np.diff(found.offsets).min(initial=k) >= k
+        out = np.full(stage.hidden.shape, -np.inf, np.float32) if enough else rank_average(stage.ranks)
         if len(found.items):
             row = found.rows
             given = order(self.final, found)
