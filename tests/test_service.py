@@ -464,7 +464,7 @@ class Broken:
     entities: tuple[str, ...] = ("user_id",)
     context: tuple[str, ...] = ()
 
-    def predict(self, *_: Any, **__: Any) -> Any:
+    def rows(self, *_: Any, **__: Any) -> Any:
         raise self.error
 
     def warm(self) -> None:

@@ -178,7 +178,7 @@ class Predictor:
                 f"{self.version.reference} ranks items and has no score a row; ask it for lists: recommend(users), "
                 "`zoo recommend --user ID` or /v1/recommend"
             )
-        table = self._rows(rows, users)
+        table = self.rows(rows, users)
         at = None if at is None else moment(at)
         if not len(table):
             none = np.zeros((0, len(self.members), self.ensemble.target.width), np.float32)
@@ -267,7 +267,7 @@ class Predictor:
             raise UsageError(f"{self.version.reference} ranks items; what moved a score can be said of tasks with a score a row")
         if output is not None and output not in self.outputs:
             raise UsageError(choices("output", output, self.outputs))
-        table, instant = self._rows(rows, users), from_now(deadline)
+        table, instant = self.rows(rows, users), from_now(deadline)
         if not len(table):
             return []
         read = self._read(table, None if at is None else moment(at), instant)
@@ -366,8 +366,8 @@ class Predictor:
     async def _asked(self, work: Callable[[], pa.Table]) -> pa.Table:
         return await asyncio.wrap_future(self._callers.submit(work))
 
-    def _rows(self, rows: Any, users: Sequence[Any] | None) -> pa.Table:
-        """Rows as ``predict`` takes them, checked."""
+    def rows(self, rows: Any = None, users: Sequence[Any] | None = None) -> pa.Table:
+        """Rows as ``predict`` takes them, as a table of keys and context columns. Raises as ``predict`` for those that cannot be meant."""
         if (rows is None) == (users is None):
             raise UsageError("predict takes either rows or users, one of them")
         if isinstance(users, str):

@@ -14,6 +14,7 @@ from zoo.features import Features
 from zoo.predictor import Predictor
 from zoo.registry import CANARY
 from zoo.service.access import ADMIN, OPEN, PUSH, READ, Access, Rules, needs, rules_of
+from zoo.service.batches import Batches
 from zoo.service.guard import Guard
 from zoo.service.load import Limiter
 from zoo.service.messages import (
@@ -58,7 +59,8 @@ def app(
 ) -> FastAPI:
     """The application that answers for these predictors, by model name, and takes events for the log behind ``features``.
 
-    Routes run in a pool of threads, so predictors must be thread-safe (they are). hosts: names that requests
+    Predictions asked for at once are computed together (``Batches``), other routes run in a pool of threads, so predictors must be
+    thread-safe (they are). hosts: names that requests
     may call the server by, without port; None for any. access: who may ask; None for anyone, see ``serve``. limiter: how many requests
     are worked on at once. Raises UsageError where a route declares no role.
     """
@@ -67,7 +69,7 @@ def app(
     quiet: Any = {"tracing": False, "metrics": False, "logs": False}
     api = FastAPI(title="feature-zoo", version="1", docs_url=None, redoc_url=None, openapi_url=None, telemetry=quiet)
     versions = predictors if isinstance(predictors, Versions) else Versions(predictors)
-    rules, metrics = Rules(), Metrics()
+    rules, metrics, batches = Rules(), Metrics(), Batches()
     handle(api)
     api.add_middleware(
         Guard, limit=MAX_BODY, hosts=hosts, rules=rules, access=access, limiter=limiter or Limiter(), metrics=metrics
@@ -145,14 +147,20 @@ def app(
         responses={404: {"model": ErrorBody}, **MISTAKES},
         tags=["models"],
     )
-    def predict(http: Request, request: PredictRequest) -> Json:
+    async def predict(http: Request, request: PredictRequest) -> Json:
         """Predict for every row, in order."""
         predictor = known(request.model, _first(request.users or request.rows))
         if request.rows is not None:
             _only_known(predictor, request.rows)
+
+        def answers(rows: list[dict[str, Any]]) -> Json:
+            return Json({"answers": [_answer(predictor, row) for row in rows]})
+
         with metrics.of(predictor):
-            table = predictor.predict(request.rows, users=request.users, at=request.instant(), deadline=in_time(http))
-        return Json({"answers": [_answer(predictor, row) for row in table.to_pylist()]})
+            left = in_time(http)
+            return await batches.predict(
+                predictor, request.rows, answers, users=request.users, at=request.instant(), deadline=left
+            )
 
     @api.post(
         "/v1/recommend",
@@ -186,7 +194,7 @@ def app(
             {**facts, "quarantined": dict(report.quarantined), "ignored": list(report.ignored), "warnings": list(report.warnings)}
         )
 
-    add_v2(api, known, versions, metrics, warm, in_time, features)
+    add_v2(api, known, versions, metrics, batches, warm, in_time, features)
     add_page(api, versions, features, lambda: _health(versions))
     rules.fill(rules_of(api))
     return api

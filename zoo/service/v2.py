@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from zoo.errors import UsageError, choices
 from zoo.features import Features
 from zoo.predictor import Predictor
 from zoo.service.access import OPEN, READ, needs
+from zoo.service.batches import Batches
 from zoo.service.messages import DEADLINE, MAX_ROWS, example, read_instant
 from zoo.service.metrics import Metrics
 from zoo.service.problems import Json
@@ -112,6 +113,7 @@ def add_v2(
     known: Callable[..., Predictor],
     versions: Versions,
     metrics: Metrics,
+    batches: Batches,
     warm: Callable[[], None],
     in_time: Callable[[Request], float | None],
     features: Features,
@@ -170,12 +172,12 @@ def add_v2(
 
     @api.post("/v2/models/{name}/infer", response_model=InferResponse, openapi_extra=asks, **options)
     @api.post("/v2/models/{name}/versions/{version}/infer", response_model=InferResponse, openapi_extra=asks, **options)
-    def infer(http: Request, name: str, request: InferRequest, version: str | None = None) -> Json:
+    async def infer(http: Request, name: str, request: InferRequest, version: str | None = None) -> Json:
         """Predict for every row of the input tensors, in order."""
         users = next((tensor.data for tensor in request.inputs if tensor.name == "user_id"), None)
         predictor = known(name, users[0] if users else None, version)
         with metrics.of(predictor):
-            return Json(_infer(predictor, name, request, in_time(http)))
+            return await _infer(batches, predictor, name, request, in_time(http))
 
 
 def _inputs(predictor: Predictor, features: Features) -> dict[str, str]:
@@ -196,7 +198,7 @@ def _outputs(predictor: Predictor) -> dict[str, tuple[str, list[int]]]:
     return {"score": ("FP32", width), **members, "newest_event_age": ("FP64", []), "known": ("BOOL", []), **more}
 
 
-def _infer(predictor: Predictor, name: str, request: InferRequest, deadline: float | None) -> dict[str, Any]:
+async def _infer(batches: Batches, predictor: Predictor, name: str, request: InferRequest, deadline: float | None) -> Json:
     columns = {tensor.name: _column(tensor) for tensor in request.inputs}
     if len(columns) < len(request.inputs):
         raise UsageError("two inputs have one name; expected a tensor a column")
@@ -218,16 +220,16 @@ def _infer(predictor: Predictor, name: str, request: InferRequest, deadline: flo
         instant = read_instant(at)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    table = predictor.predict(columns, at=instant, deadline=deadline)
-    answer = {
-        "model_name": name,
-        "model_version": str(predictor.version.number),
-        "outputs": [
-            {"name": n, "datatype": offered[n][0], "shape": [len(table), *offered[n][1]], "data": _data(predictor, table, n)}
+
+    def answer(rows: list[dict[str, Any]]) -> Json:
+        outputs = [
+            {"name": n, "datatype": offered[n][0], "shape": [len(rows), *offered[n][1]], "data": _data(predictor, rows, n)}
             for n in wanted
-        ],
-    }
-    return answer if request.id is None else {"id": request.id, **answer}
+        ]
+        told = {"model_name": name, "model_version": str(predictor.version.number), "outputs": outputs}
+        return Json(told if request.id is None else {"id": request.id, **told})
+
+    return await batches.predict(predictor, columns, answer, at=instant, deadline=deadline)
 
 
 def _column(tensor: Tensor) -> list[Any]:
@@ -242,16 +244,15 @@ def _column(tensor: Tensor) -> list[Any]:
     return tensor.data
 
 
-def _data(predictor: Predictor, table: Any, name: str) -> list[Any]:
+def _data(predictor: Predictor, rows: list[dict[str, Any]], name: str) -> list[Any]:
     if name == "known":
-        return [known is True for known in table["known"].to_pylist()]
+        return [row["known"] is True for row in rows]
     if name == "newest_event_age":
-        return [-1.0 if age is None else age for age in table["newest_event_age"].to_pylist()]
+        return [-1.0 if row["newest_event_age"] is None else row["newest_event_age"] for row in rows]
     if name == "missing":
-        return [",".join(names) for names in table["missing"].to_pylist()]
+        return [",".join(row["missing"]) for row in rows]
     if name == "features":
-        found: list[Any] = table["features"].to_pylist()
-        return found
+        return [row["features"] for row in rows]
     own = name.removeprefix("member:")
-    columns: Mapping[str, Any] = {o: table[f"{own}:{o}"].to_pylist() for o in predictor.outputs} or {own: table[own].to_pylist()}
-    return [-1.0 if value is None else value for row in zip(*columns.values()) for value in row]
+    columns = [f"{own}:{output}" for output in predictor.outputs] or [own]
+    return [-1.0 if row[column] is None else row[column] for row in rows for column in columns]

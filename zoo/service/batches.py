@@ -1,0 +1,169 @@
+"""Predictions that are asked for at the same time are computed together: features of all are read at once, each member is asked once.
+
+Nobody waits for company: a request that comes while nothing is computed begins at once, and what comes meanwhile is the next batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from starlette.concurrency import run_in_threadpool
+
+from zoo.deadline import Threads, from_now
+from zoo.errors import FeatureError, LateError
+from zoo.predictor import Predictor
+from zoo.spans import span
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+T = TypeVar("T")
+ROWS = 64
+"""Of one batch. A request with more is computed alone in a thread of the application's pool; short ones do not wait for it."""
+AT_ONCE = 1
+"""Batches computed at once."""
+APART = 2.0
+"""How many times as long as the most urgent of a batch, by whose deadline all are answered, the most patient may have left."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request's rows. at: microseconds UTC or a datetime. instant: of ``time.monotonic()``, by which it has to be answered."""
+
+    predictor: Predictor
+    table: pa.Table
+    at: Any
+    instant: float | None
+    render: Callable[[list[dict[str, Any]]], Any]
+    future: Future[Any] = field(default_factory=Future)
+    context: Context = field(default_factory=copy_context)
+
+
+class Batches:
+    """What waits to be predicted, and the threads that do it. Thread-safe.
+
+    A batch holds requests for one loaded version, as of one time (now, or the same instant), with the same columns, in the order in which
+    they came. Each row's answer is what it would be alone, within the rounding of float32. A request that cannot be meant fails alone.
+    """
+
+    def __init__(self, rows: int = ROWS, at_once: int = AT_ONCE) -> None:
+        self._rows, self._at_once = rows, at_once
+        self._waiting: deque[Asked] = deque()
+        self._busy, self._lock, self._threads = 0, threading.Lock(), Threads(most=at_once)
+
+    async def predict(
+        self,
+        predictor: Predictor,
+        rows: Any,
+        render: Callable[[list[dict[str, Any]]], T],
+        *,
+        users: Sequence[Any] | None = None,
+        at: Any = None,
+        deadline: float | None = None,
+    ) -> T:
+        """``render`` of the rows that ``predictor.predict`` answers with, in a thread. Arguments and errors as there."""
+        table, instant = predictor.rows(rows, users), from_now(deadline)
+        asked = Asked(predictor, table, at, instant, render)
+        if len(table) > self._rows:
+            return await run_in_threadpool(_alone, asked)
+        with self._lock:
+            self._waiting.append(asked)
+            begins = self._busy < self._at_once
+            self._busy += begins
+        if begins:
+            self._threads.submit(self._work)
+        found: T = await asyncio.wrap_future(asked.future)
+        return found
+
+    def _work(self) -> None:
+        """Compute until nobody waits."""
+        while batch := self._next():
+            batch[0].context.run(_answer, batch)
+
+    def _next(self) -> list[Asked]:
+        """The one that came first and what can be computed with it; without any, this thread is no longer busy."""
+        with self._lock:
+            batch: list[Asked] = []
+            others: deque[Asked] = deque()
+            size = 0
+            now = time.monotonic()
+            while self._waiting and size < self._rows:
+                asked = self._waiting.popleft()
+                if size + len(asked.table) <= self._rows and (not batch or _together(batch, asked, now)):
+                    if asked.future.set_running_or_notify_cancel():
+                        batch.append(asked)
+                        size += len(asked.table)
+                else:
+                    others.append(asked)
+            self._waiting.extendleft(reversed(others))
+            if not batch:
+                self._busy -= 1
+            return batch
+
+
+def _together(batch: list[Asked], asked: Asked, now: float) -> bool:
+    """Whether a request may be computed with these."""
+    first = batch[0]
+    if first.predictor is not asked.predictor or first.at != asked.at or not first.table.schema.equals(asked.table.schema):
+        return False
+    given = [each.instant for each in (*batch, asked) if each.instant is not None]
+    if not given:
+        return True
+    return len(given) == len(batch) + 1 and max(given) - now <= APART * (min(given) - now)
+
+
+def _answer(batch: list[Asked]) -> None:
+    """Give each request of a batch what it asked for, or why it has none."""
+    if len(batch) == 1:
+        _told(batch[0], lambda: _alone(batch[0]))
+        return
+    import pyarrow as pa
+
+    first = batch[0]
+    try:
+        with span("zoo.batch", {"zoo.requests": len(batch)}):
+            rows = _predicted(first.predictor, pa.concat_tables([each.table for each in batch]), first.at, _earliest(batch))
+    except (FeatureError, LateError) as error:  # of what all share
+        for each in batch:
+            each.future.set_exception(error)
+        return
+    except Exception:  # noqa: BLE001 - whose fault it is shows when each is computed alone
+        for each in batch:
+            _told(each, lambda each=each: _alone(each))  # type: ignore[misc]
+        return
+    begin = 0
+    for each in batch:
+        end = begin + len(each.table)
+        _told(each, lambda each=each, own=rows[begin:end]: each.render(own))  # type: ignore[misc]
+        begin = end
+
+
+def _alone(asked: Asked) -> Any:
+    return asked.render(_predicted(asked.predictor, asked.table, asked.at, asked.instant))
+
+
+def _predicted(predictor: Predictor, table: pa.Table, at: Any, instant: float | None) -> list[dict[str, Any]]:
+    deadline = None if instant is None else instant - time.monotonic()
+    if deadline is not None and deadline <= 0:
+        raise LateError("the deadline passed before work on this began")
+    rows: list[dict[str, Any]] = predictor.predict(table, at=at, deadline=deadline).to_pylist()
+    return rows
+
+
+def _earliest(batch: list[Asked]) -> float | None:
+    return min((each.instant for each in batch if each.instant is not None), default=None)
+
+
+def _told(asked: Asked, work: Callable[[], Any]) -> None:
+    try:
+        asked.future.set_result(work())
+    except Exception as error:  # noqa: BLE001 - whoever waits is told
+        asked.future.set_exception(error)
