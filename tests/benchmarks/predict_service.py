@@ -33,13 +33,13 @@ class Server:
 
 
 @contextlib.contextmanager
-def project() -> Iterator[Path]:
-    """A copy of the demo's project."""
+def project(*, cache: bool = False) -> Iterator[Path]:
+    """A copy of the demo's project. cache: with what its training runs fitted."""
     if not (REPO / "data" / "registry.db").exists():
         raise SystemExit(f"{REPO} has no registered models; make some with `make demo`, or name another project in BENCH_REPO")
     with tempfile.TemporaryDirectory(prefix="zoo-bench-") as folder:
         root = Path(folder) / "repo"
-        shutil.copytree(REPO, root, ignore=shutil.ignore_patterns("source", "cache"))
+        shutil.copytree(REPO, root, ignore=shutil.ignore_patterns("source", *(() if cache else ("cache",))))
         with (root / "zoo.toml").open("a") as file:
             file.write("\n[service]\nreload = 0\naccess_log = false\n")
         yield root
