@@ -147,6 +147,19 @@ def test_an_empty_push_and_an_empty_file_are_fine(log, write):
     assert log.count() == 0
 
 
+def test_a_push_with_a_type_that_the_log_does_not_have_is_taken_and_told(log):
+    row = {"user_id": 1, "item_id": 1, "event_type": "purchase", "timestamp": "2024-01-01T00:00:00Z"}
+    assert append(log, [row], idempotency_key="first").warnings == ()  # the log was empty: every type is new
+    assert append(log, [row], idempotency_key="again").warnings == ()
+    report = append(log, [{**row, "event_type": "purchse"}, row], idempotency_key="misspelt")
+    assert report.added == 2
+    [warning] = report.warnings
+    assert warning.startswith("event_type 'purchse' is new to this log, which has: purchase; ")
+    assert append(log, [{**row, "event_type": "purchse"}], idempotency_key="known").warnings == ()
+    table = pl.DataFrame([{**row, "event_type": "refund"}] * 40)
+    assert [w[:20] for w in append(log, table, idempotency_key="many").warnings] == ["event_type 'refund' "]
+
+
 # What is read
 
 

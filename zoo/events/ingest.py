@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from zoo.contract import Progress
 from zoo.errors import SchemaError, UsageError
 from zoo.events import delta
+from zoo.events.dictionary import FIRST
 from zoo.events.few import Few
 from zoo.events.push import Push, unseen
 from zoo.events.quick import quick
@@ -168,7 +169,20 @@ def append(log: EventLog, frame: Any, idempotency_key: str | None = None, now: i
             repeated = push.again - sum(quarantined.values())
         rows = push.rows if push.again is None else push.again
         seconds = time.perf_counter() - started
-        return IngestReport(rows, push.added, repeated, quarantined, seconds, push.version, how.ignored)
+        return IngestReport(rows, push.added, repeated, quarantined, seconds, push.version, how.ignored, _new(log, push.types))
+
+
+def _new(log: EventLog, types: Sequence[str]) -> tuple[str, ...]:
+    """Warnings of event types that the log did not have: they may be misspelt."""
+    if not types:
+        return ()
+    held = log.dictionary("event_type")
+    known = [name for name in held.decode(np.arange(FIRST, held.size)).to_pylist() if name not in types]
+    shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+    return tuple(
+        f"event_type {name!r} is new to this log, which has: {shown}; features that name event types do not see it"
+        for name in types
+    )
 
 
 def _cleaned(

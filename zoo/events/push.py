@@ -26,7 +26,7 @@ class Push:
     """One push on its way. good: its clean rows, without ``seq``. key: what its idempotency key is recorded as.
 
     version: Delta's when it was committed. added, repeated: what became of its rows once it is done.
-    again: rows that came under the same key before, None where none did.
+    again: rows that came under the same key before, None where none did. types: event types that the log's events did not have.
     """
 
     good: pa.Table | Few
@@ -38,6 +38,7 @@ class Push:
     added: int = 0
     repeated: int = 0
     again: int | None = None
+    types: tuple[str, ...] = ()
     error: BaseException | None = None
     done: bool = field(default=False)
 
@@ -102,6 +103,7 @@ class Pushes:
                             ids = log.live_ids() if ids is None else ids
                             good, push.repeated = _unseen(good, ids) if isinstance(good, Few) else unseen(good, ids)
                         codes = self._codes(good, given)
+                        push.types = tuple(str(value) for name, _, value in codes if name == "event_type") if count else ()
                         bad = self._bad(push, kept)
                         if not len(good) and not bad and push.key is None:
                             continue

@@ -282,7 +282,9 @@ class Report(BaseModel):
     quarantined: dict[str, int] = Field(description="Events that could not be taken, by reason; they are kept aside.")
     ignored: list[str] = Field(description="Fields that this log has no place for.")
     version: int = Field(description="The log's version after the push.")
-    warnings: list[str] = Field(description="What whoever pushed should know: that the push moved the clock far.")
+    warnings: list[str] = Field(
+        description="What whoever pushed should know: that the clock moved far, or that a type of event is new to the log."
+    )
 
 
 class Lineage(BaseModel):
