@@ -197,3 +197,12 @@ def test_what_cannot_be_compared_is_named() -> None:
 def test_the_first_items_of_tied_scores_are_those_of_smallest_code() -> None:
     assert best(np.array([[5.0, 1, 5, 5, 7, 1]]), 3).tolist() == [[4, 0, 2]]
     assert best(np.array([[-np.inf, 1.0]]), 4).tolist() == [[1, 0, 0, 0]]
+    rng = np.random.default_rng(3)
+    for kept in (1.0, 0.6, 0.2, 0.02, 0.0):  # of the columns that may be listed
+        scores = np.where(rng.random((5, 200)) < kept, rng.integers(0, 6, (5, 200)), -np.inf).astype(np.float32)
+        for depth in (1, 20, 250):
+            order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+            expected = np.where(np.take_along_axis(scores, order, axis=1) == -np.inf, 0, order)
+            expected = np.pad(expected, ((0, 0), (0, depth - expected.shape[1])))
+            np.testing.assert_array_equal(best(scores, depth), expected)
+            np.testing.assert_array_equal(best(scores, depth, np.sort(scores, axis=1)), expected)

@@ -203,11 +203,15 @@ class Candidates:
         (standardised among the row's candidates), ``rank:M`` (logarithm), ``margin:M`` (how far below M's best candidate, in standard
         deviations), ``listed`` (by how many members), and those of ``_items`` and ``_history``.
         """
-        batch, barred = stage.batch, stage.hidden if allowed is None else stage.hidden | ~allowed
-        chosen = np.zeros(barred.shape, bool)
+        batch, barred = stage.batch, None if allowed is None else stage.hidden | ~allowed
+        chosen = np.zeros(stage.hidden.shape, bool)
         listed = np.zeros(chosen.shape, np.int8)
-        for each in stage.scores.values():
-            first = best(np.where(barred, np.float32(-np.inf), each), min(depth, each.shape[1]))
+        for name, each in stage.scores.items():
+            deep = min(depth, each.shape[1])
+            if barred is None:
+                first = best(stage.listed(each), deep, stage.rising(name))
+            else:
+                first = best(np.where(barred, np.float32(-np.inf), each), deep)
             mark = np.zeros(chosen.shape, bool)
             np.put_along_axis(mark, first, True, axis=1)
             mark[:, :FIRST] = False  # what stands for no further item

@@ -101,21 +101,34 @@ def _ranks(scores: Array, target: Array) -> Array:
     return np.where(known & (own > -np.inf), ahead, 0)
 
 
-def best(scores: Array, depth: int) -> Array:
-    """int32 (n, depth): columns of the largest scores, best first, equal ones by column; 0 where a score is -inf or there is none."""
+def best(scores: Array, depth: int, rising: Array | None = None) -> Array:
+    """int32 (n, depth): columns of the largest scores, best first, equal ones by column; 0 where a score is -inf or there is none.
+
+    rising: the scores (n, m) in each row's order, where the caller has them.
+    """
+    if rising is None:
+        some = np.flatnonzero((scores > -np.inf).any(axis=0))
+        if 2 * len(some) < scores.shape[1]:  # equal values are what partition is slow at
+            columns, values = _best(scores[:, some], depth, None)
+            return np.where(values == -np.inf, PADDING, np.append(some, PADDING)[np.minimum(columns, len(some))]).astype(np.int32)
+    columns, values = _best(scores, depth, rising)
+    return np.where(values == -np.inf, PADDING, columns).astype(np.int32)
+
+
+def _best(scores: Array, depth: int, rising: Array | None) -> tuple[Array, Array]:
+    """(n, depth) columns and their values, as of ``best``; a value is -inf where there is no such column."""
     n, size = scores.shape
     if size < depth:
-        scores = np.hstack([scores, np.full((n, depth - size), -np.inf, scores.dtype)])
+        scores, rising = np.hstack([scores, np.full((n, depth - size), -np.inf, scores.dtype)]), None
         size = depth
-    least = np.partition(scores, size - depth, axis=1)[:, size - depth, None]
+    least = (np.partition(scores, size - depth, axis=1) if rising is None else rising)[:, size - depth, None]
     above, equal = scores > least, scores == least
     spare = depth - above.sum(axis=1, keepdims=True)
     chosen = above | (equal & (np.cumsum(equal, axis=1, dtype=np.int32) <= spare))
     columns = np.nonzero(chosen)[1].reshape(n, depth)
     values = np.take_along_axis(scores, columns, axis=1)
     order = np.argsort(-values, axis=1, kind="stable")
-    columns, values = np.take_along_axis(columns, order, axis=1), np.take_along_axis(values, order, axis=1)
-    return np.where(values == -np.inf, PADDING, columns).astype(np.int32)
+    return np.take_along_axis(columns, order, axis=1), np.take_along_axis(values, order, axis=1)
 
 
 def ndcg(place: Array, k: int = 10) -> Array:
