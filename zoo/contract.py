@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -213,16 +214,20 @@ class FeatureBatch:
 
     def select(self, patterns: Sequence[str]) -> FeatureBatch:
         """Only the columns whose name matches one of the shell-style patterns."""
-        blocks = {
-            entity: {name: c for name, c in block.items() if any(fnmatchcase(name, p) for p in patterns)}
-            for entity, block in self.blocks.items()
-        }
+        asked = tuple(patterns)
+        blocks = {entity: {name: block[name] for name in _matching(tuple(block), asked)} for entity, block in self.blocks.items()}
         return replace(self, blocks=blocks)
 
     def with_block(self, entity: str, block: Block, row_of: Array | None = None) -> FeatureBatch:
         """The batch with one more block (default: a value a row), for instance members' scores."""
         rows = np.arange(len(self), dtype=np.int32) if row_of is None else row_of
         return replace(self, blocks={**self.blocks, entity: block}, row_of={**self.row_of, entity: rows})
+
+
+@lru_cache(maxsize=4096)  # of every answer anew it would take as long as a small member
+def _matching(names: tuple[str, ...], patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """The names that match one of the shell-style patterns, in their order."""
+    return tuple(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
 @dataclass(frozen=True)
