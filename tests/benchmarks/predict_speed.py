@@ -58,6 +58,7 @@ def _beside_members(predictor: Any) -> list[Figure]:
     ensemble, users = predictor.ensemble, USERS[:500]
     ready = []
     for user in users:
+        predictor.predict(users=[user])  # bert keeps the state of each text, which is then there for both sides
         batch = ensemble.vocabulary.apply(predictor.features.online(predictor.service, {"user_id": [user]}))
         ready.append([(member.fitted, batch.select(member.inputs)) for member in ensemble.members])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import ipaddress
 import logging
 import socket
@@ -78,6 +79,8 @@ def serve(
                 access.refresh()
 
         sys.setswitchinterval(0.001)  # what is refused must not wait long for predictions that are computed
+        gc.collect()
+        gc.freeze()  # else every full collection looks through all that was loaded, some 0.2 seconds in which nobody is answered
         listener.listen()
         served = [p.version.reference for p in versions.values()]
         url = f"{'https' if settings.tls else 'http'}://{own}:{listener.getsockname()[1]}"
