@@ -1,6 +1,7 @@
 """Predictions that are asked for at the same time are computed together: features of all are read at once, each member is asked once.
 
-Nobody waits for company: a request that comes while nothing is computed begins at once, and what comes meanwhile is the next batch.
+Nobody waits for company: a request that comes while nothing is computed begins at once, and what comes meanwhile is the next batch. One
+thread computes, for several would only take turns; another begins where it takes long.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 ROWS = 64
 """Of one batch. A request with more is computed alone in a thread of the application's pool; short ones do not wait for it."""
-AT_ONCE = 1
-"""Batches computed at once."""
+PATIENCE = 0.05
+"""Seconds that a request waits for those that are computed, before another thread begins: what hangs must not keep the rest."""
+MOST = 16
+"""Threads that compute, hanging ones among them."""
 APART = 2.0
 """How many times as long as the most urgent of a batch, by whose deadline all are answered, the most patient may have left."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Asked:
     """One request's rows. at: microseconds UTC or a datetime. instant: of ``time.monotonic()``, by which it has to be answered."""
 
@@ -54,10 +57,10 @@ class Batches:
     they came. Each row's answer is what it would be alone, within the rounding of float32. A request that cannot be meant fails alone.
     """
 
-    def __init__(self, rows: int = ROWS, at_once: int = AT_ONCE) -> None:
-        self._rows, self._at_once = rows, at_once
+    def __init__(self, rows: int = ROWS, patience: float = PATIENCE, most: int = MOST) -> None:
+        self._rows, self._patience, self._most = rows, patience, most
         self._waiting: deque[Asked] = deque()
-        self._busy, self._lock, self._threads = 0, threading.Lock(), Threads(most=at_once)
+        self._busy, self._lock, self._threads = 0, threading.Lock(), Threads(most)
 
     async def predict(
         self,
@@ -76,12 +79,22 @@ class Batches:
             return await run_in_threadpool(_alone, asked)
         with self._lock:
             self._waiting.append(asked)
-            begins = self._busy < self._at_once
-            self._busy += begins
-        if begins:
-            self._threads.submit(self._work)
-        found: T = await asyncio.wrap_future(asked.future)
+        timer = None if self._begin(1) else asyncio.get_running_loop().call_later(self._patience, self._begin, self._most, asked)
+        try:
+            found: T = await asyncio.wrap_future(asked.future)
+        finally:
+            if timer is not None:
+                timer.cancel()
         return found
+
+    def _begin(self, most: int, asked: Asked | None = None) -> bool:
+        """Have one more thread compute, where fewer than ``most`` do; for the sake of this request, where it still waits."""
+        with self._lock:
+            if self._busy >= most or (asked is not None and asked not in self._waiting):
+                return False
+            self._busy += 1
+        self._threads.submit(self._work)
+        return True
 
     def _work(self) -> None:
         """Compute until nobody waits."""
