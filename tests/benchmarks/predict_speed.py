@@ -134,11 +134,12 @@ def p5() -> list[Figure]:
         rows = table(batch.select(member.inputs), member.fitted.layout)
     booster, single = member.fitted.boosters[0], member.fitted._single[0]
     away = max(
-        float(np.abs(single(rows[n : n + 1]) - booster.predict(rows[n : n + 1], num_threads=1)).max()) for n in range(len(rows))
+        float(np.abs(single.ask(rows[n : n + 1]) - booster.predict(rows[n : n + 1], num_threads=1)).max())
+        for n in range(len(rows))
     )
     ours, peer = _alternately(
         [
-            lambda n: single(rows[n % 500 : n % 500 + 1]),
+            lambda n: single.ask(rows[n % 500 : n % 500 + 1]),
             lambda n: booster.predict(rows[n % 500 : n % 500 + 1], num_threads=1),
         ],
         number,

@@ -341,7 +341,7 @@ def test_one_row_alone_is_what_the_boosters_say_of_it_to_the_bit(kind: Any, more
     for number in range(len(rows)):
         for booster, single in zip(model.boosters, model._single, strict=True):
             expected = booster.predict(rows[number : number + 1], num_threads=1).ravel()
-            assert np.array_equal(single(rows[number : number + 1]), expected)
+            assert np.array_equal(single.ask(rows[number : number + 1]), expected)
     together = model.predict(data.batch)
     alone = [model.predict(data.batch.take(np.array([number])))[0] for number in range(len(rows))]
     np.testing.assert_allclose(alone, together, rtol=0, atol=1e-7)

@@ -150,7 +150,7 @@ class FittedGBDT:
             return np.zeros((0, self.width), np.float32)
         rows = table(batch, self.layout)
         if len(batch) == 1:
-            each = [single(rows) for single in self._single]
+            each = [single.ask(rows) for single in self._single]
         else:
             cores = 1 if len(batch) <= FEW_ROWS else threads(self.num_threads)
             each = [booster.predict(rows, num_threads=cores) for booster in self.boosters]

@@ -45,21 +45,13 @@ class _Config:
             self._lib.LGBM_FastConfigFree(self._handle)
 
 
-class SingleRow:
-    """As ``booster.predict`` of one row float32 (1, columns), to the bit: float64 (width,). Thread-safe."""
+class SingleRow(threading.local):
+    """``ask`` is ``booster.predict`` of one row float32 (1, columns), to the bit: float64 (width,). Each thread has its own."""
 
     def __init__(self, booster: Any, columns: int, width: int) -> None:
         self._made = booster, columns, width
-        self._local = threading.local()
+        self._config = _Config(*self._made)
+        self.ask = self._config.ask
 
     def __reduce__(self) -> Any:
         return SingleRow, self._made
-
-    def __call__(self, row: Array) -> Array:
-        try:
-            ask = self._local.ask
-        except AttributeError:  # this thread's first row
-            self._local.config = config = _Config(*self._made)
-            ask = self._local.ask = config.ask
-        answer: Array = ask(row)
-        return answer
