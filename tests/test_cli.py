@@ -167,6 +167,8 @@ def test_the_commands_are_those_of_the_documentation() -> None:
         "demote",
         "tag",
         "retire",
+        "export",
+        "import",
         "predict",
         "explain",
         "report",

@@ -85,6 +85,33 @@ class ArtefactStore:
             ) from error
         return Artefact(arrays, texts)
 
+    def files(self, digest: str) -> dict[str, bytes]:
+        """Every file by name, the manifest first, for ``adopt`` of another store. Raises ArtefactError as ``read`` does."""
+        found = self._verified(digest)
+        return {MANIFEST: _content(self._directory(digest), MANIFEST, None, digest), **found}
+
+    def adopt(self, digest: str, files: Mapping[str, bytes]) -> None:
+        """Store files that another store gave under this digest, if they are what it names.
+
+        Raises ArtefactError where they are not, and as ``write``; nothing is left behind then.
+        """
+        self._directory(digest)
+        manifest = files.get(MANIFEST, b"")
+        if len(manifest) > LARGEST_MANIFEST or sha256(manifest).hexdigest() != digest:
+            raise ArtefactError(f"artefact {digest}: its {MANIFEST} has another hash, so these files are not its own")
+        entries = _entries(manifest, digest)
+        for name in sorted({*entries, *files} - {MANIFEST}):
+            content = files.get(name)
+            size, expected = entries.get(name, (-1, ""))
+            if content is None or len(content) != size or sha256(content).hexdigest() != expected:
+                raise ArtefactError(f"artefact {digest}: file {name!r} is not the one that its {MANIFEST} names")
+        try:
+            with self._exclusive():
+                if not self._intact(digest):
+                    self._place(digest, {MANIFEST: manifest, **{name: files[name] for name in entries}})
+        except OSError as error:
+            raise ArtefactError(_unwritable(self.root, sum(map(len, files.values())), error)) from error
+
     def verify(self, digest: str) -> None:
         """Hash every file without parsing any; raises ArtefactError as ``read`` does."""
         self._verified(digest)

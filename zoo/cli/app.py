@@ -7,7 +7,23 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli import data, explain, forget, init, models, plugins, recommend, registry, report, serve, trace, train, tune, uplift
+from zoo.cli import (
+    archive,
+    data,
+    explain,
+    forget,
+    init,
+    models,
+    plugins,
+    recommend,
+    registry,
+    report,
+    serve,
+    trace,
+    train,
+    tune,
+    uplift,
+)
 from zoo.cli.state import ZooCommand, ZooGroup
 
 app = typer.Typer(
@@ -57,6 +73,8 @@ _COMMANDS = (
     ("demote", registry.demote, "zoo demote churn@canary"),
     ("tag", registry.tag, "zoo tag churn@3 owner=anna reviewed=yes"),
     ("retire", registry.retire, "zoo retire churn --keep 5"),
+    ("export", archive.export, "zoo export churn@3 churn-3.zoo --key signing.pem"),
+    ("import", archive.import_, "zoo import churn-3.zoo --key public.pem"),
     ("predict", models.predict, "zoo predict churn --user 1 --user 42"),
     ("explain", explain.explain, "zoo explain churn --user 42"),
     ("report", report.report, "zoo report churn@3"),

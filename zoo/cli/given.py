@@ -50,11 +50,11 @@ def user_ids(schema: LogSchema, users: list[str]) -> list[int] | list[str]:
     return [int(text) for text in users]
 
 
-def registry_of(own: State) -> Registry:
-    """The project's registry, to be closed. Raises RegistryError where there is none yet."""
+def registry_of(own: State, *, create: bool = False) -> Registry:
+    """The project's registry, to be closed. Raises RegistryError where there is none yet, unless it is to be made then."""
     from zoo.registry import Registry
 
-    return Registry.open(own.project.registry_url, own.project.artefacts, create=False)
+    return Registry.open(own.project.registry_url, own.project.artefacts, create=create)
 
 
 def versions_of(own: State) -> list[Version]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,17 +77,33 @@ class Registry:
         Raises RegistryError for a bad name or value or an unusable database, ArtefactError when the artefact cannot be stored.
         """
         checked(model, "a model")
-        described = {
-            name: _plain(dict(given), name) for name, given in (("metrics", metrics), ("lineage", lineage), ("tags", tags or {}))
-        }
+        described = _described(metrics, lineage, tags)
         digest = self.artefacts.write(artefact)
+        return self._added(model, digest, described, lambda: self.artefacts.write(artefact))
+
+    def add(
+        self,
+        model: str,
+        digest: str,
+        metrics: Mapping[str, Any],
+        lineage: Mapping[str, Any],
+        tags: Mapping[str, Any] | None = None,
+    ) -> Version:
+        """As ``register`` with an artefact that the store holds. Raises ArtefactError where it is missing or damaged."""
+        checked(model, "a model")
+        described = _described(metrics, lineage, tags)
+        self.artefacts.verify(digest)
+        return self._added(model, digest, described, lambda: self.artefacts.verify(digest))
+
+    def _added(self, model: str, digest: str, described: Mapping[str, Any], again: Callable[[], object]) -> Version:
+        """The model's next version. again: called where its artefact went since it was written."""
         created = datetime.now(UTC)
         with self._database.transaction(write=True) as session:
             insert = (sqlite if self._database.is_sqlite else postgresql).insert(ModelRow)
             session.execute(insert.values(name=model, created=created).on_conflict_do_nothing())
             _hold(session, model)
             if not self.artefacts.exists(digest):  # ``keep`` removed the like of it since
-                self.artefacts.write(artefact)
+                again()
             newest = session.scalar(select(func.max(VersionRow.number)).where(VersionRow.model == model))
             row = VersionRow(
                 model=model, number=(newest or 0) + 1, created=created, digest=digest, status="ready", aliases=[], **described
@@ -316,6 +332,11 @@ def _version(row: VersionRow) -> Version:
         tags=row.tags,
         status=row.status,
     )
+
+
+def _described(metrics: Mapping[str, Any], lineage: Mapping[str, Any], tags: Mapping[str, Any] | None) -> dict[str, Any]:
+    given = {"metrics": metrics, "lineage": lineage, "tags": tags or {}}
+    return {name: _plain(dict(each), name) for name, each in given.items()}
 
 
 def _plain(value: Any, where: str) -> Any:
