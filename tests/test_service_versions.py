@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx2 as httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 from shop import Shop
 from test_service import running
@@ -18,10 +22,12 @@ from typer.testing import CliRunner
 from zoo.cli.app import app as command
 from zoo.errors import RegistryError, UsageError
 from zoo.features import Features
+from zoo.predictor import Predictor
 from zoo.project import Project
 from zoo.registry import Registry
 from zoo.service import app
 from zoo.service.settings import Settings
+from zoo.service.shadow import Shadows
 from zoo.service.versions import Source, Versions, Watch
 
 
@@ -38,11 +44,11 @@ def register_again(shop: Shop) -> int:
     return again.number
 
 
-def served(shop: Shop, reference: str = "churn", share: float = 0.0) -> tuple[Versions, Features]:
+def served(shop: Shop, reference: str = "churn", share: float = 0.0, shadow: float = 0.0) -> tuple[Versions, Features]:
     features = Features.open(shop.root)
     source = Source(Project.open(shop.root), features)
-    shares = {"churn": share} if share else {}
-    return Versions({"churn": source.load(reference)}, {"churn": reference}, source, shares), features
+    shares = [{"churn": each} if each else {} for each in (share, shadow)]
+    return Versions({"churn": source.load(reference)}, {"churn": reference}, source, *shares), features
 
 
 @pytest.fixture
@@ -109,6 +115,8 @@ def test_a_corrupt_candidate_leaves_the_former_version_serving_and_is_told(shop:
             "trouble": "ArtefactError",
             "canary": None,
             "canary_trouble": None,
+            "shadow": None,
+            "shadow_trouble": None,
         }
         assert "churn@2 cannot answer, churn@1 goes on" in caplog.text
         told = caplog.text.count("cannot answer")
@@ -175,6 +183,93 @@ def test_a_canary_answers_its_share_and_the_same_user_by_the_same_version(shop: 
             found.rollback("churn")
         client.post("/v1/reload").raise_for_status()
         assert {asked(user) for user in range(200)} == {"churn@1"}  # what was tried is tried no more
+
+
+def compared(client: httpx.Client, requests: int) -> dict[str, Any]:
+    """The newest comparison, once the shadow is done with so many requests."""
+    for _ in range(600):
+        found = client.get("/v1/shadows").raise_for_status().json()["shadows"]
+        if found and found[-1]["requests"] + found[-1]["errors"] + found[-1]["dropped"] >= requests:
+            return dict(found[-1])
+        time.sleep(0.05)
+    raise AssertionError(found)
+
+
+def test_a_shadow_is_asked_the_same_and_answers_nobody(shop: Shop) -> None:
+    versions, features = served(shop, shadow=1.0)
+    with running(app(versions, features)) as client:
+
+        def ask(users: list[int]) -> list[dict[str, Any]]:
+            answers = client.post("/v1/predict", json={"model": "churn", "users": users}).raise_for_status().json()["answers"]
+            assert {answer["version"] for answer in answers} == {"churn@1"}
+            return list(answers)
+
+        ask([1])
+        assert client.get("/v1/shadows").json() == {"shadows": []}
+        promote(shop, 2, "shadow")
+        client.post("/v1/reload").raise_for_status()
+        assert client.get("/health").json()["models"]["churn"]["shadow"] == "churn@2"
+        given = [answer["score"] for users in ([1, 2, 3], [4], [5, 6]) for answer in ask(users)]
+        found = compared(client, 3)
+        assert (found["answered"], found["shadow"], found["rows"], found["errors"], found["dropped"]) == (
+            *("churn@1", "churn@2", 6, 0, 0),
+        )
+        assert found["mean"] == found["shadow_mean"] == pytest.approx(np.mean(given))  # the same artefact
+        assert found["apart"] == pytest.approx(0, abs=1e-6)
+        assert found["correlation"] == pytest.approx(1)
+        assert found["shadow_ms"] > 0
+        assert "Shadows" in client.get("/").text
+        promote(shop, 2)
+        client.post("/v1/reload").raise_for_status()
+        assert client.get("/health").json()["models"]["churn"]["shadow"] is None
+
+
+def test_what_a_shadow_says_is_compared_row_by_row(shop: Shop) -> None:
+    versions, _ = served(shop)
+    answered, shadow = versions["churn"], replace(versions["churn"], version=replace(versions["churn"].version, number=7))
+    shadows = Shadows(waiting=2)
+    rows = [{"score": 0.2}, {"score": 0.4}, {"score": 0.9}]
+    hold = threading.Event()
+
+    def ask(_: Predictor) -> pa.Table:
+        assert hold.wait(30)
+        return pa.table({"score": [0.3, 0.4, 0.5]})
+
+    def fail(_: Predictor) -> pa.Table:
+        raise ZeroDivisionError
+
+    for what in (ask, fail, ask):  # the third finds two that wait
+        shadows.copy(answered, shadow, rows, what)
+    hold.set()
+    for _ in range(600):
+        (found,) = shadows.told()
+        if found["requests"] + found["errors"] == 2:
+            break
+        time.sleep(0.01)
+    expected = {"answered": "churn@1", "shadow": "churn@7", "rows": 3, "requests": 1, "dropped": 1, "errors": 1}
+    expected |= {"mean": 0.5, "shadow_mean": 0.4, "apart": 0.5 / 3, "most": 0.4}
+    expected["correlation"] = float(np.corrcoef([0.2, 0.4, 0.9], [0.3, 0.4, 0.5])[0, 1])
+    assert found.pop("shadow_ms") > 0
+    assert found == pytest.approx(expected)
+
+
+def test_a_shadow_that_fails_is_counted_and_the_answers_stay(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions, features = served(shop, shadow=1.0)
+    promote(shop, 2, "shadow")
+    versions.look()
+    real = Predictor.predict
+
+    def predict(self: Predictor, *asked: Any, **more: Any) -> Any:
+        if self.version.number == 2:
+            raise ZeroDivisionError("a secret")
+        return real(self, *asked, **more)
+
+    monkeypatch.setattr(Predictor, "predict", predict)
+    with running(app(versions, features)) as client:
+        for user in (1, 2):
+            assert client.post("/v1/predict", json={"model": "churn", "users": [user]}).status_code == 200
+        found = compared(client, 2)
+        assert (found["errors"], found["rows"], found["mean"], found["correlation"]) == (2, 0, None, None)
 
 
 def test_an_alias_is_taken_away_by_one_command(shop: Shop) -> None:
@@ -250,6 +345,7 @@ def test_a_rollback_is_one_command_and_goes_forward_again(shop: Shop) -> None:
         ("[service.canary]\nchrun = 0.1", "unknown key in .service.canary. 'chrun'"),
         ("[tasks.churn]\nmembers = ['gbdt']\n[service.canary]\nchurn = 1", "churn is 1; expected a share"),
         ("[tasks.churn]\nmembers = ['gbdt']\n[service.canary]\nchurn = 'some'", "churn is 'some'; expected a share"),
+        ("[tasks.churn]\nmembers = ['gbdt']\n[service.shadow]\nchurn = 1.5", "churn is 1.5; expected a share"),
         ("[service.auth]\nkey = 'x'", "unknown key in .service.auth. 'key'"),
         ("[service.auth.jwt]\nissuer = 'x'", "algorithms is None"),
         ("[service.tls]\nkey = 'x'", "needs both certificate and key"),

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zoo.registry.reference import CANARY, CHAMPION, Reference, Version, parse
+from zoo.registry.reference import CANARY, CHAMPION, SHADOW, Reference, Version, parse
 
 if TYPE_CHECKING:
     from zoo.registry.registry import Registry
 
-__all__ = ["CANARY", "CHAMPION", "Reference", "Registry", "Version", "parse"]
+__all__ = ["CANARY", "CHAMPION", "SHADOW", "Reference", "Registry", "Version", "parse"]
 
 
 def __getattr__(name: str) -> Any:

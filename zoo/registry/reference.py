@@ -14,6 +14,8 @@ CHAMPION = "champion"
 """The alias that a bare model name stands for, where it is set."""
 CANARY = "canary"
 """The alias of the version that a service tries on a share of its requests."""
+SHADOW = "shadow"
+"""The alias of the version that a service asks beside the one that answers, to compare the two."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,99}")
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 

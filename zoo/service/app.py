@@ -12,13 +12,14 @@ from starlette.responses import Response
 from zoo.errors import LateError, UsageError, choices
 from zoo.features import Features
 from zoo.predictor import Predictor
-from zoo.registry import CANARY
+from zoo.registry import CANARY, SHADOW
 from zoo.service.access import ADMIN, OPEN, PUSH, READ, Access, Rules, needs, rules_of
 from zoo.service.batches import Batches
 from zoo.service.guard import Guard
 from zoo.service.load import Limiter
 from zoo.service.messages import (
     DEADLINE,
+    Comparisons,
     ErrorBody,
     EventsRequest,
     Health,
@@ -35,6 +36,7 @@ from zoo.service.messages import (
 from zoo.service.metrics import CONTENT_TYPE, Metrics
 from zoo.service.page import add_page
 from zoo.service.problems import MAX_BODY, Json, UnknownModelError, handle
+from zoo.service.shadow import Shadows
 from zoo.service.v2 import add_v2
 from zoo.service.versions import Versions
 
@@ -69,14 +71,14 @@ def app(
     quiet: Any = {"tracing": False, "metrics": False, "logs": False}
     api = FastAPI(title="feature-zoo", version="1", docs_url=None, redoc_url=None, openapi_url=None, telemetry=quiet)
     versions = predictors if isinstance(predictors, Versions) else Versions(predictors)
-    rules, metrics, batches = Rules(), Metrics(), Batches()
+    rules, metrics, batches, shadows = Rules(), Metrics(), Batches(), Shadows()
     handle(api)
     api.add_middleware(
         Guard, limit=MAX_BODY, hosts=hosts, rules=rules, access=access, limiter=limiter or Limiter(), metrics=metrics
     )
 
     def warm() -> None:
-        for predictor in (*versions.values(), *versions.canaries.values()):
+        for predictor in (*versions.values(), *versions.aside(CANARY).values()):
             predictor.warm()
 
     def in_time(http: Request) -> float | None:
@@ -121,6 +123,11 @@ def app(
         """The models that this server answers for, and what they were made from."""
         return Json({"models": [_card(name, predictor) for name, predictor in versions.items()]})
 
+    @api.get("/v1/shadows", openapi_extra=needs(READ), response_model=Comparisons, tags=["models"])
+    async def compared() -> Json:
+        """What versions answered, and what their shadows would have answered to the same requests since this server began."""
+        return Json({"shadows": shadows.told()})
+
     def known(model: str, whom: Any = None, number: str | None = None) -> Predictor:
         """whom: whom the request is about first; of nobody, it is the version that answers most requests. number: of the one asked for."""
         if model not in versions:
@@ -149,11 +156,17 @@ def app(
     )
     async def predict(http: Request, request: PredictRequest) -> Json:
         """Predict for every row, in order."""
-        predictor = known(request.model, _first(request.users or request.rows))
+        whom = _first(request.users or request.rows)
+        predictor = known(request.model, whom)
         if request.rows is not None:
             _only_known(predictor, request.rows)
+        shadow = versions.shadow(request.model, whom)
 
         def answers(rows: list[dict[str, Any]]) -> Json:
+            if shadow is not None:
+                shadows.copy(
+                    predictor, shadow, rows, lambda it: it.predict(request.rows, users=request.users, at=request.instant())
+                )
             return Json({"answers": [_answer(predictor, row) for row in rows]})
 
         with metrics.of(predictor):
@@ -195,7 +208,7 @@ def app(
         )
 
     add_v2(api, known, versions, metrics, batches, warm, in_time, features)
-    add_page(api, versions, features, lambda: _health(versions))
+    add_page(api, versions, features, lambda: _health(versions), shadows.told)
     rules.fill(rules_of(api))
     return api
 
@@ -209,7 +222,7 @@ def _document(api: FastAPI) -> dict[str, Any]:
 
 
 def _health(versions: Versions) -> dict[str, Any]:
-    troubles, canaries = versions.troubles, versions.canaries
+    troubles, canaries, shadows = versions.troubles, versions.aside(CANARY), versions.aside(SHADOW)
     serving = {
         name: {
             "version": predictor.version.reference,
@@ -217,6 +230,8 @@ def _health(versions: Versions) -> dict[str, Any]:
             "trouble": troubles[name].kind if name in troubles else None,
             "canary": canaries[name].version.reference if name in canaries else None,
             "canary_trouble": troubles[aside].kind if (aside := f"{name}@{CANARY}") in troubles else None,
+            "shadow": shadows[name].version.reference if name in shadows else None,
+            "shadow_trouble": troubles[aside].kind if (aside := f"{name}@{SHADOW}") in troubles else None,
         }
         for name, predictor in versions.items()
     }

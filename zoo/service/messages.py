@@ -341,6 +341,8 @@ class Serving(BaseModel):
     trouble: str | None = Field(description="What kind of error that was; the server's log says all of it.")
     canary: str | None = Field(description="The version that answers a share of the requests; null where there is none.")
     canary_trouble: str | None = Field(description="What kind of error keeps the version named canary from answering.")
+    shadow: str | None = Field(description="The version that is asked copies of requests; null where there is none.")
+    shadow_trouble: str | None = Field(description="What kind of error keeps the version named shadow from being asked.")
 
 
 class Health(BaseModel):
@@ -349,7 +351,10 @@ class Health(BaseModel):
             "status": "ok",
             "registry": True,
             "models": {
-                "churn": {"version": "churn@3", "candidate": None, "trouble": None, "canary": "churn@4", "canary_trouble": None}
+                "churn": {
+                    **{"version": "churn@3", "candidate": None, "trouble": None, "canary": "churn@4", "canary_trouble": None},
+                    **{"shadow": None, "shadow_trouble": None},
+                }
             },
         }
     )
@@ -357,6 +362,38 @@ class Health(BaseModel):
     status: str = Field(description='"ok", or "degraded" where a candidate failed or the registry does not answer.')
     registry: bool = Field(description="Whether the registry answered when it was last asked for versions.")
     models: dict[str, Serving]
+
+
+class Comparison(BaseModel):
+    """What a version answered beside what a shadow would have, over all rows and outputs of the requests that both were asked."""
+
+    answered: str = Field(description="The version whose answers were given.")
+    shadow: str
+    requests: int
+    rows: int
+    dropped: int = Field(description="Requests that were not copied, because too many waited for the shadow.")
+    errors: int = Field(description="Requests that the shadow failed; the server's log says what kind of error.")
+    mean: float | None = Field(description="Mean score that was answered; null, as all that follow, before there is a row.")
+    shadow_mean: float | None
+    apart: float | None = Field(description="Mean absolute difference.")
+    most: float | None = Field(description="Largest difference.")
+    correlation: float | None = Field(description="Pearson's, null where one of them always says the same.")
+    shadow_ms: float | None = Field(description="Milliseconds that the shadow takes for a request, in its own thread.")
+
+
+class Comparisons(BaseModel):
+    model_config = example(
+        {
+            "shadows": [
+                {
+                    **{"answered": "churn@3", "shadow": "churn@4", "requests": 500, "rows": 812, "dropped": 0, "errors": 0},
+                    **{"mean": 0.41, "shadow_mean": 0.43, "apart": 0.02, "most": 0.2, "correlation": 0.97, "shadow_ms": 6.2},
+                }
+            ]
+        }
+    )
+
+    shadows: list[Comparison]
 
 
 class Problem(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,13 +37,13 @@ HEADERS = {
 }
 
 
-def add_page(api: FastAPI, versions: Versions, features: Features, health: Any) -> None:
-    """The route ``GET /``. health: says what ``/health`` does."""
+def add_page(api: FastAPI, versions: Versions, features: Features, health: Any, compared: Any) -> None:
+    """The route ``GET /``. health: says what ``/health`` does. compared: says what ``/v1/shadows`` does."""
 
     @api.get("/", openapi_extra=needs(READ), response_class=HTMLResponse, include_in_schema=False)
     def home(user: str = "", model: str = "") -> HTMLResponse:
         """State of the service, and with ``?user=ID`` what is known and said of a user."""
-        status, parts = 200, [tag("h1", "feature-zoo"), *_state(versions, features, health())]
+        status, parts = 200, [tag("h1", "feature-zoo"), *_state(versions, features, health(), compared())]
         try:
             parts += [_form(versions, user, model), *(_user(versions, features, user.strip(), model) if user.strip() else ())]
         except (UsageError, UnknownIdError) as error:
@@ -53,13 +53,15 @@ def add_page(api: FastAPI, versions: Versions, features: Features, health: Any) 
         return HTMLResponse(page("feature-zoo", *parts), status, HEADERS)
 
 
-def _state(versions: Versions, features: Features, health: Mapping[str, Any]) -> Iterator[Markup]:
+def _state(
+    versions: Versions, features: Features, health: Mapping[str, Any], compared: Sequence[Mapping[str, Any]]
+) -> Iterator[Markup]:
     rows = []
     for name, predictor in versions.items():
         said, version = health["models"][name], predictor.version
         troubles = [f"{said['candidate']} could not be loaded: {said['trouble']}"] if said["candidate"] else []
-        troubles += [f"its canary could not be loaded: {said['canary_trouble']}"] if said["canary_trouble"] else []
-        trouble = "; ".join(troubles) or None
+        for aside in ("canary", "shadow"):
+            troubles += [f"its {aside} could not be loaded: {trouble}"] if (trouble := said[f"{aside}_trouble"]) else []
         rows.append(
             (
                 name,
@@ -67,7 +69,7 @@ def _state(versions: Versions, features: Features, health: Mapping[str, Any]) ->
                 ", ".join(version.aliases),
                 f"{version.created:%Y-%m-%d %H:%M}",
                 ", ".join(predictor.members),
-                trouble,
+                "; ".join(troubles) or None,
             )
         )
     yield tag(
@@ -81,6 +83,9 @@ def _state(versions: Versions, features: Features, health: Mapping[str, Any]) ->
     yield table(
         ["model", "version", "aliases", "created (UTC)", "members", "trouble"], rows, [i for i, row in enumerate(rows) if row[-1]]
     )
+    if compared:
+        yield tag("h2", "Shadows")
+        yield table(list(compared[0]), [list(line.values()) for line in compared])
     yield tag("h2", "Freshness")
     try:
         view = features.reader.view()

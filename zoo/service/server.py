@@ -55,8 +55,9 @@ def serve(
     with _bound(address, port) as listener, sending():
         features = Features.open(project.root)
         source = Source(project, features, tuple(without))
-        versions = Versions({model: source.load(reference) for model, reference in named.items()}, named, source, settings.canary)
-        if settings.canary:
+        serving = {model: source.load(reference) for model, reference in named.items()}
+        versions = Versions(serving, named, source, settings.canary, settings.shadow)
+        if settings.canary or settings.shadow:
             versions.look()
         own = f"[{address}]" if ":" in address else address
         # a page elsewhere cannot know a key, so only a server without authentication must look at the name it is called by

@@ -30,7 +30,8 @@ class Jwt:
 class Settings:
     """reload: seconds between looks at the registry, 0 for never. in_flight: most requests worked on at once.
 
-    canary: model -> the share of its requests, more than 0 and less than 1, that its version named ``canary`` answers.
+    canary: model -> the share of its requests, more than 0 and less than 1, that its version named ``canary`` answers. shadow: model ->
+    the share, up to 1, of which its version named ``shadow`` is asked a copy.
     keys, jwt: who may ask; authentication is on where one of them is given. tls: certificate and key files.
     """
 
@@ -41,24 +42,19 @@ class Settings:
     jwt: Jwt | None = None
     tls: tuple[Path, Path] | None = None
     canary: Mapping[str, float] = field(default_factory=dict)
+    shadow: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, project: Project) -> Settings:
         """Raises UsageError for unknown keys and values of another kind."""
         table: dict[str, Any] = dict(project.service)
         auth, tls = _table(project, table.pop("auth", {}), "auth"), _table(project, table.pop("tls", {}), "tls")
-        canary = _table(project, table.pop("canary", {}), "canary")
-        _known(project, table, "service", (*_KINDS, "auth", "canary", "tls"))
+        canary, shadow = (_shares(project, table.pop(name, {}), name) for name in ("canary", "shadow"))
+        _known(project, table, "service", (*_KINDS, "auth", "canary", "shadow", "tls"))
         for key, value in table.items():
             right = isinstance(value, _KINDS[key]) and isinstance(value, bool) == (key == "access_log")
             if not right or float(table[key]) < 0:
                 raise UsageError(f"{project.root / FILE}: [service] {key} is {value!r}; expected {_KINDS[key][-1].__name__}")
-        _known(project, canary, "service.canary", project.tasks)
-        for model, share in canary.items():
-            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
-                raise UsageError(
-                    f"{project.root / FILE}: [service.canary] {model} is {share!r}; expected a share of the requests, as in 0.05"
-                )
         _known(project, auth, "service.auth", _AUTH)
         keys = auth.get("keys")
         if keys is not None and not isinstance(keys, str):
@@ -68,7 +64,19 @@ class Settings:
         if tls and set(tls) != set(_TLS):
             raise UsageError(f"{project.root / FILE}: [service.tls] needs both certificate and key, files in PEM")
         files = (project.root / tls["certificate"], project.root / tls["key"]) if tls else None
-        return cls(**table, keys=None if keys is None else project.root / keys, jwt=jwt, tls=files, canary=canary)
+        return cls(**table, keys=None if keys is None else project.root / keys, jwt=jwt, tls=files, canary=canary, shadow=shadow)
+
+
+def _shares(project: Project, given: Any, name: str) -> Mapping[str, float]:
+    """Shares by model, of ``[service.NAME]``; a canary's is less than 1."""
+    table = _table(project, given, name)
+    _known(project, table, f"service.{name}", project.tasks)
+    for model, share in table.items():
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1 or (share, name) == (1, "canary"):
+            raise UsageError(
+                f"{project.root / FILE}: [service.{name}] {model} is {share!r}; expected a share of the requests, as in 0.05"
+            )
+    return table
 
 
 def _jwt(project: Project, given: Any) -> Jwt:

@@ -1,6 +1,7 @@
 """Which version of each model answers: alias moves are noticed, the version is loaded and warmed aside, and then takes over at once.
 
-Beside the version that answers a canary may take a share of the requests: the version that the alias ``canary`` names.
+Beside the version that answers a canary may take a share of the requests, and a shadow copies of a share: the versions that the aliases
+``canary`` and ``shadow`` name.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -18,7 +19,7 @@ from zoo.errors import UnknownReferenceError, ZooError
 from zoo.features import Features
 from zoo.predictor import Predictor
 from zoo.project import Project
-from zoo.registry import CANARY, Registry, Version, parse
+from zoo.registry import CANARY, SHADOW, Registry, Version, parse
 
 RETRY = 60.0
 """Seconds after which a version that could not be loaded is tried again, if the alias still names it."""
@@ -35,19 +36,19 @@ class Source:
     without: tuple[str, ...] = ()
 
     def registered(
-        self, references: Mapping[str, str], shared: Iterable[str] = ()
+        self, references: Mapping[str, str], aside: Iterable[str] = ()
     ) -> tuple[dict[str, Version], dict[str, Version]]:
-        """Model -> the version that its reference means at this moment; and, of those ``shared``, its canary where it has one.
+        """Model -> the version that its reference means at this moment; and those of ``aside`` (``churn@canary``) that there are.
 
         Raises RegistryError.
         """
-        canaries = {}
+        beside = {}
         with Registry.open(self.project.registry_url, self.project.artefacts, create=False) as registry:
             found = {model: registry.get(reference) for model, reference in references.items()}
-            for model in shared:
+            for reference in aside:
                 with suppress(UnknownReferenceError):
-                    canaries[model] = registry.get(f"{model}@{CANARY}")
-        return found, canaries
+                    beside[reference] = registry.get(reference)
+        return found, beside
 
     def load(self, reference: str) -> Predictor:
         """The version, loaded and warm. Raises as ``Predictor.load``."""
@@ -71,8 +72,8 @@ class Trouble:
 class Versions(Mapping[str, Predictor]):
     """Model name -> the predictor that answers for it now. Thread-safe: whoever took a predictor keeps it for the whole answer.
 
-    references: model -> the reference asked for; those that name a number never move. Without a source nothing moves. shares: model ->
-    the share of its requests, 0 to 1, that its canary answers.
+    references: model -> the reference asked for; those that name a number never move. Without a source nothing moves. canary, shadow:
+    model -> the share of its requests, 0 to 1, that its canary answers, or that its shadow is asked, too.
     """
 
     def __init__(
@@ -80,15 +81,18 @@ class Versions(Mapping[str, Predictor]):
         predictors: Mapping[str, Predictor],
         references: Mapping[str, str] | None = None,
         source: Source | None = None,
-        shares: Mapping[str, float] | None = None,
+        canary: Mapping[str, float] | None = None,
+        shadow: Mapping[str, float] | None = None,
     ) -> None:
         self._serving = dict(predictors)
-        self._canaries: dict[str, Predictor] = {}
+        self._aside: dict[str, Predictor] = {}
         self._source = source
         self._moving = {model: text for model, text in (references or {}).items() if parse(text).number is None}
-        self._shares = {model: share for model, share in (shares or {}).items() if model in self._moving}
-        for model in (shares or {}).keys() - self._shares.keys():
-            _log.warning("%s has no canary here: it is not served, or by a version's number", model)
+        self._shares: dict[str, float] = {}
+        for alias, shares in ((CANARY, canary or {}), (SHADOW, shadow or {})):
+            self._shares |= {f"{model}@{alias}": share for model, share in shares.items() if model in self._moving}
+            for model in shares.keys() - self._moving.keys():
+                _log.warning("%s has no %s here: it is not served, or by a version's number", model, alias)
         self._one_look = threading.Lock()
         self.troubles: Mapping[str, Trouble] = {}
         self.unreachable: str | None = None
@@ -102,24 +106,31 @@ class Versions(Mapping[str, Predictor]):
     def __len__(self) -> int:
         return len(self._serving)
 
-    @property
-    def canaries(self) -> Mapping[str, Predictor]:
-        """Model -> the predictor that answers a share of its requests, of those that have one."""
-        return {**self._canaries}
+    def aside(self, alias: str) -> Mapping[str, Predictor]:
+        """Model -> the predictor of its version that ``canary`` or ``shadow`` names, of those that have one."""
+        held = {**self._aside}
+        return {model: held[name] for model in self._serving if (name := f"{model}@{alias}") in held}
 
     def answering(self, model: str) -> list[Predictor]:
         """The predictor that answers most requests, then the canary where there is one."""
-        canary = self._canaries.get(model)
+        canary = self._aside.get(f"{model}@{CANARY}")
         return [self._serving[model]] + ([] if canary is None else [canary])
 
     def of(self, model: str, whom: Any) -> Predictor:
         """The predictor for one request. whom: whom it is about first; the same one is answered by the same version while shares stay."""
-        canary = self._canaries.get(model)
-        if canary is None:
-            return self._serving[model]
+        return self._drawn(model, CANARY, whom) or self._serving[model]
+
+    def shadow(self, model: str, whom: Any) -> Predictor | None:
+        """The shadow that is asked the same, where there is one and the request is of its share."""
+        return self._drawn(model, SHADOW, whom)
+
+    def _drawn(self, model: str, alias: str, whom: Any) -> Predictor | None:
+        aside = self._aside.get(name := f"{model}@{alias}")
+        if aside is None:
+            return None
         # by version, too: whoever met one canary need not meet the next
-        drawn = int.from_bytes(blake2b(f"{canary.version.reference}/{whom}".encode(), digest_size=8).digest())
-        return canary if drawn < self._shares[model] * 2**64 else self._serving[model]
+        drawn = int.from_bytes(blake2b(f"{aside.version.reference}/{whom}".encode(), digest_size=8).digest())
+        return aside if drawn < self._shares[name] * 2**64 else None
 
     def look(self, *, retry: bool = False) -> dict[str, str]:
         """Ask the registry once, and swap what moved. Returns model -> the version that took over.
@@ -139,29 +150,32 @@ class Versions(Mapping[str, Predictor]):
                 return {}
             self.unreachable = None
             swapped = {m: version.reference for m, version in registered.items() if self._follow(self._source, m, version, retry)}
-            for model in self._shares:
-                self._follow_canary(self._source, model, named.get(model), retry)
+            for name in self._shares:
+                self._follow_aside(self._source, name, named.get(name), retry)
             return swapped
 
-    def _follow_canary(self, source: Source, model: str, version: Version | None, retry: bool) -> None:
-        name, now = f"{model}@{CANARY}", self._canaries.get(model)
+    def _follow_aside(self, source: Source, name: str, version: Version | None, retry: bool) -> None:
+        """name: model and alias, as in ``churn@canary``."""
+        model, _, alias = name.partition("@")
+        now = self._aside.get(name)
         if version is None or version.reference == self._serving[model].version.reference:  # nothing to compare
             self._settle(name, None)
-            if self._canaries.pop(model, None) is not None:
-                _log.info("%s has no canary any more", model)
+            if self._aside.pop(name, None) is not None:
+                _log.info("%s has no %s any more", model, alias)
             return
         if now is not None and now.version.reference == version.reference:
             self._settle(name, None)
             return
         if self._waits(name, version, retry):
             return
-        self._canaries.pop(model, None)  # whatever comes, the former one is no longer meant
+        self._aside.pop(name, None)  # whatever comes, the former one is no longer meant
         loaded = self._loaded(source, name, version, self._serving[model].version.reference)
         if loaded is None:
             return
-        self._canaries[model] = loaded
+        self._aside[name] = loaded if alias == CANARY else replace(loaded, tracer=None)  # what nobody is told needs no trace
         self._settle(name, None)
-        _log.info("%s answers %.3g of the requests of %s", version.reference, self._shares[model], model)
+        does = "answers" if alias == CANARY else "is asked copies of"
+        _log.info("%s %s %.3g of the requests of %s", version.reference, does, self._shares[name], model)
 
     def _follow(self, source: Source, model: str, version: Version, retry: bool) -> bool:
         """Whether this version took over."""
