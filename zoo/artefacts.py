@@ -99,16 +99,16 @@ class ArtefactStore:
         manifest = files.get(MANIFEST, b"")
         if len(manifest) > LARGEST_MANIFEST or sha256(manifest).hexdigest() != digest:
             raise ArtefactError(f"artefact {digest}: its {MANIFEST} has another hash, so these files are not its own")
-        entries = _entries(manifest, digest)
-        for name in sorted({*entries, *files} - {MANIFEST}):
+        stated = entries(manifest, digest)
+        for name in sorted({*stated, *files} - {MANIFEST}):
             content = files.get(name)
-            size, expected = entries.get(name, (-1, ""))
+            size, expected = stated.get(name, (-1, ""))
             if content is None or len(content) != size or sha256(content).hexdigest() != expected:
                 raise ArtefactError(f"artefact {digest}: file {name!r} is not the one that its {MANIFEST} names")
         try:
             with self._exclusive():
                 if not self._intact(digest):
-                    self._place(digest, {MANIFEST: manifest, **{name: files[name] for name in entries}})
+                    self._place(digest, {MANIFEST: manifest, **{name: files[name] for name in stated}})
         except OSError as error:
             raise ArtefactError(_unwritable(self.root, sum(map(len, files.values())), error)) from error
 
@@ -155,7 +155,7 @@ class ArtefactStore:
         if not os.path.lexists(directory):
             return False
         try:
-            self.verify(digest)
+            self._verified(digest)
         except ArtefactError:
             self._discard(directory)
             return False
@@ -198,7 +198,7 @@ class ArtefactStore:
             if not directory.is_dir():
                 raise ArtefactError(self._missing(digest))
             manifest = _content(directory, MANIFEST, None, digest)
-            return {name: _content(directory, name, size, found) for name, (size, found) in _entries(manifest, digest).items()}
+            return {name: _content(directory, name, size, found) for name, (size, found) in entries(manifest, digest).items()}
         except OSError as error:
             raise ArtefactError(
                 f"artefact {digest}: cannot read {error.filename or directory}: {error.strerror or error}; "
@@ -261,9 +261,9 @@ def _manifest(files: Mapping[str, bytes]) -> bytes:
     return json.dumps({"format": FORMAT, "files": entries}, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _entries(manifest: bytes, digest: str) -> dict[str, tuple[int, str]]:
-    """File name -> (size, sha256). The manifest's own hash was right, but names are checked, for a digest may be a stranger's."""
-    entries = {}
+def entries(manifest: bytes, digest: str) -> dict[str, tuple[int, str]]:
+    """File name -> (size, sha256) of a manifest. Its own hash was right, but names are checked, for a digest may be a stranger's."""
+    found = {}
     try:
         stated = json.loads(manifest.decode("utf-8"))  # of bytes json would guess the encoding, and load what decodes it
         if stated["format"] != FORMAT:
@@ -274,14 +274,14 @@ def _entries(manifest: bytes, digest: str) -> dict[str, tuple[int, str]]:
                 raise ValueError(f"{name[:80]!r} has size {str(size)[:40]} and sha256 {str(expected)[:80]!r}")
             if name != ARRAYS:
                 _text(_valid(name.removeprefix(TEXTS) if name.startswith(TEXTS) else "/"), size)
-            entries[name] = (size, expected)
-        if sum(size for size, _ in entries.values()) > LARGEST:
+            found[name] = (size, expected)
+        if sum(size for size, _ in found.values()) > LARGEST:
             raise ArtefactError(f"artefact {digest} states more than {LARGEST >> 30} GiB, which is too much to load")
     except (RecursionError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtefactError(
             f"artefact {digest}: {MANIFEST} is not one that zoo writes ({error!r}); train the model again"
         ) from error
-    return entries
+    return found
 
 
 def _content(directory: Path, name: str, size: int | None, expected: str) -> bytes:

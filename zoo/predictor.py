@@ -78,7 +78,7 @@ class Predictor:
         """
         project = Project.open(repo)
         found = plugins(without)
-        with Registry.open(project.registry_url, project.artefacts, create=False) as registry:
+        with Registry.of(project, create=False) as registry:
             version, artefact = registry.load(reference)
         if not {"task", "service_hash"} <= version.lineage.keys():
             raise RegistryError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from zoo.errors import UsageError, choices
 from zoo.policy import Policy
 
 FILE = "zoo.toml"
-_ZOO = {"timezone", "registry"}
+_ZOO = {"timezone", "registry", "artefacts"}
 _LOG = {"user_id": str, "item_id": str, "clock": str, "timezone": str, "event_types": list, "session": bool, "extra": dict}
 _STACK = {"refit": bool, "calibration": str, "price": float, "cost_ratio": float, "capacity": float, "gap": str}
 _TASK = {"members", "folds", "final", "params", "seed", "task", "seeds", "bagging", "serving", "tune", *_STACK}
@@ -64,7 +65,8 @@ class IngestSettings:
 class Project:
     """What ``zoo.toml`` says, checked.
 
-    root: the repository's folder. timezone: for calendar features and naive input. registry: SQLAlchemy URL.
+    root: the repository's folder. timezone: for calendar features and naive input. registry: SQLAlchemy URL. artefacts_url: where artefacts
+    are kept, an address of fsspec's; None for the folder ``artefacts``, which has copies of them otherwise.
     log: ``[log]``, the schema of an event log that has to be made (fields of ``LogSchema``); empty where the file does not say.
     service: ``[service]`` as it stands; ``zoo.service`` checks it. traces: answers whose traces are kept (``[traces] keep``), 0 for none.
     """
@@ -77,6 +79,7 @@ class Project:
     log: Mapping[str, Any] = field(default_factory=dict)
     service: Mapping[str, Any] = field(default_factory=dict)
     traces: int = 0
+    artefacts_url: str | None = None
 
     @classmethod
     def open(cls, root: Path | str = ".") -> Project:
@@ -109,6 +112,7 @@ class Project:
             _log(path, raw.get("log", {})),
             _service(path, raw.get("service", {})),
             _traces(path, raw.get("traces", {})),
+            _address(path, top.get("artefacts")),
         )
 
     def task(self, name: str) -> TaskSettings:
@@ -154,6 +158,12 @@ def _service(path: Path, table: Any) -> Mapping[str, Any]:
     if not isinstance(table, dict):
         raise UsageError(f"{path}: service is {type(table).__name__}; expected a table [service]")
     return table
+
+
+def _address(path: Path, value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or not re.fullmatch(r"[a-z][a-z0-9+.-]*://.+", value)):
+        raise UsageError(f'{path}: [zoo] artefacts is {value!r}; expected an address of fsspec\'s, as in "s3://bucket/zoo"')
+    return value
 
 
 def _traces(path: Path, table: Any) -> int:

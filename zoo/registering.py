@@ -54,7 +54,7 @@ def registered(
         "git": _commit(project.root),
         "run": run[:16],
     }
-    with Registry.open(project.registry_url, project.artefacts) as registry:
+    with Registry.of(project) as registry:
         artefact = ensemble.save()
         if spares is not None:
             artefact = Artefact.merged(artefact, spares.save().nested("fallbacks"))

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.artefacts import ArtefactStore
 from zoo.cache import Cache, array_digest
 from zoo.contract import Array, Examples, Progress, Split, Task, TrainingData
 from zoo.errors import UsageError
@@ -32,7 +31,7 @@ from zoo.manager import Plugins
 from zoo.project import Project, TaskSettings
 from zoo.recommender import Recommender, fit_recommender, ranked, second_stage
 from zoo.registering import registered
-from zoo.registry import Version
+from zoo.registry import Registry, Version
 from zoo.reranking import DEPTH
 from zoo.stacking import Ensemble, fit_members, out_of_fold, plain_mean
 from zoo.tasks.settings import duration, instant
@@ -194,7 +193,8 @@ def train(
     record = {**about, **record, "seconds": perf_counter() - started}
     if register:
         kept = TestScores.of(test.target, done.groups, test.time, done.scores, task.target)
-        record["scores"] = ArtefactStore(project.artefacts).write(kept.save())
+        with Registry.of(project) as registry:
+            record["scores"] = registry.artefacts.write(kept.save())
     version = None
     if register:
         version = registered(project, record, done.ensemble, done.fallbacks, features, task, settings, view, folds, run)

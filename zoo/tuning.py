@@ -229,7 +229,7 @@ def _study(project: Project, name: str) -> Study:
     except ImportError as e:
         raise UsageError("tuning needs optuna, which is not installed; as in: pip install 'feature-zoo[tune]'") from e
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    Registry.open(project.registry_url, project.artefacts).close()  # makes the database, or says in words why it cannot be opened
+    Registry.of(project).close()  # makes the database, or says in words why it cannot be opened
     url = project.registry_url.replace("postgresql://", "postgresql+psycopg://", 1)
     study = optuna.create_study(
         study_name=name,

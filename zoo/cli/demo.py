@@ -276,7 +276,7 @@ def _seconds(value: float) -> str:
 def _promote(demo: Demo, model: str, number: int) -> None:
     from zoo.registry import Registry
 
-    with Registry.open(demo.project.registry_url, demo.project.artefacts) as registry:
+    with Registry.of(demo.project) as registry:
         registry.promote(model, number)
 
 

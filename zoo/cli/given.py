@@ -54,7 +54,7 @@ def registry_of(own: State, *, create: bool = False) -> Registry:
     """The project's registry, to be closed. Raises RegistryError where there is none yet, unless it is to be made then."""
     from zoo.registry import Registry
 
-    return Registry.open(own.project.registry_url, own.project.artefacts, create=create)
+    return Registry.of(own.project, create=create)
 
 
 def versions_of(own: State) -> list[Version]:

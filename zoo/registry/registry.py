@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import func, select, text
 from sqlalchemy.dialects import postgresql, sqlite
@@ -21,6 +21,10 @@ from zoo.registry.database import Database, emptied, missing
 from zoo.registry.models import AliasRow, ModelRow, VersionRow
 from zoo.registry.reference import CANARY, CHAMPION, Version, checked, parse
 from zoo.registry.search import matching
+from zoo.remote import RemoteArtefacts
+
+if TYPE_CHECKING:
+    from zoo.project import Project
 
 SCORES = "scores"
 """The metric that names an artefact beside the model's: the scores of its test rows."""
@@ -34,24 +38,32 @@ class Registry:
         self.artefacts = artefacts
 
     @classmethod
-    def open(cls, url: str | Path, artefacts_root: str | Path, *, create: bool = True) -> Self:
+    def of(cls, project: Project, *, create: bool = True) -> Self:
+        """The registry of a project, as ``open``."""
+        url = project.artefacts_url
+        return cls.open(
+            project.registry_url, project.artefacts if url is None else RemoteArtefacts(url, project.artefacts), create=create
+        )
+
+    @classmethod
+    def open(cls, url: str | Path, artefacts: str | Path | ArtefactStore, *, create: bool = True) -> Self:
         """Open the registry, creating or migrating its tables.
 
         url: a path or ``sqlite:///PATH``, or ``postgresql://USER:PASSWORD@HOST:PORT/NAME``. create: False for those who only read,
-        and then make no SQLite file where there is none.
+        and then make no SQLite file where there is none. artefacts: their folder, or the store itself.
         Raises RegistryError when the database cannot be reached, is damaged, is not there, or belongs to a newer zoo.
         """
         gone = None if create else missing(url)
         if gone is not None:
             raise RegistryError(f"no model is registered yet (there is no {gone}); train one with: zoo train TASK")
-        artefacts = ArtefactStore(artefacts_root)
+        store = artefacts if isinstance(artefacts, ArtefactStore) else ArtefactStore(artefacts)
         lost = emptied(url)
-        if lost is not None and any(artefacts.root.glob("*/manifest.json")):
+        if lost is not None and any(store.root.glob("*/manifest.json")):
             raise RegistryError(
-                f"the registry {lost} is damaged: it is empty, and {artefacts.root} holds artefacts; "
+                f"the registry {lost} is damaged: it is empty, and {store.root} holds artefacts; "
                 "restore it from a backup, or delete it to start an empty one"
             )
-        return cls(Database(url), artefacts)
+        return cls(Database(url), store)
 
     def close(self) -> None:
         """Let go of the database's connections."""

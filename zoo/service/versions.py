@@ -43,7 +43,7 @@ class Source:
         Raises RegistryError.
         """
         beside = {}
-        with Registry.open(self.project.registry_url, self.project.artefacts, create=False) as registry:
+        with Registry.of(self.project, create=False) as registry:
             found = {model: registry.get(reference) for model, reference in references.items()}
             for reference in aside:
                 with suppress(UnknownReferenceError):
