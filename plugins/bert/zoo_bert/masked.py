@@ -64,8 +64,9 @@ class MaskedNetwork(Network):
         # one head for the last events, one for the last dozens, and so on
         self.register_buffer("slope", 2.0 ** (-1.0 - 4.0 * torch.arange(params.heads)), persistent=False)
         self.slope: Tensor
-        self.place = nn.Embedding(params.max_length + 1, params.width)
-        nn.init.normal_(self.place.weight, std=0.02)
+        self.place = None if self.nearer else nn.Embedding(params.max_length + 1, params.width)
+        if self.place is not None:
+            nn.init.normal_(self.place.weight, std=0.02)
         self.blocks = nn.ModuleList(MaskedBlock(params) for _ in range(params.layers))
         self.last, self.turn = nn.LayerNorm(params.width), nn.Linear(params.width, params.width)
         self.told = nn.LayerNorm(params.width)
@@ -125,7 +126,8 @@ class MaskedNetwork(Network):
 
     def _states(self, vectors: Tensor, back: Tensor, how: Tensor | Behind | None) -> Tensor:
         """back: int64 (b, t), how far each is from the end."""
-        vectors = vectors + self.place(back.clamp(min=0))
+        if self.place is not None:
+            vectors = vectors + self.place(back.clamp(min=0))
         for block in self.blocks:
             vectors = block(vectors, how)
         told: Tensor = self.told(functional.gelu(self.turn(self.last(vectors))))
