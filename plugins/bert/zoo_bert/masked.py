@@ -55,7 +55,10 @@ class MaskedBlock(Block):
 
 
 class MaskedNetwork(Network):
-    """Places are counted from the end, where the next item is asked for."""
+    """Places are counted from the end, where the next item is asked for, or told by attention's slope alone.
+
+    Embeddings of places would be learnt for masks all over a window, of which only the last is asked for in scoring.
+    """
 
     def __init__(self, params: ItemRanking, items: int, types: int) -> None:
         super().__init__(params, items, types)
