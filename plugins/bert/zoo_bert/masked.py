@@ -55,9 +55,10 @@ class MaskedBlock(Block):
 
 
 class MaskedNetwork(Network):
-    """Places are counted from the end, where the next item is asked for, or told by attention's slope alone.
+    """Places are counted from the end, where the next item is asked for.
 
-    Embeddings of places would be learnt for masks all over a window, of which only the last is asked for in scoring.
+    Where masks stand behind every event and attention has a slope, that alone tells the order: embeddings of places would be learnt for
+    masks all over a window, of which only the last is asked for in scoring.
     """
 
     def __init__(self, params: ItemRanking, items: int, types: int) -> None:
@@ -67,7 +68,7 @@ class MaskedNetwork(Network):
         # one head for the last events, one for the last dozens, and so on
         self.register_buffer("slope", 2.0 ** (-1.0 - 4.0 * torch.arange(params.heads)), persistent=False)
         self.slope: Tensor
-        self.place = None if self.nearer else nn.Embedding(params.max_length + 1, params.width)
+        self.place = None if self.nearer and self.leftward else nn.Embedding(params.max_length + 1, params.width)
         if self.place is not None:
             nn.init.normal_(self.place.weight, std=0.02)
         self.blocks = nn.ModuleList(MaskedBlock(params) for _ in range(params.layers))

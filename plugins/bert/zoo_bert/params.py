@@ -74,8 +74,8 @@ class ItemRanking(TransformerParams):
     nearer: float = Field(
         0.0,
         ge=0,
-        description="How much less an event is looked at for each event between, in parts of a head's own slope (ALiBi). Where it is "
-        "more than 0 it alone tells the order: there are no embeddings of places.",
+        description="How much less an event is looked at for each event between, in parts of a head's own slope (ALiBi). Where "
+        "leftward is more than 0, too, it alone tells the order: there are no embeddings of places.",
     )
     leftward: float = Field(
         0.0,
