@@ -7,9 +7,14 @@ from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import httpx
-
 from zoo.errors import ZooError
+
+try:
+    import httpx
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "zoo.client needs httpx; install it with: pip install 'feature-zoo[client]'", name="httpx"
+    ) from error
 
 Id = int | str
 Score = float | Mapping[str, float]

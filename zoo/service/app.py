@@ -131,7 +131,8 @@ def app(
     def known(model: str, whom: Any = None, number: str | None = None) -> Predictor:
         """whom: whom the request is about first; of nobody, it is the version that answers most requests. number: of the one asked for."""
         if model not in versions:
-            raise UnknownModelError(choices("model", model, versions))
+            hint = "" if "@" not in model else ". A version is asked for by its number at /v2/models/NAME/versions/NUMBER/infer"
+            raise UnknownModelError(choices("model", model, versions) + hint)
         if number is not None:
             answering = {str(each.version.number): each for each in versions.answering(model)}
             if number not in answering:

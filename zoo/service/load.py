@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass, field
 
 LEAST = 16
-SOON = 0.03
-"""Seconds that a request may take, waiting included, before the limit comes down."""
+SOON = 0.15
+"""Seconds that a request may take, waiting for the batches before it included, before the limit comes down."""
 PAUSE = 0.1
 """Seconds between two cuts: one moment of congestion counts once."""
 
@@ -20,7 +20,7 @@ class Limiter:
     """
 
     most: int = 64
-    limit: float = 32.0
+    limit: float = 64.0
     running: int = 0
     mean: float = 0.0
     _cut: float = field(default=0.0, repr=False)

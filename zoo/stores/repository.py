@@ -33,6 +33,8 @@ def _broken(path: Path, error: BaseException) -> str:
     said = f"{type(error).__name__}: {error}"
     if frames:
         said = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: {said}"
+    elif type(error).__name__.startswith("Conflicting"):
+        said = f"{said.rstrip('.')}. Two definitions have one name"
     elif not isinstance(error, SyntaxError):  # Feast could not write what they say
         return f"the feature definitions cannot be registered: {said}. Check the stores that feature_store.yaml names and their disks"
     return f"the feature definitions cannot be applied: {said}. Mend them and apply again"

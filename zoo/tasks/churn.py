@@ -32,6 +32,7 @@ DEFAULTS: Mapping[str, Any] = {
 }
 """horizons: several in place of ``horizon``, a row each. hazard: a row asks of the time between its horizon and the one before, of users
 who stayed away until then. origins: cuts tested on. value: the event column whose sum is what a user is worth."""
+_EMPTY = "no event yet; bring some in with: zoo ingest FILE"
 
 
 def examples(view: LogView, settings: Mapping[str, Any], start: int, end: int) -> Examples:
@@ -174,7 +175,7 @@ def _events(view: LogView, chosen: Mapping[str, Any], columns: tuple[str, ...] =
     types = view.event_types()
     if chosen["event_type"] not in types:
         raise UsageError(
-            f"[tasks.churn] event_type {chosen['event_type']!r} is not in the log; it has: {', '.join(sorted(types))}"
+            f"[tasks.churn] event_type {chosen['event_type']!r} is not in the log; it has: {', '.join(sorted(types)) or _EMPTY}"
         )
     events = view.events(list(columns), [chosen["event_type"]])
     return (events.user_id, events.time, *(events.columns[name] for name in columns))

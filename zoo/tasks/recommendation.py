@@ -29,6 +29,7 @@ DEFAULTS: Mapping[str, Any] = {
 
 candidates: how many each member brings to the second stage.
 """
+_EMPTY = "no event yet; bring some in with: zoo ingest FILE"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class _Events:
         for name in names:
             if name not in types:
                 raise UsageError(
-                    f"[tasks.recommendation] event_type {name!r} is not in the log; it has: {', '.join(sorted(types))}"
+                    f"[tasks.recommendation] event_type {name!r} is not in the log; it has: {', '.join(sorted(types)) or _EMPTY}"
                 )
         wanted = np.isin(kinds, [types[name] for name in names]) & (items > PADDING)
         end = int(events.time.max()) + 1 if len(events) else 0
