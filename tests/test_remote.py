@@ -116,6 +116,17 @@ def test_one_that_was_not_written_to_its_end_is_not_there(url: str, tmp_path: Pa
     here.verify(digest)
 
 
+def test_a_torn_manifest_is_written_again(url: str, tmp_path: Path) -> None:
+    here = RemoteArtefacts(url, tmp_path / "here")
+    digest = here.write(ARTEFACT)
+    put(url, f"{digest}/manifest.json", here.files(digest)["manifest.json"][:-5])
+    assert not here.exists(digest)
+    with pytest.raises(ArtefactError, match="no artefact"):
+        here.verify(digest)
+    assert here.write(ARTEFACT) == digest
+    assert RemoteArtefacts(url, tmp_path / "other").read(digest).texts == ARTEFACT.texts
+
+
 def test_what_is_deleted_is_deleted_for_everybody(url: str, tmp_path: Path) -> None:
     here, there = RemoteArtefacts(url, tmp_path / "here"), RemoteArtefacts(url, tmp_path / "other")
     digest = here.write(ARTEFACT)
@@ -142,7 +153,7 @@ def test_an_address_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: p
     def refuse(*_: Any, **__: Any) -> Any:
         raise ConnectionError("refused")
 
-    monkeypatch.setattr(store._system, "exists", refuse)
+    monkeypatch.setattr(store._system, "cat_file", refuse)
     with pytest.raises(ArtefactError, match=r"cannot look for artefacts at memory://.*: refused; see that it can be reached"):
         store.exists("0" * 64)
 

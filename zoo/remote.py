@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,13 @@ class RemoteArtefacts(ArtefactStore):
         super().verify(digest)
 
     def exists(self, digest: str) -> bool:
+        """Whether its manifest is there, whole: where files are not written at once, one that was being written may be torn."""
         self._directory(digest)
         with self._failing("look for artefacts"):
-            return bool(self._system.exists(self._path(digest, MANIFEST)))
+            try:
+                return sha256(self._content(digest, MANIFEST, LARGEST_MANIFEST)).hexdigest() == digest
+            except FileNotFoundError:
+                return False
 
     def delete(self, digest: str) -> None:
         if not self.exists(digest):
