@@ -88,8 +88,12 @@ def test_a_collector_gets_the_parts_of_an_answer_in_the_callers_trace(
     assert USER not in [a.value.int_value for each in spans for a in each.attributes]
     requests = [line for line in map(json.loads, server.log) if line["logger"] == "zoo.access"]
     named = [line["trace_id"] for line in requests]
-    assert len(named) >= 2  # the last line is written after its answer, at which the server is stopped
-    assert named == [each.trace_id.hex() for each in roots][: len(named)]
+    assert (
+        len(named) >= 2
+    )  # a line is written after its answer: the last one's when the server is stopped, others behind the next
+    left = [each.trace_id.hex() for each in roots]
+    for each in named:
+        left.remove(each)
 
 
 @pytest.fixture
