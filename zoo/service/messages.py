@@ -1,4 +1,7 @@
-"""What requests and answers look like: the types that check a body and that OpenAPI documents, each with an example."""
+"""What requests and answers look like: the types that check a body and that OpenAPI documents, each with an example.
+
+Long because it is the whole contract of ``/v1`` on one page: most lines are descriptions and examples that the OpenAPI document shows.
+"""
 
 from __future__ import annotations
 

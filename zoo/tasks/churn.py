@@ -11,7 +11,7 @@ from zoo.contract import Array, Examples, Target, Task
 from zoo.errors import UsageError, choices
 from zoo.events.index import FIXED, from_fixed
 from zoo.tasks import btyd
-from zoo.tasks.settings import MICROSECONDS, duration, instant, known
+from zoo.tasks.settings import MICROSECONDS, duration, instant, known, not_in_log
 
 if TYPE_CHECKING:
     from zoo.events.view import LogView
@@ -32,7 +32,6 @@ DEFAULTS: Mapping[str, Any] = {
 }
 """horizons: several in place of ``horizon``, a row each. hazard: a row asks of the time between its horizon and the one before, of users
 who stayed away until then. origins: cuts tested on. value: the event column whose sum is what a user is worth."""
-_EMPTY = "no event yet; bring some in with: zoo ingest FILE"
 
 
 def examples(view: LogView, settings: Mapping[str, Any], start: int, end: int) -> Examples:
@@ -174,9 +173,7 @@ def _windows(settings: Mapping[str, Any], rows: Examples) -> Array:
 def _events(view: LogView, chosen: Mapping[str, Any], columns: tuple[str, ...] = ()) -> Any:
     types = view.event_types()
     if chosen["event_type"] not in types:
-        raise UsageError(
-            f"[tasks.churn] event_type {chosen['event_type']!r} is not in the log; it has: {', '.join(sorted(types)) or _EMPTY}"
-        )
+        raise not_in_log("churn", chosen["event_type"], types)
     events = view.events(list(columns), [chosen["event_type"]])
     return (events.user_id, events.time, *(events.columns[name] for name in columns))
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from zoo.contract import PADDING, Array, Examples, Split, Target, Task
 from zoo.errors import UsageError, choices
-from zoo.tasks.settings import duration, instant, known
+from zoo.tasks.settings import duration, instant, known, not_in_log
 
 if TYPE_CHECKING:
     from zoo.events.view import LogView
@@ -29,7 +29,6 @@ DEFAULTS: Mapping[str, Any] = {
 
 candidates: how many each member brings to the second stage.
 """
-_EMPTY = "no event yet; bring some in with: zoo ingest FILE"
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,7 @@ class _Events:
         names = list(types) if asked is None else [asked] if isinstance(asked, str) else list(asked)
         for name in names:
             if name not in types:
-                raise UsageError(
-                    f"[tasks.recommendation] event_type {name!r} is not in the log; it has: {', '.join(sorted(types)) or _EMPTY}"
-                )
+                raise not_in_log("recommendation", name, types)
         wanted = np.isin(kinds, [types[name] for name in names]) & (items > PADDING)
         end = int(events.time.max()) + 1 if len(events) else 0
         offsets = np.concatenate([[0], np.cumsum(view.sizes("user_id"))])

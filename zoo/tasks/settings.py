@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -43,3 +43,9 @@ def instant(value: Any) -> int:
         raise UsageError(f"cannot read the date {value!r}; expected ISO 8601 such as 2017-09-01")
     aware = value if value.tzinfo else value.replace(tzinfo=UTC)
     return round(aware.timestamp() * MICROSECONDS)
+
+
+def not_in_log(task: str, event_type: str, types: Iterable[str]) -> UsageError:
+    """What to raise where a task names a type of event that the log, which has ``types``, lacks."""
+    held = ", ".join(sorted(types)) or "no event yet; bring some in with: zoo ingest FILE"
+    return UsageError(f"[tasks.{task}] event_type {event_type!r} is not in the log; it has: {held}")
