@@ -173,6 +173,7 @@ def test_the_commands_are_those_of_the_documentation() -> None:
         "explain",
         "report",
         "recommend",
+        "item-vectors",
         "uplift",
         "trace",
         "serve",

@@ -374,6 +374,15 @@ class ScoresUnseen(ScoresItems, Protocol):
         ...
 
 
+@runtime_checkable
+class EncodesItems(ScoresUnseen, Protocol):
+    """A fitted model with a vector for each item that it can score, which other models may take as a feature."""
+
+    def item_vectors(self, catalogue: Catalogue) -> Array:
+        """float32 (codes, d) of any catalogue of the log; rows that are not ``scorable`` mean nothing."""
+        ...
+
+
 @dataclass(frozen=True)
 class Contributions:
     """What moved scores. names: of what did, m of them, each once; ``COLUMN`` or ``COLUMN.PART`` where it is a column of the batch or

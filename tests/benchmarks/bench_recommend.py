@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from figures import FOLDER, QUICK, Figure, machine, report
 from measured import peak_mb
-from recommend_cold import cold_figures, cold_runs
+from recommend_cold import cold_figures, cold_run
 from recommend_page import write as write_page
 from recommend_peers import PEERS, peer_runs
 
@@ -459,7 +459,7 @@ def main() -> None:
     for name in asked.dataset or DATASETS:
         prepared = Prepared.of(DATASETS[name])
         if DATASETS[name].titles and (asked.cold or not asked.model):
-            shown += cold_figures(cold_runs(prepared, RUNS / name, asked.again)[-1])
+            shown += cold_figures(cold_run(prepared, RUNS / name, asked.again))
         if asked.cold:
             continue
         grids = SHOP_GRIDS if DATASETS[name].timed else GRIDS

@@ -6,7 +6,8 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ from figures import QUICK, Figure, machine
 
 SHARE = 0.1
 K = 50
-BERT: Mapping[str, Any] = {"ranking": {"mode": "text"}}
+TRIED: tuple[Mapping[str, Any], ...] = (
+    {"ranking": {"mode": "text"}},
+    {"ranking": {"mode": "text", "trained_layers": 1}},
+)
+"""Parameters of ``bert`` that are tried on the validation rows."""
 SEED = 0
 PARTS = ("validation", "test")
 
@@ -37,47 +42,75 @@ def without(data: Any, cold: np.ndarray[Any, Any]) -> Any:
     return replace(data, batch=replace(data.batch, blocks=blocks), target=target)
 
 
-def cold_runs(prepared: Any, folder: Path, again: bool = False) -> list[dict[str, Any]]:
-    """HR@50 of validation and of test rows whose item was held out; the runs kept where there are any. One fit serves both."""
-    from zoo.fitting import Member
-    from zoo.recommender import fit_recommender
+@dataclass
+class Cold:
+    """A dataset without a tenth of its items. kept: a folder of runs. fits: what was fitted here, and its seconds."""
 
-    what = {"dataset": prepared.dataset.name, "model": "cold", "params": dict(BERT), "seed": SEED}
-    key = {part: hashlib.sha256(json.dumps({**what, "part": part}, sort_keys=True).encode()).hexdigest()[:12] for part in PARTS}
-    paths = {part: folder / f"cold-{part}-{key[part]}.json" for part in PARTS}
-    if not again and all(path.exists() for path in paths.values()):
-        return [json.loads(path.read_text()) for path in paths.values()]
-    parts = {name: prepared.rows(name) for name in ("train", *PARTS)}
-    cold = held_out(parts)
-    started = time.perf_counter()
-    params = {**BERT, "ranking": {**BERT["ranking"], "epochs": 1}} if QUICK else BERT
-    members = [Member("bert", "bert", params, SEED), Member("popularity", "popularity")]
-    recommender = fit_recommender(members, without(parts["train"], cold))
-    fitted = time.perf_counter() - started
-    records = []
-    for part, path in paths.items():
-        rows = parts[part].take(np.flatnonzero(np.isin(parts[part].target, cold)))
-        metrics, items = hits(recommender, rows, cold, prepared.dataset.exclude_seen)
+    prepared: Any
+    kept: Path
+    again: bool = False
+    fits: dict[str, tuple[Any, float]] = field(default_factory=dict)
+
+    @cached_property
+    def parts(self) -> dict[str, Any]:
+        return {name: self.prepared.rows(name) for name in ("train", *PARTS)}
+
+    @cached_property
+    def items(self) -> np.ndarray[Any, Any]:
+        return held_out(self.parts)
+
+    def fit(self, params: Mapping[str, Any]) -> tuple[Any, float]:
+        from zoo.fitting import Member
+        from zoo.recommender import fit_recommender
+
+        key = json.dumps(params, sort_keys=True)
+        if key not in self.fits:
+            started = time.perf_counter()
+            given = {**params, "ranking": {**params["ranking"], "epochs": 1}} if QUICK else params
+            members = [Member("bert", "bert", given, SEED), Member("popularity", "popularity")]
+            recommender = fit_recommender(members, without(self.parts["train"], self.items))
+            self.fits[key] = recommender, time.perf_counter() - started
+        return self.fits[key]
+
+    def run(self, params: Mapping[str, Any], part: str) -> dict[str, Any]:
+        """HR@50 of a part's rows whose item was held out; the run that is kept where there is one."""
+        what = {"dataset": self.prepared.dataset.name, "model": "cold", "params": dict(params), "seed": SEED}
+        key = hashlib.sha256(json.dumps({**what, "part": part}, sort_keys=True).encode()).hexdigest()[:12]
+        path = self.kept / f"cold-{part}-{key}.json"
+        if path.exists() and not self.again:
+            found: dict[str, Any] = json.loads(path.read_text())
+            return found
+        recommender, fitted = self.fit(params)
+        rows = self.parts[part].take(np.flatnonzero(np.isin(self.parts[part].target, self.items)))
+        metrics, items = hits(recommender, rows, self.items, self.prepared.dataset.exclude_seen)
         record = {
             **what,
             "part": part,
             "rows": len(rows),
             "items": items,
-            "held_out": len(cold),
+            "held_out": len(self.items),
             "hr@50": metrics,
             "fit_seconds": fitted,
             "machine": machine(),
             "command": "make bench-recommend",
         }
         if not QUICK:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self.kept.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         shown = ", ".join(f"{name} {each['value']:.4f}" for name, each in metrics.items())
         print(
-            f"{what['dataset']} {part}, {len(rows)} rows of {len(cold)} items held out: HR@50 {shown}; fitted in {fitted:.0f} s"
+            f"{what['dataset']} {part} {dict(params)}, {len(rows)} rows of {len(self.items)} items held out: HR@50 {shown}; ",
+            end="",
         )
-        records.append(record)
-    return records
+        print(f"fitted in {fitted:.0f} s", flush=True)
+        return record
+
+
+def cold_run(prepared: Any, kept: Path, again: bool = False) -> dict[str, Any]:
+    """The test run of those parameters that are best on the validation rows. kept: a folder of runs."""
+    cold = Cold(prepared, kept, again)
+    tried = {json.dumps(params): cold.run(params, "validation")["hr@50"]["bert among all"]["value"] for params in TRIED}
+    return cold.run(json.loads(max(tried, key=lambda each: tried[each])), "test")
 
 
 def hits(recommender: Any, rows: Any, cold: np.ndarray[Any, Any], exclude_seen: bool) -> tuple[dict[str, Any], int]:

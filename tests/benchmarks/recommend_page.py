@@ -17,6 +17,7 @@ stage) and seconds of ranking the test rows, on a machine that did other work be
 benchmark's own rows too. `tuned`, `untuned`: a peer at its best settings on the validation rows, and as it comes.
 """
 COLUMNS = ("model", "NDCG@10", "HR@10", "tail", "coverage", "settings", "seed", "minutes", "seconds", "MB")
+COLD = ("rows", "settings", "number", "text", "popularity", "chance", "text, held out", "chance, held out", "minutes")
 
 
 def page(folder: Path) -> str:
@@ -35,7 +36,27 @@ def page(folder: Path) -> str:
         parts.append(f"## {dataset.name}\n\n{told[0]['rows']:,} test rows, {told[0]['items']:,} items; {told[0]['machine']}.\n")
         lines = [COLUMNS, ("---",) * len(COLUMNS), *(_row(run, tried) for run in told)]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+        if cold := [run for run in runs if run["model"] == "cold"]:
+            parts.append(_cold(cold))
     return "\n".join(parts)
+
+
+def _cold(runs: list[dict[str, Any]]) -> str:
+    """What is said of items that were held out of training. HR@50 of a text model, of popularity and of chance."""
+    runs.sort(key=lambda run: (run["part"] != "test", -run["hr@50"]["bert among all"]["value"]))
+    head = (
+        f"### Items held out of training\n\n{runs[0]['held_out']:,} of the items, in no training row; rows whose next item is one of them, "
+        f"HR@50 by `bert` over item texts, by popularity and by chance, among all {runs[0]['items']:,} items and among those held out.\n"
+    )
+    lines: list[tuple[str, ...]] = [COLD, ("---",) * len(COLD)]
+    for run in runs:
+        found = {name: f"{each['value']:.4f}" for name, each in run["hr@50"].items()}
+        own = run["hr@50"]["bert among all"]
+        settings = ", ".join(f"{k} = {v}" for k, v in run["params"]["ranking"].items() if k != "mode") or "as it comes"
+        line = (run["part"], settings, f"{run['rows']:,}", f"{found['bert among all']} ({own['low']:.4f} to {own['high']:.4f})")
+        rest = ("popularity among all", "chance among all", "bert among held out", "chance among held out")
+        lines.append((*line, *(found[name] for name in rest), f"{run['fit_seconds'] / 60:.1f}"))
+    return head + "\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def _row(run: dict[str, Any], tried: dict[str, int]) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from zoo.cli import (
     train,
     tune,
     uplift,
+    vectors,
 )
 from zoo.cli.state import ZooCommand, ZooGroup
 
@@ -79,6 +80,7 @@ _COMMANDS = (
     ("explain", explain.explain, "zoo explain churn --user 42"),
     ("report", report.report, "zoo report churn@3"),
     ("recommend", recommend.recommend, "zoo recommend --user 1 -k 5 --where category=toys"),
+    ("item-vectors", vectors.item_vectors, "zoo item-vectors recommendation@3 --declare"),
     ("uplift", uplift.uplift, "zoo uplift trial.parquet --treatment sent --outcome visit --budget 5000"),
     ("trace", trace.trace, "zoo trace 5f0c7d2a91be44d3-0"),
     ("serve", serve.serve, "zoo serve churn --port 8000"),

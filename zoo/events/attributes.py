@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from zoo.contract import Array, Block, Column
+from zoo.contract import Array, Block, Column, gather
 
 VALID_FROM = "valid_from"
 """A table with this column may have several rows a key; each holds from that time until the key's next row."""
@@ -61,28 +61,38 @@ class Attribute(NamedTuple):
     """One column of an entity table.
 
     values: by code; with a validity by its rows, and last the value of nothing (code 0 or NaN). dictionary: of codes, else None.
+    offsets: int64, of a column of lists: list i is ``values[offsets[i]:offsets[i + 1]]``, and nothing is an empty one.
     """
 
     values: Array
     dictionary: str | None
     validity: Validity | None = None
+    offsets: Array | None = None
 
     def newest(self) -> Column:
         """By code."""
         if self.validity is None:
-            return Column(self.values, dictionary=self.dictionary)
-        rows = self.validity.rows(np.arange(len(self.validity.offsets) - 1))
-        return Column(self.values[rows], dictionary=self.dictionary)
+            return Column(self.values, self.offsets, self.dictionary)
+        return self._taken(self.validity.rows(np.arange(len(self.validity.offsets) - 1)))
 
     def at(self, codes: Array, times: Array) -> Column:
         """(n,): of each code as of its time."""
-        if self.validity is None:
-            return Column(looked_up(self.values, codes), dictionary=self.dictionary)
-        return Column(self.values[self.validity.rows(codes, times)], dictionary=self.dictionary)
+        if self.validity is not None:
+            return self._taken(self.validity.rows(codes, times))
+        if self.offsets is not None:
+            return self._taken(np.where(codes < len(self.offsets) - 1, codes, 0))
+        return Column(looked_up(self.values, codes), dictionary=self.dictionary)
+
+    def _taken(self, rows: Array) -> Column:
+        """(n,) at these rows, of which -1 is the last."""
+        if self.offsets is None:
+            return Column(self.values[rows], dictionary=self.dictionary)
+        values, offsets = gather(self.values, self.offsets[:-1][rows], np.diff(self.offsets)[rows])
+        return Column(values, offsets)
 
 
 class EntityTable(NamedTuple):
-    """key: the key column. attributes: by column. block: each key's newest row, by code."""
+    """key: the key column. attributes: by column. block: each key's newest row, by code, without the columns of lists."""
 
     key: str
     attributes: Mapping[str, Attribute]

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from zoo.contract import PADDING, UNKNOWN, Array, Block, Catalogue
+from zoo.contract import PADDING, UNKNOWN, Array, Block, Catalogue, gather
 from zoo.errors import FeatureError, choices
 from zoo.events.attributes import ALWAYS, VALID_FROM, Attribute, EntityTable, Validity, looked_up
 from zoo.events.dictionary import FIRST, Dictionary, as_ids
@@ -167,6 +167,11 @@ class Meanings:
         for column in table.column_names[1:]:
             values = table[column]
             dictionary = None
+            if pa.types.is_list(values.type):
+                rows = np.full(size, -1, np.int64)
+                rows[codes] = np.arange(len(table))
+                out[column] = _lists(values.combine_chunks(), rows if validity is None else np.append(order, -1), validity)
+                continue
             if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
                 dictionary = f"{name}.{column}"
                 read, nothing = self.log.dictionary(dictionary).encode(values), np.zeros(size, np.int32)
@@ -180,12 +185,12 @@ class Meanings:
                 out[column] = Attribute(nothing, dictionary)
             else:
                 out[column] = Attribute(np.append(read[order], nothing[0]), dictionary, validity)
-        return EntityTable(key, out, {column: attribute.newest() for column, attribute in out.items()})
+        return EntityTable(key, out, {name: each.newest() for name, each in out.items() if each.offsets is None})
 
     def attributes(self) -> dict[str, Attribute]:
         """``items.COLUMN`` -> attribute by item code."""
         items = self.entity_table("items").attributes if "items" in self.tables() else {}
-        return {f"items.{name}": attribute for name, attribute in items.items()}
+        return {f"items.{name}": attribute for name, attribute in items.items() if attribute.offsets is None}
 
     def members(self, name: str, key: str, via: str) -> Array:
         """The sets of a set table, its items mapped to ``via``, as ``member_sets`` gives them."""
@@ -239,3 +244,14 @@ class Meanings:
         items = self.block("items") if "items" in self.tables() else {}
         shown = {k: c for k, c in items.items() if c.dictionary is None or c.dictionary in wanted}
         return Catalogue(wanted, {k: replace(c, values=looked_up(c.values, codes)) for k, c in shown.items()})
+
+
+def _lists(values: Any, rows: Array, validity: Validity | None) -> Attribute:
+    """A column of lists, an Arrow array, at these of its rows; -1 is an empty list."""
+    import pyarrow.compute as pc
+
+    lengths = np.append(np.asarray(pc.list_value_length(values).fill_null(0)), 0).astype(np.int64)
+    flat = np.asarray(values.flatten().fill_null(np.nan))
+    start = np.cumsum(lengths) - lengths
+    found, offsets = gather(flat, start[rows], lengths[rows])
+    return Attribute(found, None, validity, offsets)

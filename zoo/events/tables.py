@@ -58,13 +58,17 @@ def _stored_type(name: str, found: pa.DataType, timezone: str | None) -> pa.Data
         return pa.int64()
     if types.is_floating(found) or types.is_decimal(found):
         return pa.float64()
+    if (types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found)) and types.is_floating(
+        found.value_type
+    ):
+        return pa.list_(pa.float32())
     if types.is_timestamp(found):
         if found.tz is None and timezone is None:
             raise SchemaError(
                 f"column {name!r} holds naive times ({found}); expected times with a timezone, or a log with a timezone"
             )
         return UTC_TIME
-    raise SchemaError(f"column {name!r} is {found}; expected text, numbers, booleans, dates or times")
+    raise SchemaError(f"column {name!r} is {found}; expected text, numbers, booleans, dates, times or lists of floats")
 
 
 def normalised(frame: Any, keys: Sequence[str], schema: LogSchema, name: str) -> pa.Table:

@@ -60,6 +60,13 @@ class Network(nn.Module, ABC):
         """What is read to score the next item; the state of its last event does."""
         return history
 
+    def paces(self) -> list[tuple[float, list[nn.Parameter]]]:
+        """All parameters in groups, each with the share of the learning rate at which it is trained."""
+        return [(1.0, list(self.parameters()))]
+
+    def settle(self) -> None:
+        """Called after each pass, before the network is judged and kept: what only follows from the weights is made anew."""
+
     def encode(self, tokens: Tokens) -> Tensor:
         """float32 (b, t, width)."""
         return self.states(self.vectors(tokens), tokens.length)

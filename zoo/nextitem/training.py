@@ -112,12 +112,12 @@ class Trainer:
         self.device = next(self.network.parameters()).device
         self.flat = Flat.of(self.sequences, self.weight, self.device)
         self.optimiser = torch.optim.AdamW(
-            self.network.parameters(),
-            self.params.learning_rate,
+            [{"params": own, "lr": self.params.learning_rate * pace} for pace, own in self.network.paces()],
             betas=(0.9, 0.98),
             weight_decay=self.params.weight_decay,
             fused=True,
         )
+        self.peaks = [group["lr"] for group in self.optimiser.param_groups]
         counts = torch.from_numpy(self.counts[UNKNOWN + 1 :]).to(self.device, torch.float32) + 1
         self.log_popularity = (counts / counts.sum()).log()
         self.drawing = counts**0.75
@@ -170,7 +170,8 @@ class Trainer:
             torch.manual_seed(int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0]))
             for step, rows in enumerate(parts):
                 done = (number - 1 + step / len(parts)) / self.params.epochs
-                self.optimiser.param_groups[0]["lr"] = self.params.learning_rate * rate(done)
+                for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
+                    group["lr"] = peak * rate(done)
                 some = (torch.from_numpy(each[rows]).to(self.device) for each in (first, size))
                 loss = self.loss_of(*self.flat.tokens(*some))
                 self.optimiser.zero_grad(set_to_none=True)
@@ -184,7 +185,7 @@ class Trainer:
                     )
                 count = int(size[rows].sum())
                 total, tokens = total + value * count, tokens + count
-        self.network.eval()
+        self.network.eval().settle()
         return total / tokens
 
     def quality(self) -> float:

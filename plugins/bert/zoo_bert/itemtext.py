@@ -1,4 +1,4 @@
-"""Item text ranking: what the item table says of each item, read once by the frozen encoder, and a network over those vectors."""
+"""Item text ranking: what the item table says of each item, read once by the encoder's frozen layers, and a network over that."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,8 @@ from zoo_bert import encoder as encoders
 from zoo_bert.itemnet import TextItems, TextNetwork
 from zoo_bert.model import ITEM_TEXT
 from zoo_bert.params import BertParams, TextRanking
-from zoo_bert.states import States
+from zoo_bert.states import Kind, States
+from zoo_bert.tuned import TextLayers, Texts
 
 if TYPE_CHECKING:
     from zoo_bert.encoder import Encoder
@@ -61,35 +61,44 @@ def item_texts(catalogue: Catalogue, patterns: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class TextVectors:
-    """Reads texts. mean, scale: float32 (size,), of the training items' vectors."""
+    """Reads texts. mean, scale: float32 (size,), of the training items' vectors. top: trained layers over ``states`` of tokens, if any."""
 
     states: States
     mean: Array
     scale: Array
+    top: TextLayers | None = None
 
     @staticmethod
-    def read(states: States, texts: Sequence[str], tell: Any = None) -> Array:
-        """float32 (n, size), the mean over each text's tokens."""
-        vectors = [each[0] for each in states.of(states.encoder.tokens(texts), tell)]
-        return np.array(vectors, np.float32).reshape(len(texts), states.encoder.size)
-
-    @staticmethod
-    def learn(states: States, texts: Sequence[str], tell: Any) -> tuple[TextVectors, Array]:
-        """With the standardised vectors (n, size) of the texts, zeros for empty ones."""
-        said = [text for text in texts if text] or ["nothing"]
-        vectors = TextVectors.read(states, said, tell)
-        std = vectors.std(0)
+    def learn(states: States, texts: Sequence[str], tell: Any, top: TextLayers | None = None) -> tuple[TextVectors, Array, Texts]:
+        """With the standardised vectors (n, size) of the texts, zeros for empty ones, and what they were made of."""
+        said = list(dict.fromkeys(text for text in texts if text)) or ["nothing"]
+        number = {text: at for at, text in enumerate(said)}
+        of = np.array([number.get(text, -1) for text in texts], np.int64)
+        read = states.of(states.encoder.tokens(said), tell)
+        distinct = pooled(read, states.encoder.size, top)
+        vectors = distinct[of[of >= 0]] if (of >= 0).any() else distinct
+        mean, std = vectors.mean(0), vectors.std(0)
         # an encoder may have directions in which texts hardly differ: they are not blown up
-        made = TextVectors(states, vectors.mean(0), 1 / np.maximum(std, max(1e-6, 0.1 * float(np.median(std)))))
-        return made, made.of(texts)
+        scale = 1 / np.maximum(std, max(1e-6, 0.1 * float(np.median(std))))
+        out = np.zeros((len(texts), len(mean)), np.float32)
+        out[of >= 0] = (distinct[of[of >= 0]] - mean) * scale
+        return TextVectors(states, mean, scale, top), out, Texts(read, of, mean, scale)
 
     def of(self, texts: Sequence[str]) -> Array:
         """float32 (n, size), standardised; zeros for empty texts."""
         out = np.zeros((len(texts), len(self.mean)), np.float32)
         some = [at for at, text in enumerate(texts) if text]
         if some:
-            out[some] = (self.read(self.states, [texts[at] for at in some]) - self.mean) * self.scale
+            read = self.states.of(self.states.encoder.tokens([texts[at] for at in some]))
+            out[some] = (pooled(read, len(self.mean), self.top) - self.mean) * self.scale
         return out
+
+
+def pooled(read: Sequence[Array], size: int, top: TextLayers | None) -> Array:
+    """float32 (n, size), the mean over each text's tokens, of states that are means already or still have layers before them."""
+    if top is not None:
+        return top.of(read)
+    return np.array([each[0] for each in read], np.float32).reshape(len(read), size)
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,7 @@ class FittedItemText:
 
     def item_vectors(self, catalogue: Catalogue) -> Array:
         """float32 (codes, width): the item vectors that histories and scores are made of, of any catalogue of the log."""
-        weight: Array = self._of(catalogue).network.items.weight.detach().numpy()
+        weight: Array = self._of(catalogue).network.items.weight.detach().cpu().numpy()
         return weight
 
     def score_items(self, batch: FeatureBatch, items: Array | None = None) -> Array:
@@ -159,12 +168,17 @@ def fit(data: TrainingData, params: BertParams, seed: int, progress: Progress, c
     chosen = _ranking(params)
     texts = item_texts(data.batch.catalogue, chosen.item_columns)
     progress(0.0, f"loading {params.model_name_or_path}")
-    states = _states(encoders.load(params.model_name_or_path, 0), params)
+    encoder = encoders.load(params.model_name_or_path, chosen.trained_layers)
+    states = _states(encoder, params)
     tell = lambda done, of: progress(READING * done / of, f"{done} of {of} item texts encoded")  # noqa: E731
-    vectors, held = TextVectors.learn(states, texts, tell)
-    build = partial(_build, torch.from_numpy(held))
+    top = TextLayers.pretrained(encoder) if chosen.trained_layers else None
+    vectors, held, read = TextVectors.learn(states, texts, tell, top)
+    build = lambda ranking, _items, types: TextNetwork(ranking, types, torch.from_numpy(held), top, read)  # noqa: E731
     rest = lambda done, text: progress(READING + (1 - READING) * done, text)  # noqa: E731
     model = fit_next_item(build, data, chosen, seed, rest, checkpoint)
+    items = model.network.items
+    assert isinstance(items, TextItems)
+    items.texts = None
     return FittedItemText(vectors, model, params, digests(texts))
 
 
@@ -172,16 +186,23 @@ def load(artefact: Artefact) -> FittedItemText:
     """What ``FittedItemText.save`` wrote. Raises PluginError where the encoder is missing or is another one."""
     stored = json.loads(artefact.texts[ITEM_TEXT])
     params = BertParams.model_validate(stored["params"])
-    encoder = encoders.found(artefact, params, stored["encoder"], 0)
+    layers = _ranking(params).trained_layers
+    encoder = encoders.found(artefact, params, stored["encoder"], layers)
     known, mean, scale = (artefact.arrays[name] for name in ("known", "mean", "scale"))
     if known.dtype != np.uint8 or known.shape[1:] != (DIGEST,) or any(each.shape != (encoder.size,) for each in (mean, scale)):
         raise PluginError(
             f"digests of texts are {known.dtype.name} {list(known.shape)}, mean and scale {list(mean.shape)} and {list(scale.shape)}; "
             f"expected uint8 [n, {DIGEST}] and the encoder's width {encoder.size}; restore the artefact, or train again"
         )
-    vectors = TextVectors(_states(encoder, params), mean, scale)
-    build = partial(_build, torch.zeros(len(known), encoder.size))
-    return FittedItemText(vectors, load_next_item(build, TextRanking, artefact.part("model")), params, known)
+
+    def build(ranking: Any, _items: int, types: int) -> TextNetwork:
+        top = TextLayers(encoder.config, layers) if layers else None
+        return TextNetwork(ranking, types, torch.zeros(len(known), encoder.size), top)
+
+    model = load_next_item(build, TextRanking, artefact.part("model"))
+    items = model.network.items
+    assert isinstance(items, TextItems)
+    return FittedItemText(TextVectors(_states(encoder, params), mean, scale, items.top), model, params, known)
 
 
 def digests(texts: Sequence[str]) -> Array:
@@ -190,12 +211,9 @@ def digests(texts: Sequence[str]) -> Array:
     return np.frombuffer(made, np.uint8).reshape(len(texts), DIGEST)
 
 
-def _build(vectors: torch.Tensor, params: Any, items: int, types: int) -> TextNetwork:  # noqa: ARG001 - one vector an item
-    return TextNetwork(params, types, vectors)
-
-
 def _states(encoder: Encoder, params: BertParams) -> States:
-    return States(encoder, "pooled", encoder.frozen_layers, params.cache_mb)
+    kind: Kind = "tokens" if _ranking(params).trained_layers else "pooled"
+    return States(encoder, kind, encoder.frozen_layers, params.cache_mb)
 
 
 def _ranking(params: BertParams) -> TextRanking:

@@ -106,6 +106,13 @@ class TextRanking(NextItemParams):
     fades: int = Field(
         4, ge=1, description="Means of a history; to begin with an item counts half in them every 1, 4, 16, ... items."
     )
+    trained_layers: int = Field(
+        0, ge=0, le=100, description="Top layers of the encoder that learn, too, what is taken next; 0: it stays as it is."
+    )
+    fresh: int = Field(
+        128, ge=1, description="With trained layers, most item texts that a step reads with gradients, drawn from its items'."
+    )
+    encoder_learning_rate: float = Field(5e-5, gt=0, description="Peak of the trained layers' schedule.")
     told: float = Field(0.25, gt=0, le=1, description="Share of the events that are learnt from in a pass, drawn anew each time.")
 
     width: int = Field(128, ge=1)
@@ -144,7 +151,7 @@ class BertParams(BaseModel):
     focal: gamma of the focal loss, which passes over easy rows; scores are corrected for it. 0: log-loss.
     embed_encoder: keep the frozen weights and the tokenizer in the artefact, instead of a reference and a digest.
     ranking: how a ``ranking`` target is learnt: ``mode = "items"`` from items alone, ``"text"`` from their words. It takes none of the
-        other parameters but, for text, the encoder's.
+        other parameters but, for text, ``model_name_or_path``, ``embed_encoder`` and ``cache_mb``.
     cache_mb: memory for states of the frozen layers, and the size up to which the folder ``ZOO_CACHE`` is filled with them, if set.
     """
 
