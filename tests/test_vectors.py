@@ -109,7 +109,6 @@ def expected(root: Path) -> dict[str, list[float]]:
     return {name: row for name, row in zip(ids, own.tolist(), strict=True) if name is not None}
 
 
-@pytest.mark.timeout(600)
 def test_vectors_are_read_back_through_feast_online_and_in_history(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     said = ask(root, capfd)
     assert said["views"] == []
@@ -155,7 +154,7 @@ def test_vectors_of_items_that_are_taken_together_are_near(root: Path, capfd: py
 
 def test_other_models_and_other_files_are_refused_with_the_remedy(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for more, remedy in (
-        (("--member", "gru"), "choose one of bert"),
+        (("--member", "gru"), "choose one of: bert"),
         (("--view", "no view"), "expected letters"),
         (("--view", "services", "--declare"), "services.py is there already"),
     ):

@@ -29,13 +29,12 @@ VECTOR, MODEL = "vector", "model"
 
 @dataclass(frozen=True)
 class Written:
-    """What ``write`` did. valid_from: microseconds UTC, None for a log of positions. declared: feature views that read the table."""
+    """What ``write`` did. valid_from: microseconds UTC, None for a log of positions."""
 
     member: str
     items: int
     width: int
     valid_from: int | None
-    declared: tuple[str, ...]
 
 
 def write(
@@ -59,7 +58,7 @@ def write(
     since = None if view.ordered_only else _unseen_from(version, view)
     ids = view.ids(ITEMS, vocabulary.log_codes(ITEMS, codes))
     features.reader.log.put_table(table, _table(ids, vectors, f"{version.reference}/{chosen}", since))
-    return Written(chosen, len(codes), vectors.shape[1], since, readers(features, table))
+    return Written(chosen, len(codes), vectors.shape[1], since)
 
 
 def readers(features: Features, table: str) -> tuple[str, ...]:

@@ -63,13 +63,15 @@ def item_vectors(
         from zoo.vectors import readers, write
 
         predictor = Predictor.load(reference, repo=project.root, without=own.without)
+        declared, path = readers(predictor.features, view), project.root / f"{view}.py"
+        text = DEFINITION.format(entity=_entity(predictor.features), view=view)
+        if declare and not declared and path.exists():
+            raise UsageError(f"{path} is there already, and no applied view reads a table {view!r}; name another --view")
         say(0.3, "reading what the item table says")
         found = write(predictor.version, predictor.ensemble, predictor.features, view, member)
-        declared, entity = found.declared, _entity(predictor.features)
-        text = DEFINITION.format(entity=entity, view=view)
         if declare and not declared:
             say(0.9, "applying the feature view")
-            _declare(project.root, view, text)
+            _declare(path, text)
             from zoo.features import Features
 
             declared = readers(Features.open(project.root), view)
@@ -106,18 +108,13 @@ def _entity(features: Any) -> str:
     )
 
 
-def _declare(root: Path, view: str, text: str) -> None:
-    """Write a definition and apply it; a definition that cannot be applied is taken back."""
+def _declare(path: Path, text: str) -> None:
+    """Write a definition and apply it; one that cannot be applied is taken back."""
     from zoo.features import apply
 
-    path = root / f"{view}.py"
-    if path.exists():
-        raise UsageError(
-            f"{path} is there already and declares no view of the table {view!r}; add one to it, or name another --view"
-        )
     path.write_text(text, encoding="utf-8")
     try:
-        apply(root)
+        apply(path.parent)
     except BaseException:
         path.unlink()
         raise
