@@ -164,7 +164,9 @@ def test_other_models_and_other_files_are_refused_with_the_remedy(root: Path, ca
 
 def test_a_column_of_lists_is_kept_and_answers_as_of_then(tmp_path: Path) -> None:
     log = EventLog.create(tmp_path / "log", LogSchema())
-    rows = [{"user_id": 1, "item_id": item, "event_type": "view", "timestamp": START + item} for item in (1, 2, 3)]
+    rows = [
+        {"event_id": str(item), "user_id": 1, "item_id": item, "event_type": "view", "time": START + item} for item in (1, 2, 3)
+    ]
     log.append(rows)
     since = pa.array([None, START + 10, START + 10], pa.timestamp("us", "UTC"))
     dated = pa.table(
