@@ -20,6 +20,7 @@ from zoo.errors import FeatureError
 from zoo.events.evaluate import Evaluator
 from zoo.events.log import EventLog
 from zoo.events.pairs import evaluate_pairs, member_sets
+from zoo.events.reach import reach
 from zoo.events.schema import LogSchema
 from zoo.events.specs import (
     Aggregation,
@@ -134,6 +135,33 @@ def test_the_entities_own_events_answer_as_the_whole_log_does(events: list[Event
         again = Column(few[name].values, few[name].offsets).take(np.arange(len(codes)))
         np.testing.assert_array_equal(again.values, column.values)
         np.testing.assert_array_equal(again.offsets, column.offsets)
+
+
+def bounded(f: Feature) -> bool:
+    """Whether a feature looks no further back than a time, or a number of events of any kind, says."""
+    needed = reach(Aggregation(("user_id",), (f,)))
+    return needed.window is not None and needed.session_gap is None and not needed.before and not any(needed.newest)
+
+
+BOUNDED = [f for f in FEATURES if bounded(f)]
+
+
+@given(events=logs(), data=st.data())
+def test_what_lies_in_the_rows_own_windows_answers_as_the_whole_log_does(events: list[Event], data: st.DataObject) -> None:
+    chosen = data.draw(st.lists(st.sampled_from(BOUNDED), min_size=1, max_size=5, unique_by=lambda f: f.name))
+    aggregation = Aggregation(("user_id",), tuple(chosen), data.draw(st.booleans()), lag=data.draw(st.sampled_from([0, 5])))
+    codes = np.array(data.draw(st.lists(st.sampled_from([-1, 0, 2, 3, 4, 5, 6, 99]), min_size=1, max_size=8)), np.int32)
+    times = np.array([data.draw(st.integers(-DAY, 20 * DAY)) for _ in codes], np.int64)
+    expected = evaluator(events).evaluate(aggregation, codes, times)
+    with pytest.MonkeyPatch.context() as patch:  # as a log does that is large for these rows
+        patch.setattr("zoo.events.evaluate._LARGE", -1)
+        patch.setattr("zoo.events.evaluate._PART", 0)
+        patch.setattr(Evaluator, "_few", None)  # another way, which is for features that look at everything
+        found = evaluator(events).evaluate(aggregation, codes, times)
+    for name, column in expected.items():
+        np.testing.assert_array_equal(found[name].values, column.values)
+        np.testing.assert_array_equal(found[name].offsets, column.offsets)
+        assert found[name].values.dtype == column.values.dtype
 
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4)

@@ -16,6 +16,7 @@ from zoo.contract import Array, Column
 from zoo.errors import FeatureError
 from zoo.events.filtered import Code, FilteredEvents
 from zoo.events.index import NO_SESSION, Index
+from zoo.events.reach import reach
 from zoo.events.reductions import decay, quietness, reduced, share
 from zoo.events.sequences import picked, sequence
 from zoo.events.slices import AT_ONCE, MICROSECONDS, Slices, chunks, joined
@@ -75,19 +76,39 @@ class Evaluator:
         """
         self.check(aggregation)
         if len(self.index) > _LARGE:
-            small, own = self._few(codes)
-            if small is not None:
-                return small._answer(aggregation, own, times)
-        return self._answer(aggregation, codes, times)
+            slices = self._slices(aggregation, codes, times)
+            if slices is not None:
+                index = self.index.slices(*slices)
+                small = self.over(index)
+                return small._answer(aggregation, small._begun(aggregation, index.offsets[2:-1], index.offsets[3:], times), times)
+            alone, own = self._few(codes)
+            if alone is not None:
+                return alone._answer(aggregation, alone._places(aggregation, own, times), times)
+        return self._answer(aggregation, self._places(aggregation, codes, times), times)
 
-    def _answer(self, aggregation: Aggregation, codes: Array, times: Array) -> dict[str, Column]:
-        places = self._places(aggregation, codes, times)
-        if len(self.index) * len(codes) <= AT_ONCE:
+    def _answer(self, aggregation: Aggregation, places: Array, times: Array) -> dict[str, Column]:
+        if len(self.index) * len(times) <= AT_ONCE:
             return self._columns(aggregation, places, times)
         lengths = places[-1] - places[0]
         if lengths.sum() <= AT_ONCE or all(f.kind in _READS_FEW or self.by_running(f) for f in aggregation.features):
             return self._columns(aggregation, places, times)
         return joined([self._columns(aggregation, places[:, rows], times[rows]) for rows in chunks(lengths)])
+
+    def _slices(self, aggregation: Aggregation, codes: Array, times: Array) -> tuple[Array, Array] | None:
+        """int64 (n,) each: the slice of the index that decides each row, where all of them together are a small part of it.
+
+        What features derive from columns then costs as much as the rows' windows do, however long the entities' histories are.
+        """
+        needed = reach(aggregation)
+        if needed.window is None or needed.session_gap is not None or needed.before or any(needed.newest):
+            return None
+        low, high = self.index.bounds(codes)
+        stop = self.index.search(low, high, aggregation.until(times), codes=codes)
+        begin = np.maximum(low, stop - needed.newest.get((), 0))
+        if needed.window:
+            early = times - needed.window * MICROSECONDS
+            begin = np.minimum(begin, self.index.search(low, stop, early, codes=codes))
+        return (begin, stop) if (stop - begin).sum() * _PART <= len(self.index) else None
 
     def _few(self, codes: Array) -> tuple[Evaluator | None, Array]:
         """(an evaluator over these entities' events alone, their codes there) where they are a small part of all.

@@ -356,6 +356,10 @@ class Index:
         low, high = self.bounds(codes)
         if times is not None:
             high = self.search(low, high, times)
+        return self.slices(low, high)
+
+    def slices(self, low: Array, high: Array) -> Index:
+        """A small index of the events at positions low to high (int64 (n,) each) of every row, each row an entity: codes 2, 3, ..."""
         lengths = high - low
         offsets = np.concatenate(([0], np.cumsum(lengths)))
         positions = np.arange(offsets[-1])

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import lru_cache, reduce
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from zoo.contract import Array
-from zoo.events.evaluate import Evaluator
 from zoo.events.slices import MICROSECONDS
 from zoo.events.specs import CALENDAR, OF_STEPS, Aggregation, Condition, Feature, Where
+
+if TYPE_CHECKING:
+    from zoo.events.evaluate import Evaluator
 
 _NEWEST = ("last_n", "last", "recency")
 """Kinds that look at the newest few steps, whatever their window."""
@@ -59,6 +62,7 @@ def _most(first: Mapping[Where, int], second: Mapping[Where, int]) -> dict[Where
     return {where: max(first.get(where, 0), second.get(where, 0)) for where in {**first, **second}}
 
 
+@lru_cache(maxsize=256)
 def reach(aggregation: Aggregation) -> Reach:
     """What an aggregation looks at."""
     return reach_of([aggregation])
