@@ -15,6 +15,7 @@ from zoo.contract import Array
 from zoo.errors import FeatureError
 from zoo.events.attributes import Attribute, looked_up
 from zoo.events.cells import Cells
+from zoo.events.slices import Slices, taken
 
 SCALE = 10_000
 """Money and quantities are kept as int64 multiples of 1/10,000, so that sums are exact and order does not matter."""
@@ -102,7 +103,7 @@ class Gathered(Mapping[str, Array]):
 
     def __getitem__(self, name: str) -> Array:
         if name not in self._found:
-            self._found[name] = np.asarray(self._columns[name]).take(self._positions)
+            self._found[name] = taken(np.asarray(self._columns[name]), self._positions)
         return self._found[name]
 
     def __contains__(self, name: object) -> bool:
@@ -360,15 +361,12 @@ class Index:
 
     def slices(self, low: Array, high: Array) -> Index:
         """A small index of the events at positions low to high (int64 (n,) each) of every row, each row an entity: codes 2, 3, ..."""
-        lengths = high - low
-        offsets = np.concatenate(([0], np.cumsum(lengths)))
-        positions = np.arange(offsets[-1])
-        positions += np.repeat(low - offsets[:-1], lengths)
+        rows = Slices(low, high)
         return Index(
-            np.concatenate(([0, 0], offsets)),
-            self.time[positions],
-            self.seq[positions],
-            Gathered(self.columns, positions),
+            np.concatenate(([0, 0], rows.offsets)),
+            taken(np.asarray(self.time), rows.positions),
+            taken(np.asarray(self.seq), rows.positions),
+            Gathered(self.columns, rows.positions),
             self.dictionaries,
             self.attributes,
             self.timezone,
