@@ -30,7 +30,7 @@ HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 PEERS = ROOT / ".peers"
 RUNS = 5
 SHORT_RUNS = 15
-"""Runs of what takes a tenth of a second, the first few of which find memory that was not used before."""
+"""Runs of what takes half a second or less, the first few of which find memory that was not used before."""
 ROWS = 100_000
 LARGE = (1_000_000, 100_000) if QUICK else (10_000_000, 1_000_000)
 """Events and rows of F3."""
@@ -181,16 +181,16 @@ def f1(kept: Kept) -> list[Figure]:
 
 
 def against_queries(
-    kept: Kept, id_: str, case: Path, what: str, rows: int, text: str, same: Callable[[str], str], times: float, runs: int = RUNS
+    kept: Kept, id_: str, case: Path, what: str, rows: int, text: str, same: Callable[[str], str], times: float
 ) -> tuple[dict[str, Any], list[Figure]]:
     """Ours and each hand-written query, a figure each; the bound stands at the quickest."""
-    mine = kept(f"{id_} ours", lambda: ours(case, what, rows, runs))
+    mine = kept(f"{id_} ours", lambda: ours(case, what, rows, SHORT_RUNS))
     seconds, figures = statistics.median(mine["seconds"]), []
     found = {}
     for way in WAYS[what]:
 
         def peer(way: str = way) -> dict[str, Any]:
-            said = child([queries(), HERE / "features_queries.py", case, way, rows, runs])
+            said = child([queries(), HERE / "features_queries.py", case, way, rows, SHORT_RUNS])
             return said | {"same": same(way)}
 
         found[way] = kept(f"{id_} {way}", peer)
@@ -201,7 +201,7 @@ def against_queries(
         figures.append(
             Figure(
                 id=id_,
-                what=f"{text}, median of {runs} runs ({said['same']})",
+                what=f"{text}, medians of {len(mine['seconds'])} and {len(said['seconds'])} runs ({said['same']})",
                 ours=seconds,
                 peer=took,
                 peer_name=f"{way}, hand-written",
@@ -218,7 +218,7 @@ def f2(kept: Kept) -> list[Figure]:
     case = cases.demo()
     same = lambda way: f"{same_lists(case, way):,} of its rows are ours"  # noqa: E731 - one argument of one call
     text = f"history of {ROWS:,} rows, two lists of 50, demo data"
-    return against_queries(kept, "F2", case, "lists", ROWS, text, same, 3, SHORT_RUNS)[1]
+    return against_queries(kept, "F2", case, "lists", ROWS, text, same, 3)[1]
 
 
 def f3(kept: Kept) -> list[Figure]:
@@ -297,7 +297,7 @@ def f5(kept: Kept) -> list[Figure]:
     for events in SIZES:
         case = cases.generated(events, LARGE[1] if events == LARGE[0] else SIZE_ROWS)
         rows = min(SIZE_ROWS, LARGE[1] if events == LARGE[0] else SIZE_ROWS)
-        found = kept(f"F5 {events}", lambda case=case, rows=rows: ours(case, "windows", rows, RUNS))
+        found = kept(f"F5 {events}", lambda case=case, rows=rows: ours(case, "windows", rows, SHORT_RUNS))
         rates[events] = rows / statistics.median(found["seconds"])
         made = json.loads((case / "ingest.json").read_text())
         falls = rates[SIZES[0]] / rates[events]

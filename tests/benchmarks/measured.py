@@ -58,9 +58,14 @@ def grown() -> Iterator[list[float]]:
         found.append((max(int(watch.stdout.readline()), after) - before) / 1000)
 
 
+LONG, LEAST = 20.0, 3
+"""Seconds after which no further run begins, once there were so many."""
+
+
 def measure(call: Callable[[], Any], runs: int) -> tuple[dict[str, Any], Any]:
     """({seconds of each run, peak_mb of the process, first_mb and grown_mb of the first run and of one more}, the last run's answer).
 
+    runs: at most; runs that take longer than ``LONG`` in all end sooner.
     The first run makes what is made once and kept (what is derived from columns, imports); the last one shows what an answer takes.
     """
     with grown() as first:
@@ -68,7 +73,7 @@ def measure(call: Callable[[], Any], runs: int) -> tuple[dict[str, Any], Any]:
         answer = call()
         seconds = [time.perf_counter() - started]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    for _ in range(runs - 1):
+    while len(seconds) < runs and (len(seconds) < LEAST or sum(seconds) < LONG):
         answer = None  # the last run's answer is not held beside this one's
         started = time.perf_counter()
         answer = call()
