@@ -16,7 +16,7 @@ from zoo.contract import Array, Column
 from zoo.errors import FeatureError
 from zoo.events.filtered import Code, FilteredEvents
 from zoo.events.index import NO_SESSION, Index
-from zoo.events.reach import reach
+from zoo.events.reach import Reach, reach
 from zoo.events.reductions import decay, quietness, reduced, share
 from zoo.events.sequences import picked, sequence
 from zoo.events.slices import AT_ONCE, MICROSECONDS, Slices, chunks, joined
@@ -32,6 +32,8 @@ _KEPT = 1 << 12
 """Rows up to which what they see is kept for the question after their features, how new it is."""
 _PART = 4
 """That part: a quarter at most."""
+_SAMPLE = 1 << 9
+"""Rows that say whether all of them may ask for so little, before all are looked at."""
 
 
 class Evaluator:
@@ -102,13 +104,25 @@ class Evaluator:
         needed = reach(aggregation)
         if needed.window is None or needed.session_gap is not None or needed.before or any(needed.newest):
             return None
+        step = max(len(codes) // _SAMPLE, 1)
+        if step > 1 and self._wide(self._decisive(aggregation, needed, codes[::step], times[::step]), step):
+            return None
+        found = self._decisive(aggregation, needed, codes, times)
+        return None if self._wide(found) else found
+
+    def _wide(self, slices: tuple[Array, Array], step: int = 1) -> bool:
+        """Whether slices, of which these are every ``step``-th, are together more than a small part of the index."""
+        begin, stop = slices
+        return int((stop - begin).sum()) * step * _PART > len(self.index)
+
+    def _decisive(self, aggregation: Aggregation, needed: Reach, codes: Array, times: Array) -> tuple[Array, Array]:
         low, high = self.index.bounds(codes)
         stop = self.index.search(low, high, aggregation.until(times), codes=codes)
         begin = np.maximum(low, stop - needed.newest.get((), 0))
         if needed.window:
             early = times - needed.window * MICROSECONDS
             begin = np.minimum(begin, self.index.search(low, stop, early, codes=codes))
-        return (begin, stop) if (stop - begin).sum() * _PART <= len(self.index) else None
+        return begin, stop
 
     def _few(self, codes: Array) -> tuple[Evaluator | None, Array]:
         """(an evaluator over these entities' events alone, their codes there) where they are a small part of all.
