@@ -502,6 +502,12 @@ def test_models_and_promote_tell_of_versions_and_aliases(project: Path, zoo: Zoo
     text = zoo("--repo", project, "models").out
     assert "0.8000" in text
     assert "champion, shadow" in text
+    assert "NDCG@10" not in text
+    with Registry.open(f"sqlite:///{project / 'data/registry.db'}", project / "data/artefacts") as registry:
+        registry.register("recommendation", Artefact(texts={"a": "b"}), {"stack": {"ndcg@10": 0.1185}}, {})
+    text = zoo("--repo", project, "models").out
+    assert "NDCG@10" in text
+    assert "0.1185" in text
 
 
 def test_tags_are_found_and_old_versions_go_with_their_files(project: Path, zoo: Zoo) -> None:

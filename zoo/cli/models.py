@@ -11,7 +11,7 @@ import typer
 from zoo.cli.given import instant, project_log, registry_of, user_ids, versions_of
 from zoo.cli.registry import tags_of
 from zoo.cli.state import Json, State, state
-from zoo.cli.train import METRICS, Workers
+from zoo.cli.train import Workers
 from zoo.errors import UsageError, choices
 
 if TYPE_CHECKING:
@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from zoo.predictor import Predictor
     from zoo.registry import Version
 
+SCORES = {
+    "AUC": "auc",
+    "average precision": "average_precision",
+    "accuracy": "accuracy",
+    "log-loss": "log_loss",
+    "NDCG@10": "ndcg@10",
+    "HR@10": "hr@10",
+}
+"""What the list of versions shows of them, where any version has it, by its heading."""
 LISTED = 5
 """Users without events that an answer names, at most."""
 
@@ -52,13 +61,21 @@ def models(
             none = "no model is registered yet; train one with: zoo train TASK"
             console.print(f"none of {len(known)} versions matches {search!r}" if known else none)
             return
+        scored = {name: m for name, m in SCORES.items() if any(_score(v, m) is not None for v in versions)}
+        columns = ["version", "aliases", "created (UTC)", *scored, "log version", "status", "tags"]
         rows = [
-            (v.reference, v.aliases or None, v.created, *(_score(v, m) for m in METRICS), _log_version(v), v.status, tags_of(v))
+            (
+                v.reference,
+                v.aliases or None,
+                v.created,
+                *(_score(v, m) for m in scored.values()),
+                _log_version(v),
+                v.status,
+                tags_of(v),
+            )
             for v in versions
         ]
-        columns = ["version", "aliases", "created (UTC)", "AUC", "average precision", "log-loss", "log version", "status", "tags"]
-        tagged = any(v.tags for v in versions)
-        shown = len(columns) - (not tagged)
+        shown = len(columns) - (not any(v.tags for v in versions))
         console.print(table("Registered models", columns[:shown], [row[:shown] for row in rows]))
 
     own.answer(as_json, {"models": [_version(v) for v in versions]}, human)
