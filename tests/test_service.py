@@ -31,16 +31,17 @@ from zoo.predictor import Predictor
 from zoo.service import app, serve
 from zoo.service.messages import MAX_ROWS, EventsRequest, PredictRequest
 from zoo.service.problems import MAX_BODY
+from zoo.service.protocol import Protocol
 
 LATER = "2024-06-01T00:00:00Z"
 """After the shop's last day."""
 
 
 @contextmanager
-def running(api: Any) -> Iterator[httpx.Client]:
-    """The application behind a real server, and a client of it."""
+def running(api: Any, **options: Any) -> Iterator[httpx.Client]:
+    """The application behind a real server, and a client of it. options: for uvicorn's Config."""
     listener = socket.create_server(("127.0.0.1", 0))  # it listens from here on: a client waits in its queue
-    server = uvicorn.Server(uvicorn.Config(api, log_config=None, lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(api, **{"http": Protocol, "log_config": None, "lifespan": "off", **options}))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

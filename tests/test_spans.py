@@ -103,7 +103,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     # the process's own provider can be set only once
     monkeypatch.setattr("zoo.spans._tracer", provider.get_tracer("zoo"))
-    monkeypatch.setattr("zoo.spans._unheard", lambda: False)
+    monkeypatch.setattr("zoo.spans.heard", lambda: True)
     return exporter
 
 

@@ -15,7 +15,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import INVALID_SPAN, ProxyTracerProvider, Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-__all__ = ["Span", "failed", "serving", "span", "trace_id"]
+__all__ = ["Span", "failed", "heard", "serving", "span", "trace_id"]
 
 _tracer = trace.get_tracer("zoo")
 _nothing = nullcontext(INVALID_SPAN)
@@ -25,12 +25,12 @@ _caller = TraceContextTextMapPropagator()
 def span(name: str, facts: Mapping[str, str | int]) -> AbstractContextManager[Span]:
     """A part of an answer, within the part that surrounds it. An exception that leaves the block marks it as failed."""
     # the API alone would take some twenty microseconds to make a span that nobody keeps
-    return _nothing if _unheard() else _kept(name, facts)
+    return _kept(name, facts) if heard() else _nothing
 
 
 def serving(name: str, headers: Mapping[str, str], facts: Mapping[str, str | int]) -> AbstractContextManager[Span]:
     """A whole request, part of its caller's trace where ``traceparent`` among its headers names one (W3C Trace Context)."""
-    return _nothing if _unheard() else _kept(name, facts, _caller.extract(headers), SpanKind.SERVER)
+    return _kept(name, facts, _caller.extract(headers), SpanKind.SERVER) if heard() else _nothing
 
 
 def failed(span: Span, why: str) -> None:
@@ -43,8 +43,9 @@ def trace_id(span: Span) -> str | None:
     return trace.format_trace_id(span.get_span_context().trace_id) if span.is_recording() else None
 
 
-def _unheard() -> bool:
-    return isinstance(trace.get_tracer_provider(), ProxyTracerProvider)
+def heard() -> bool:
+    """Whether this process keeps spans."""
+    return not isinstance(trace.get_tracer_provider(), ProxyTracerProvider)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from starlette.routing import Route
 
 from zoo.errors import UsageError, choices
+from zoo.service.problems import Refusal
 from zoo.service.settings import Jwt, Settings
 
 OPEN, READ, PUSH, ADMIN = "open", "read", "push", "admin"
@@ -75,17 +76,11 @@ class Rules:
         return found
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """Why a request may not be answered."""
-
-    status: int
-    kind: str
-    message: str
-
-
-_NONE = Refusal(401, "unauthenticated", "this needs a bearer token or an API key: Authorization: Bearer ...")
-_WRONG = Refusal(401, "unauthenticated", "the credential is not valid here: unknown, expired, or not signed for this service")
+_CHALLENGE = (("WWW-Authenticate", "Bearer"),)
+_NONE = Refusal(401, "unauthenticated", "this needs a bearer token or an API key: Authorization: Bearer ...", _CHALLENGE)
+_WRONG = Refusal(
+    401, "unauthenticated", "the credential is not valid here: unknown, expired, or not signed for this service", _CHALLENGE
+)
 
 
 @dataclass(frozen=True)

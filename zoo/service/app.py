@@ -14,6 +14,7 @@ from zoo.features import Features
 from zoo.predictor import Predictor
 from zoo.registry import CANARY, SHADOW
 from zoo.service.access import ADMIN, OPEN, PUSH, READ, Access, Rules, needs, rules_of
+from zoo.service.admission import Admission
 from zoo.service.batches import Batches
 from zoo.service.guard import Guard
 from zoo.service.load import Limiter
@@ -35,7 +36,7 @@ from zoo.service.messages import (
 )
 from zoo.service.metrics import CONTENT_TYPE, Metrics
 from zoo.service.page import add_page
-from zoo.service.problems import MAX_BODY, Json, UnknownModelError, handle
+from zoo.service.problems import Json, UnknownModelError, handle
 from zoo.service.shadow import Shadows
 from zoo.service.v2 import add_v2
 from zoo.service.versions import Versions
@@ -73,9 +74,8 @@ def app(
     versions = predictors if isinstance(predictors, Versions) else Versions(predictors)
     rules, metrics, batches, shadows = Rules(), Metrics(), Batches(), Shadows()
     handle(api)
-    api.add_middleware(
-        Guard, limit=MAX_BODY, hosts=hosts, rules=rules, access=access, limiter=limiter or Limiter(), metrics=metrics
-    )
+    api.state.admission = Admission(hosts=hosts, rules=rules, access=access, limiter=limiter or Limiter(), metrics=metrics)
+    api.add_middleware(Guard, admission=api.state.admission)
 
     def warm() -> None:
         for predictor in (*versions.values(), *versions.aside(CANARY).values()):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -52,8 +53,21 @@ def problem(status: int, kind: str, message: str, headers: Any = None, path: str
     return Json({"error": {"type": kind, "message": shown}}, status, headers)
 
 
-def too_large(limit: int, path: str = "") -> Json:
-    return problem(413, "too_large", f"the body is larger than {limit} bytes; send fewer rows in one request", path=path)
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request may not be answered. headers: of what it gets instead."""
+
+    status: int
+    kind: str
+    message: str
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def answer(self, path: str) -> Json:
+        return problem(self.status, self.kind, self.message, dict(self.headers), path)
+
+
+def too_large(limit: int) -> Refusal:
+    return Refusal(413, "too_large", f"the body is larger than {limit} bytes; send fewer rows in one request")
 
 
 def handle(app: FastAPI) -> None:
@@ -97,7 +111,7 @@ async def _http(request: Request, error: Exception) -> Json:
             400, "malformed_json", "the body cannot be read as JSON; expected one object in UTF-8", path=request.url.path
         )
     if status == 413:
-        return too_large(MAX_BODY, request.url.path)
+        return too_large(MAX_BODY).answer(request.url.path)
     path = f"{request.method} {request.url.path}"
     told = {
         404: f"there is nothing at {path}; GET /openapi.json lists the routes",

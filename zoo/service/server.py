@@ -21,6 +21,7 @@ from zoo.service.access import Access
 from zoo.service.app import app
 from zoo.service.load import Limiter
 from zoo.service.logs import logging_config
+from zoo.service.protocol import Protocol
 from zoo.service.settings import Settings
 from zoo.service.telemetry import sending
 from zoo.service.versions import Source, Versions, Watch
@@ -66,6 +67,7 @@ def serve(
         certificate, key = settings.tls or (None, None)
         config = uvicorn.Config(
             api,
+            http=Protocol,
             server_header=False,
             timeout_graceful_shutdown=GRACE,
             lifespan="off",

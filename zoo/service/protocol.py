@@ -1,0 +1,63 @@
+"""HTTP as uvicorn speaks it, except that a request which is not let in is answered where its headers were read.
+
+Under overload most requests are refused, in the interpreter that computes the answers of the rest: without a task, the application's
+layers and a response made of parts, a refusal takes a fraction of that time.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from zoo import spans
+from zoo.service.admission import Admission
+from zoo.service.guard import LET_IN
+from zoo.service.problems import Refusal
+
+
+class Protocol(HttpToolsProtocol):
+    """For ``uvicorn.Config(http=...)`` and an application of ``zoo.service.app``, whose ``Admission`` decides here.
+
+    What is sent of a refused body is read and forgotten. A request is left to the application, whose ``Guard`` asks the same
+    ``Admission``, where spans are kept, or where the caller does not read its answers, which then have to wait.
+    """
+
+    def __init__(self, config: Any, *args: Any, **named: Any) -> None:
+        super().__init__(config, *args, **named)
+        self._admission: Admission = config.app.state.admission
+        self._heard = spans.heard()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if self._heard or self.flow.write_paused:
+            super()._start_asgi_task(cycle, app)
+            return
+        scope = cycle.scope
+        request = self._admission.request(scope["method"], scope["path"], scope["headers"])
+        refusal = self._admission.refusal(request)
+        if refusal is None:
+            self._unset_keepalive_if_required()  # set where a request was refused whose sender did not wait before it sent this
+            scope[LET_IN] = request  # type: ignore[literal-required]
+            super()._start_asgi_task(cycle, app)
+            return
+        head, body = _rendered(refusal, request.path)
+        more = [b"%s: %s\r\n" % each for each in self.server_state.default_headers]
+        if not cycle.keep_alive:
+            more.append(b"connection: close\r\n")
+        self.transport.write(b"%b%bx-request-id: %b\r\n\r\n%b" % (head, b"".join(more), request.name.encode(), body))
+        cycle.response_started = cycle.response_complete = True
+        self._admission.answered(request, refusal.status)
+        if not cycle.keep_alive:
+            self.transport.close()
+        if self.pipeline:
+            self.loop.call_soon(self.on_response_complete)  # it starts the next: here, many would be a deep recursion
+        else:
+            self.on_response_complete()
+
+
+@lru_cache(64)
+def _rendered(refusal: Refusal, path: str) -> tuple[bytes, bytes]:
+    """Status line and headers, without those that are of one request, and the body."""
+    answer = refusal.answer(path)
+    return STATUS_LINE[refusal.status] + b"".join(b"%b: %b\r\n" % each for each in answer.raw_headers), bytes(answer.body)
