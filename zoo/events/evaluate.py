@@ -14,6 +14,7 @@ import numpy as np
 
 from zoo.contract import Array, Column
 from zoo.errors import FeatureError
+from zoo.events.alone import Passing, answered
 from zoo.events.filtered import Code, FilteredEvents
 from zoo.events.index import NO_SESSION, Index
 from zoo.events.reach import Reach, reach
@@ -21,7 +22,7 @@ from zoo.events.reductions import decay, quietness, reduced, share
 from zoo.events.sequences import picked, sequence
 from zoo.events.slices import AT_ONCE, MICROSECONDS, Slices, chunks, joined
 from zoo.events.specs import CALENDAR, OF_STEPS, REDUCTIONS, SEQUENCES, Aggregation, Alike, Condition, Feature, Where
-from zoo.events.steps import Steps, average, average_of_one, different, total, total_of_one
+from zoo.events.steps import Steps, average, different, total
 
 _NEEDS_TIME = ("recency", "tenure", "quiet", "survival", "decay")
 _READS_FEW = ("last_n", "first_n", "count", "recency", "tenure", "last")
@@ -30,6 +31,8 @@ _LARGE = 1 << 20
 """Events of an index of which rows may ask for a small part only."""
 _KEPT = 1 << 12
 """Rows up to which what they see is kept for the question after their features, how new it is."""
+_LONG_AGO = np.int64(-1 << 62)
+"""Microseconds from any t to an instant before every event."""
 _PART = 4
 """That part: a quarter at most."""
 _SAMPLE = 1 << 9
@@ -146,6 +149,11 @@ class Evaluator:
         asked, places = self._seen
         if asked[0] is aggregation and asked[1] is codes and asked[2] is times:
             return places
+        if len(codes) == 1:
+            ends = _ends_of_one(aggregation.windows, aggregation.lag, aggregation.include_equal)
+            places = self.index.search_one(codes.item(0), ends + times)[:, None]
+            self._seen = (aggregation, codes, times), places
+            return places
         low, high = self.index.bounds(codes)
         if len(codes) > _KEPT:  # windows end where what is seen does, which leaves less to search
             stop = self.index.search(low, high, aggregation.until(times), codes=codes)
@@ -185,7 +193,15 @@ class Evaluator:
     def _columns(self, aggregation: Aggregation, places: Array, times: Array) -> dict[str, Column]:
         rows = _Rows(self, aggregation, places, times)
         found: dict[str, Column] = {}
+        passing: dict[Where, Passing] = {}
         for alike in aggregation.alike:
+            if len(times) == 1:
+                where = alike.features[0].where
+                own = passing.get(where)
+                if own is None:
+                    passing[where] = own = Passing(self.events(where), places[:, 0])
+                if answered(alike, own, found):
+                    continue
             if self.by_running(alike.features[0]):
                 rows.differences(alike, found)
             else:
@@ -240,6 +256,12 @@ def _ends(windows: tuple[int | None, ...], lag: int, equal: bool) -> Array:
     return np.array([*(-window * MICROSECONDS for window in windows if window), equal - lag * MICROSECONDS], np.int64)[:, None]
 
 
+@lru_cache(maxsize=1024)
+def _ends_of_one(windows: tuple[int | None, ...], lag: int, equal: bool) -> Array:
+    """int64 (w + 1,): the same, and before it an instant that no event is before."""
+    return np.append(_LONG_AGO, _ends(windows, lag, equal)[:, 0])
+
+
 def _no_code(dictionary: str, value: object) -> int:
     raise FeatureError(
         f"a condition names {value!r} of {dictionary}, but nothing here knows its codes; evaluate through a LogView"
@@ -275,11 +297,6 @@ class _Rows:
     def differences(self, alike: Alike, found: dict[str, Column]) -> None:
         """Add features that differ in their windows only, and are differences of running numbers: all at once."""
         f, span = alike.features[0], alike.span
-        if len(self.times) == 1 and f.kind != "distinct":
-            own = self._of_one(f, span)
-            for each, row in zip(alike.features, alike.rows):
-                found[each.name] = Column(own[row])
-            return
         events, key = self.evaluator.events(f.where), (f.where, span.start, span.stop)
         rows = self._windowed.get(key)
         if rows is None:  # counts, sums and means of the same windows share them
@@ -293,23 +310,6 @@ class _Rows:
             values = (total if f.kind == "sum" else average)(f.column, events, rows)
         for f, row in zip(alike.features, alike.rows):
             found[f.name] = Column(values[row])
-
-    def _of_one(self, f: Feature, span: slice) -> Array:
-        """(k, 1): ``differences`` of the only row from each window of ``span`` on."""
-        events, ranks = self.evaluator.events(f.where), self._ranks(f.where, "event")[:, 0]
-        if f.kind == "count":
-            *begins, stop = ranks.tolist()
-            return np.array([[stop - begin] for begin in begins[span]])
-        own = total_of_one if f.kind == "sum" else average_of_one
-        return np.array([[value] for value in own(f.column, events, ranks, span)])
-
-    def _newest_of_one(self, f: Feature) -> Column:
-        """``last_n`` of the only row's events, which lie one after another."""
-        events, ranks = self.evaluator.events(f.where), self._ranks(f.where, "event")
-        first, stop = int(ranks[self.windows.index(f.window), 0]), int(ranks[-1, 0])
-        start = max(first, stop - f.n)
-        shown = events.plain(f.column, events.column(f.column)[start:stop].copy())
-        return Column(shown, np.array([0, stop - start]), self.evaluator.index.dictionary(f.column))
 
     def steps(self, where: Where, window: int | None, step: str) -> Steps:
         key = (where, window, step)
@@ -328,8 +328,6 @@ class _Rows:
         return self._steps[key]
 
     def column(self, f: Feature) -> Column:
-        if len(self.times) == 1 and f.kind == "last_n" and f.step == "event" and f.column not in OF_STEPS:
-            return self._newest_of_one(f)
         steps = self.steps(f.where, None if f.kind == "decay" else f.window, f.step)
         rows = steps.picked
         assert isinstance(rows, Slices)

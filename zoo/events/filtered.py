@@ -75,16 +75,19 @@ class FilteredEvents:
         self.positions: Array | None = None
         """int64, ascending positions in the index; None where all events pass."""
         if where:
-            types = [event_types.get(part, _NO_TYPE) for part in where if isinstance(part, str)]
-            passing = np.zeros(len(index), bool) if types else np.ones(len(index), bool)
-            for number, code_ in enumerate(types):
-                kinds = index.column("event_type")
-                hits = np.equal(kinds, np.array(code_, kinds.dtype))  # a Python number would take longer to look at
-                passing = hits if not number else passing | hits
+            passing: Array | None = None
+            for part in where:
+                if isinstance(part, str):
+                    kinds = index.column("event_type")
+                    hits = np.equal(kinds, np.array(event_types.get(part, _NO_TYPE), kinds.dtype))  # sooner than a Python number
+                    passing = hits if passing is None else passing | hits
             for part in where:
                 if not isinstance(part, str):
-                    passing = passing & _satisfying(part, index, code)
-            self.positions = None if np.count_nonzero(passing) == len(passing) else np.flatnonzero(passing)
+                    hits = _satisfying(part, index, code)
+                    passing = hits if passing is None else passing & hits
+            assert passing is not None
+            positions = passing.nonzero()[0]
+            self.positions = None if len(positions) == len(passing) else positions
         self._kept: dict[Any, Array] = {}
         self._complete: dict[str, bool] = {}
 
@@ -116,7 +119,7 @@ class FilteredEvents:
 
     def keep(self, key: Any, make: Callable[[], Array]) -> Array:
         if key not in self._kept:
-            with self._lock:  # threads that answer parts of the same rows derive it once
+            with self._lock:  # as in ``column``
                 if key not in self._kept:
                     self._kept[key] = make()
         return self._kept[key]
@@ -130,7 +133,19 @@ class FilteredEvents:
         found = self._kept.get(name)
         if found is not None:
             return found
-        return self.keep(name, self._gap if name == "gap" else lambda: self.of(np.asarray(self.index.column(name))))
+        if name == "gap":
+            return self.keep(name, self._gap)
+        with self._lock:  # threads that answer parts of the same rows look it up once
+            found = self._kept.get(name)
+            if found is None:
+                values = self.index.column(name)
+                self._kept[name] = found = np.asarray(values) if self.positions is None else np.asarray(values)[self.positions]
+            return found
+
+    def some(self, name: str, begin: int, stop: int) -> Array:
+        """(stop - begin,): a column of the index at these ranks, copied."""
+        values = self.index.column(name)
+        return np.array(values[begin:stop]) if self.positions is None else values.take(self.positions[begin:stop])
 
     def plain(self, name: str, values: Array) -> Array:
         """Values of a column as features show them: money in its unit."""
@@ -176,7 +191,7 @@ class FilteredEvents:
             values = self.column(name)
             if self.index.complete(name) or not len(values):
                 found = True
-            elif values.dtype == np.int64:  # the least number stands for a missing one
+            elif values.dtype.str == "<i8":  # the least number stands for a missing one
                 found = values.item(values.argmin()) != MISSING
             else:
                 found = not self.missing(name, values).any()

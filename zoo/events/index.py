@@ -203,6 +203,16 @@ class Index:
                     line[rows] = begin = _bisect(time, np.minimum(np.maximum(early, begin), late), late, at, right)
         return found.reshape(times.shape)
 
+    def search_one(self, code: int, times: Array) -> Array:
+        """int64 (w,): the entity's first position whose time is >= t, for each of some instants; an unknown code owns nothing."""
+        if not 0 <= code < len(self.offsets) - 1:
+            return np.full(len(times), self.offsets[0])
+        begin = self.offsets.item(code)
+        found: Array = self.time[begin : self.offsets.item(code + 1)].searchsorted(times)
+        if begin:
+            found += begin
+        return found
+
     def _cells(self, places: int) -> Cells | None:
         """Cells for a search of so many places; None while so few were searched that making them costs more than they spare."""
         self._searched += places

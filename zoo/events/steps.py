@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,23 +139,6 @@ def average(name: str, events: FilteredEvents, rows: Slices) -> Array:
         return divided(total(name, events, rows), rows.lengths)
     present = events.present(name)
     return divided(total(name, events, rows), present[rows.stop] - present[rows.start])
-
-
-def total_of_one(name: str, events: FilteredEvents, ranks: Array, begins: slice) -> list[float]:
-    """``total`` of one row of a column kept as integers, from each of its ranks that ``begins`` names to its last rank.
-
-    In Python's numbers: over so few numpy takes several times as long.
-    """
-    *running, last = events.prefix(name).take(ranks).tolist()
-    unit = SCALE if events.index.is_fixed(name) else 1
-    return [float(last - before) / unit for before in running[begins]]
-
-
-def average_of_one(name: str, events: FilteredEvents, ranks: Array, begins: slice) -> list[float]:
-    """``average`` as ``total_of_one``."""
-    *counted, last = (ranks if events.complete(name) else events.present(name).take(ranks)).tolist()
-    sums = total_of_one(name, events, ranks, begins)
-    return [above / (last - before) if last > before else math.nan for above, before in zip(sums, counted[begins])]
 
 
 def different(name: str, events: FilteredEvents, rows: Slices) -> Array:

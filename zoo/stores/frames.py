@@ -74,7 +74,7 @@ class _Column:
             if self.scale != 1:
                 out *= np.array(self.scale)  # an array, as numpy takes several times as long over a Python number
             out += base
-            if self.missing:
+            if self.missing and not stored.all():
                 out[stored == 0] = MISSING
         return out
 
@@ -300,6 +300,10 @@ def index_of(
 
     kinds: dtype by name of the columns that there are at least. facts: as ``LogView.facts``.
     """
+    if len(values) == 1 and values[0] is not None and (only := _only(values[0])) is not None:
+        value, begin, count, layout, bases, since = only
+        columns = _Columns([_Group(layout, [value], [begin], [count], [bases])], kinds or {})
+        return _Recent(np.array([0, 0, 0, count]), columns.raw("time"), _NO_SEQ, columns, **(facts or {})), np.array([since])
     there = [value for value in values if value is not None]
     alike = _alike(there) if len(there) > _ONE_BY_ONE else None
     if alike is not None:
