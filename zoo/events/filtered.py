@@ -86,8 +86,7 @@ class FilteredEvents:
                     hits = _satisfying(part, index, code)
                     passing = hits if passing is None else passing & hits
             assert passing is not None
-            positions = passing.nonzero()[0]
-            self.positions = None if len(positions) == len(passing) else positions
+            self.positions = None if np.count_nonzero(passing) == len(passing) else passing.nonzero()[0]
         self._kept: dict[Any, Array] = {}
         self._complete: dict[str, bool] = {}
 

@@ -190,7 +190,7 @@ class _Group:
         """int64, one or one an event."""
         if not column.scale or column.kind.str != "<i8":
             return 0
-        if len(self.bases) == 1:
+        if len({*self.bases}) == 1:  # as those of frames that were packed together
             return np.array(self.layout.bases.unpack(self.bases[0])[column.number])
         table = np.frombuffer(b"".join(self.bases), "<i8").reshape(len(self.bases), -1)
         return np.repeat(table[:, column.number], self.counts)
