@@ -136,6 +136,9 @@ def test_decoding_padding_and_unknown_gives_nothing_and_a_code_never_given_is_re
     store.extend({"x": pa.array([7])})
     dictionary = store.get("x", "int")
     assert dictionary.decode(np.array([0, 1, 2])).to_pylist() == [None, None, 7]
+    assert dictionary.numbers(np.array([2, 2])) == [7, 7]
+    assert dictionary.numbers(np.zeros(0, np.int32)) == []
+    assert all(dictionary.numbers(np.array([2, code])) is None for code in (-1, 0, 1, 3))
     with pytest.raises(UnknownIdError, match="code 3 is not in x; expected 0 to 2"):
         dictionary.decode(np.array([3]))
     with pytest.raises(UnknownIdError, match="code -1"):

@@ -149,12 +149,17 @@ def test_the_row_that_holds_is_the_newest_begun_by_then() -> None:
     assert validity.rows(np.array([0, 1, 2, 3])).tolist() == [-1, -1, 0, 3]
 
 
+@pytest.mark.parametrize("events", [0, 900, 20_000])
 @pytest.mark.parametrize("right", [False, True])
-def test_rows_searched_together_find_what_each_finds_alone(right: bool) -> None:
+def test_rows_searched_together_find_what_each_finds_alone(right: bool, events: int) -> None:
     rng = np.random.default_rng(3)
-    codes, time = rng.integers(1, 40, 900).astype(np.int32), rng.integers(-50, 50, 900)
-    index = Index.build(codes, time, np.arange(900), {}, 45)
-    low, high = index.bounds(rng.integers(0, 60, 200).astype(np.int32))
+    codes, time = rng.integers(1, 40, events).astype(np.int32), rng.integers(-50, 50, events)
+    index = Index.build(codes, time, np.arange(events), {}, 45)
+    asked = rng.integers(-1, 60, 200).astype(np.int32)
+    low, high = index.bounds(asked)
     times = np.concatenate((rng.integers(-60, 60, (3, 198)), [[np.iinfo(np.int64).min, np.iinfo(np.int64).max]] * 3), axis=1)
     alone = [index.search(low[i : i + 1], high[i : i + 1], times[:, i : i + 1], right=right) for i in range(200)]
     assert np.array_equal(index.search(low, high, times, right=right), np.concatenate(alone, axis=1))
+    if not right:
+        ones = [index.search_one(code, times[:, i]) for i, code in enumerate(asked.tolist())]
+        assert np.array_equal(np.array(ones).T, np.concatenate(alone, axis=1))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -60,8 +60,7 @@ class _View:
         return source_of(self.feature_view)
 
 
-@dataclass(frozen=True)
-class _Asked:
+class _Asked(NamedTuple):
     """One view's part of a batch: codes of its distinct rows by join key, their times, and which of them each row is.
 
     each: whether every row is one of its own, in order.
@@ -78,10 +77,10 @@ def _fresh(
     view: LogView, asked: _Asked, columns: dict[str, Column], newest: Array | None
 ) -> tuple[dict[str, Column], Array | None]:
     """What a view says of its distinct rows, where an entity past the view's ``ttl`` is one without events."""
-    from zoo.stores.columns import blank, expired
-
     if newest is None or not asked.view.feature_view.ttl:
         return columns, newest
+    from zoo.stores.columns import blank, expired
+
     past = expired(asked.view.feature_view, newest, asked.times)
     if not past.any():
         return columns, newest

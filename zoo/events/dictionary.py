@@ -199,6 +199,15 @@ class Dictionary:
             return None
         return np.concatenate(([False, False], np.asarray(self.values.is_null())))
 
+    def numbers(self, codes: Array) -> list[int] | None:
+        """As ``decode``, of integers that are all there, sooner; None where they are texts, or one is missing or was never given."""
+        if self.kind != "int" or self._blank is not None:
+            return None
+        if len(codes) and not FIRST <= codes.item(codes.argmin()) <= codes.item(codes.argmax()) < self.size:
+            return None
+        found: list[int] = self._numbers.take(codes).tolist()
+        return found
+
     def decode(self, codes: Array) -> pa.Array:
         """Identifiers of codes int (n,); null for 0 and 1. Raises UnknownIdError for a code that was never given."""
         codes = np.asarray(codes)

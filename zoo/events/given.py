@@ -161,6 +161,8 @@ def _out_of_range(seen: str) -> UsageError:
 def distinct(columns: list[Array]) -> tuple[Array | None, Array]:
     """(first row of each distinct tuple, None where every row is; int32 (n,) which of them each row is)."""
     number = len(columns[0])
+    if number == 1:
+        return None, np.zeros(1, np.int32)
     if number <= _FEW:
         rows = columns[0].tolist() if len(columns) == 1 else zip(*[column.tolist() for column in columns])
         if len({*rows}) == number:

@@ -90,6 +90,9 @@ def _plain(view: LogView, column: Column) -> tuple[str, list[Any]]:
     held = view.dictionary(column.dictionary)
     if len(values) and values.item(values.argmax()) >= held.size:  # of an event that came after the view was opened
         held = view.log.dictionary(column.dictionary)
+    numbers = held.numbers(values)
+    if numbers is not None:
+        return "i", numbers
     ids = held.decode(values)
     ids = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
     whole = pa.types.is_integer(ids.type)
