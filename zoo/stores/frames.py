@@ -301,9 +301,9 @@ def index_of(
     kinds: dtype by name of the columns that there are at least. facts: as ``LogView.facts``.
     """
     if len(values) == 1 and values[0] is not None and (only := _only(values[0])) is not None:
-        value, begin, count, layout, bases, since = only
+        value, begin, count, layout, bases, instant = only
         columns = _Columns([_Group(layout, [value], [begin], [count], [bases])], kinds or {})
-        return _Recent(np.array([0, 0, 0, count]), columns.raw("time"), _NO_SEQ, columns, **(facts or {})), np.array([since])
+        return _Recent(np.array([0, 0, 0, count]), columns.raw("time"), _NO_SEQ, columns, **(facts or {})), np.array([instant])
     there = [value for value in values if value is not None]
     alike = _alike(there) if len(there) > _ONE_BY_ONE else None
     if alike is not None:
