@@ -28,9 +28,12 @@ class Limiter:
     def __post_init__(self) -> None:
         self.limit = min(self.limit, self.most)
 
+    def full(self) -> bool:
+        return self.running >= int(self.limit)
+
     def enter(self, within: float | None = None) -> bool:
         """Whether a request may begin. within: seconds that its caller waits; what would be answered later is refused now."""
-        if self.running >= int(self.limit) or (within is not None and self.running and self.mean > within):
+        if self.full() or (within is not None and self.running and self.mean > within):
             return False
         self.running += 1
         return True

@@ -6,15 +6,19 @@ layers and a response made of parts, a refusal takes a fraction of that time.
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from zoo import spans
-from zoo.service.admission import Admission
+from zoo.service.admission import Admission, Request
 from zoo.service.guard import LET_IN
 from zoo.service.problems import Refusal
+
+PLAIN = re.compile(rb"/[A-Za-z0-9_.@-][A-Za-z0-9_.@/-]*")
+"""A target that is a path as it stands."""
 
 
 class Protocol(HttpToolsProtocol):
@@ -29,6 +33,24 @@ class Protocol(HttpToolsProtocol):
         self._admission: Admission = config.app.state.admission
         self._heard = spans.heard()
 
+    def on_headers_complete(self) -> None:
+        # the cheapest way: no cycle of request and response either; the last one, which has ended, has what follows of a body forgotten
+        if (
+            self._admission.limiter.full()
+            and self.cycle is not None
+            and self.cycle.response_complete
+            and not (self._heard or self.flow.write_paused or self.parser.should_upgrade())
+            and self.parser.get_method() == b"POST"
+            and PLAIN.fullmatch(self.url)
+        ):
+            request = self._admission.request("POST", self.root_path + self.url.decode("ascii"), self.headers)
+            refusal = self._admission.refusal(request)
+            if refusal is not None:
+                self._refuse(request, refusal, self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive())
+                self.on_response_complete()
+                return
+        super().on_headers_complete()
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if self._heard or self.flow.write_paused:
             super()._start_asgi_task(cycle, app)
@@ -41,19 +63,22 @@ class Protocol(HttpToolsProtocol):
             scope[LET_IN] = request  # type: ignore[literal-required]
             super()._start_asgi_task(cycle, app)
             return
-        head, body = _rendered(refusal, request.path)
-        more = [b"%s: %s\r\n" % each for each in self.server_state.default_headers]
-        if not cycle.keep_alive:
-            more.append(b"connection: close\r\n")
-        self.transport.write(b"%b%bx-request-id: %b\r\n\r\n%b" % (head, b"".join(more), request.name.encode(), body))
         cycle.response_started = cycle.response_complete = True
-        self._admission.answered(request, refusal.status)
-        if not cycle.keep_alive:
-            self.transport.close()
+        self._refuse(request, refusal, cycle.keep_alive)
         if self.pipeline:
             self.loop.call_soon(self.on_response_complete)  # it starts the next: here, many would be a deep recursion
         else:
             self.on_response_complete()
+
+    def _refuse(self, request: Request, refusal: Refusal, keep_alive: bool) -> None:
+        head, body = _rendered(refusal, request.path)
+        more = [b"%b: %b\r\n" % each for each in self.server_state.default_headers]
+        if not keep_alive:
+            more.append(b"connection: close\r\n")
+        self.transport.write(b"%b%bx-request-id: %b\r\n\r\n%b" % (head, b"".join(more), request.name.encode(), body))
+        self._admission.answered(request, refusal.status)
+        if not keep_alive:
+            self.transport.close()
 
 
 @lru_cache(64)
