@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import shop
+from scipy.stats import multivariate_normal
 from typer.testing import CliRunner
 
 from zoo.errors import UsageError
@@ -16,6 +17,7 @@ from zoo.features import Features, apply
 from zoo.fitting import Member
 from zoo.manager import plugins
 from zoo.project import Project
+from zoo.uplift.averaged import SIZES, averaged
 from zoo.uplift.choice import candidates, choose, cross_fitted, dealt, fit
 from zoo.uplift.learners import LEARNERS, Base
 from zoo.uplift.of_log import trial_of_log
@@ -121,16 +123,78 @@ def test_cross_fitting_scores_rows_that_took_no_part(found):
     assert values["everyone"][:, 0] == pytest.approx(0.0)
 
 
-def test_the_simplest_is_chosen_where_nothing_is_better_beyond_noise():
-    noisy = {"everyone": np.zeros(10), "t": np.array([0.1, -0.1] * 5) + 0.001, "x": np.full(10, -0.1)}
-    assert choose(noisy).chosen == "everyone"
+def test_the_default_stays_where_nothing_is_better_beyond_noise():
+    noisy = {"everyone": np.zeros(10), "t": np.array([0.1, -0.1] * 5) + 0.03, "x": np.full(10, -0.1)}
+    assert choose(noisy, "everyone").chosen == "everyone"
+    assert choose(noisy, "x").chosen == "t"
     clear = {**noisy, "dr": np.linspace(0.1, 0.12, 10)}
-    choice = choose(clear)
+    choice = choose(clear, "everyone")
     assert choice.chosen == "dr"
     mean, error = choice.better["everyone"]
     assert mean == pytest.approx(-0.11)
     apart = -clear["dr"]
     assert error == pytest.approx(apart.std(ddof=1) * np.sqrt(1 / 10 + 1 / 4))
+
+
+def test_coefficients_are_averaged_by_the_density_of_what_was_seen():
+    """Against the definition: every set and size by the normal density of the slope, variables 0 (of two columns) and 1."""
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(3, 5)) * 20
+    bend, slope, unit = root @ root.T, np.array([30.0, -10.0, 60.0]), 0.2
+    total, found = 0.0, np.zeros(3)
+    for of, prior in (([], 1 / 3), ([0, 1], 1 / 6), ([2], 1 / 6), ([0, 1, 2], 1 / 3)):
+        for size in SIZES:
+            spread = np.diag([size**2 / unit if at in of else 0.0 for at in range(3)])
+            density = prior * multivariate_normal(np.zeros(3), bend + bend @ spread @ bend).pdf(slope)
+            total += density
+            found += density * spread @ bend @ np.linalg.solve(bend + bend @ spread @ bend, slope)
+    np.testing.assert_allclose(averaged(slope, bend, np.array([0, 0, 1]), unit), found / total)
+
+
+def mailed_to(effect, seed, n=4000):
+    """Ten features, visits by three of them, and the effect on the logit as a function of features: the trial and the true effects."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 10))
+    x[:, 9] = x[:, 9] > 0
+    logit, sent = -2 + x[:, 0] + 0.5 * x[:, 1] - 0.3 * x[:, 2], rng.integers(0, 2, n)
+    without, given = (1 / (1 + np.exp(-each)) for each in (logit, logit + effect(x)))
+    visit = (rng.random(n) < np.where(sent, given, without)).astype(float)
+    frame = pl.DataFrame({**{f"x{i}": x[:, i] for i in range(10)}, "sent": sent, "visit": visit})
+    return trial_of(frame, "sent", "visit")[0], given - without
+
+
+def gained(effect, score):
+    """Mean gain over all numbers of rows contacted by the score, less that at random, as a share of the best order's."""
+    by, best = (effect[np.argsort(-each, kind="stable")].cumsum().mean() - effect.sum() / 2 for each in (score, effect))
+    return by / best
+
+
+@pytest.mark.parametrize(
+    ("effect", "peer", "least"),
+    [
+        (lambda x: 0.6 + 0 * x[:, 0], "response:linear", 0.95),
+        (lambda x: 0.1 + 0.9 * x[:, 9], "t:linear", 0.85),
+        (lambda x: 0.5 + 0.25 * x[:, 4] - 0.25 * x[:, 5] - 0.2 * x[:, 9], "t:linear", 0.85),
+    ],
+    ids=["as the outcome", "one variable", "several"],
+)
+def test_what_is_chosen_keeps_up_with_the_learner_made_for_the_effect(found, effect, peer, least):
+    of, reached = candidates([LINEAR], ["shrunk", "response", "t"]), []
+    for seed in range(5):
+        (rows, _), (other, true) = mailed_to(effect, seed), mailed_to(effect, seed + 100)
+        chosen = choose({name: each[:, 0] for name, each in cross_fitted(of, rows, repeats=1).items()}, "shrunk:linear").chosen
+        fitted = fit(of, rows, found)
+        reached.append([gained(true, fitted[name](other.batch)[:, 0]) for name in (chosen, peer)])
+    ours, theirs = np.mean(reached, axis=0)
+    assert ours > least
+    assert ours > theirs - 0.02
+
+
+def test_the_policy_is_the_best_arm_to_all_where_nobody_needs_another():
+    done = study(trial(n=3000, arms=("none", "mail", "call"), effect=0.0), [LINEAR], resamples=20)
+    assert done.record["policy"]["chosen"] == "everyone"
+    clear = study(trial(n=3000, effect=0.5).take(np.arange(3000)), [LINEAR], resamples=20)
+    assert clear.record["uplift"]["mail"]["chosen"] == "shrunk:linear"
 
 
 def test_treatment_that_features_tell_is_warned_of(found):

@@ -58,16 +58,16 @@ class Linear:
     def fit(self, data: TrainingData, *, params: BaseModel, seed: int, progress: Progress) -> FittedModel:  # noqa: ARG002 - it draws nothing
         if data.kind.kind not in self.spec.targets:
             raise PluginError(f"linear cannot learn a target of kind {data.kind.kind!r}; it learns binary and value")
-        columns = _learn(data.batch)
+        columns = columns_of(data.batch)
         if not columns:
             raise PluginError(
                 f"linear has no column to learn from: the batch holds {', '.join(data.batch.names) or 'none'}, "
                 "and sequences and text are not read"
             )
-        rows = _table(data.batch, columns)
+        rows = table_of(data.batch, columns)
         mean, scale = rows.mean(axis=0), rows.std(axis=0)
         scale[scale < 1e-9] = 1.0
-        solve = _logistic if data.kind.kind == "binary" else _ridge
+        solve = logistic if data.kind.kind == "binary" else ridge_regression
         weights = solve((rows - mean) / scale, data.target, data.weight, params.model_dump()["penalty"])
         progress(1.0, f"{rows.shape[1]} columns")
         return FittedLinear(data.kind.kind == "binary", columns, mean, scale, weights)
@@ -97,10 +97,10 @@ class FittedLinear:
     weights: Array
 
     def predict(self, batch: FeatureBatch) -> Array:
-        rows = (_table(batch, self.columns) - self.mean) / self.scale
+        rows = (table_of(batch, self.columns) - self.mean) / self.scale
         # a sum a row: a product of matrices adds up in another order for other numbers of rows
         eta = (rows * self.weights[:-1]).sum(axis=1) + self.weights[-1]
-        return (_sigmoid(eta) if self.binary else eta).astype(np.float32)[:, None]
+        return (sigmoid(eta) if self.binary else eta).astype(np.float32)[:, None]
 
     def save(self) -> Artefact:
         about = {"binary": self.binary, "columns": [each.facts() for each in self.columns]}
@@ -135,7 +135,7 @@ class _Codes:
         return told
 
 
-def _learn(batch: FeatureBatch) -> list[_Numbers | _Codes]:
+def columns_of(batch: FeatureBatch) -> list[_Numbers | _Codes]:
     out: list[_Numbers | _Codes] = []
     for name in batch.names:
         column = batch.stored(name)[1]
@@ -152,7 +152,7 @@ def _learn(batch: FeatureBatch) -> list[_Numbers | _Codes]:
     return out
 
 
-def _table(batch: FeatureBatch, columns: list[_Numbers | _Codes]) -> Array:
+def table_of(batch: FeatureBatch, columns: list[_Numbers | _Codes]) -> Array:
     """float64 (n, columns)."""
     for each in columns:
         if each.name not in batch:
@@ -161,12 +161,12 @@ def _table(batch: FeatureBatch, columns: list[_Numbers | _Codes]) -> Array:
     return np.concatenate(parts, axis=1).astype(np.float64)
 
 
-def _sigmoid(eta: Array) -> Array:
+def sigmoid(eta: Array) -> Array:
     p: Array = np.exp(-np.logaddexp(0, -eta))
     return p
 
 
-def _ridge(rows: Array, target: Array, weight: Array, penalty: float) -> Array:
+def ridge_regression(rows: Array, target: Array, weight: Array, penalty: float) -> Array:
     full = np.concatenate([rows, np.ones((len(rows), 1))], axis=1)
     within = full * weight[:, None]
     # amounts of any unit: residuals of size 1 are what the penalty is counted against
@@ -175,7 +175,7 @@ def _ridge(rows: Array, target: Array, weight: Array, penalty: float) -> Array:
     return found
 
 
-def _logistic(rows: Array, target: Array, weight: Array, penalty: float) -> Array:
+def logistic(rows: Array, target: Array, weight: Array, penalty: float) -> Array:
     """Newton's method, a step halved until it gains; the intercept is held back by a millionth of a row, so that one class ends too."""
     full = np.concatenate([rows, np.ones((len(rows), 1))], axis=1)
     ridge = np.r_[np.full(rows.shape[1], penalty), 1e-3]
@@ -187,7 +187,7 @@ def _logistic(rows: Array, target: Array, weight: Array, penalty: float) -> Arra
 
     now = loss(theta)
     for _ in range(STEPS):
-        p = _sigmoid(full @ theta)
+        p = sigmoid(full @ theta)
         slope = full.T @ (weight * (p - target)) + ridge * theta
         bend = (full * (weight * np.maximum(p * (1 - p), 1e-10))[:, None]).T @ full + np.diag(ridge)
         step, size = np.linalg.solve(bend, slope), 1.0

@@ -1,4 +1,4 @@
-"""Which learner to use, chosen on training rows alone: repeated cross-fitting, and the simplest where nothing is better.
+"""Which learner to use, chosen on training rows alone: repeated cross-fitting, and the default where nothing is clearly better.
 
 It must not see rows that the choice is tested on.
 """
@@ -21,10 +21,14 @@ from zoo.uplift.trial import Trial
 
 FOLDS = 5
 REPEATS = 2
-MARGIN = 0.5
-"""Standard errors: a whole one, as is usual, gives away more than it saves where all differences are of the size of noise."""
+SURE = 0.95
+"""How sure it must be that another is better: the best of many noisy figures is mostly lucky (the winner's curse)."""
 MEAN = "mean"
 BASELINES = ("everyone", "rule")
+STAYS = "shrunk"
+"""The learner whose order of rows, over the first member, is taken unless another is clearly better."""
+SAFE = "everyone"
+"""Likewise for policies: the best arm to all."""
 HERE = Serial()
 
 
@@ -49,7 +53,7 @@ class Choice:
 
 
 def candidates(members: Sequence[Member], learners: Sequence[str] = tuple(LEARNERS)) -> list[Candidate]:
-    """The simpler first: baselines, each learner over each member, and the mean of those that estimate effects."""
+    """Baselines, each learner over each member, and the mean of those that estimate effects."""
     singles = [Candidate(f"{learner}:{m.name}", learner, m) for learner in LEARNERS if learner in learners for m in members]
     effects = tuple(each.name for each in singles if each.learner != "response")
     mean = [Candidate(MEAN, parts=effects)] if len(effects) > 1 else []
@@ -162,17 +166,19 @@ def dealt(rows: Trial, parts: int, rng: np.random.Generator) -> Array:
     return out
 
 
-def choose(values: Mapping[str, Array], folds: int = FOLDS) -> Choice:
-    """The simplest candidate (they come in that order) whose mean is within ``MARGIN`` standard errors of the best one's.
+def choose(values: Mapping[str, Array], stays: str, folds: int = FOLDS) -> Choice:
+    """The candidate ``stays``, unless the best one's mean is greater beyond noise: a one-sided t-test of level ``SURE``.
 
     The error of a difference between overlapping trainings is that of Nadeau and Bengio (2003): its variance over the parts times
     1 / parts + 1 / (folds - 1).
     """
-    best = max(values, key=lambda name: float(np.nanmean(values[name])))
+    from scipy.stats import t
 
     def gap(name: str, than: str) -> tuple[float, float]:
         apart = values[name] - values[than]
         return float(np.nanmean(apart)), float(np.nanstd(apart, ddof=1) * np.sqrt(1 / len(apart) + 1 / (folds - 1)))
 
-    chosen = next(name for name in values if -gap(name, best)[0] <= MARGIN * gap(name, best)[1])
+    best = max(values, key=lambda name: float(np.nanmean(values[name])))
+    more, error = gap(best, stays)
+    chosen = best if more > float(t.ppf(SURE, len(values[stays]) - 1)) * error else stays
     return Choice(chosen, values, {name: gap(name, chosen) for name in values})

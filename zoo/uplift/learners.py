@@ -12,9 +12,11 @@ from types import MappingProxyType
 import numpy as np
 
 from zoo.fitting import Member, checked, seen, silent
+from zoo.linear import columns_of, sigmoid, table_of
 from zoo.manager import Plugins
 from zoo.plugin import PADDING, Array, Column, FeatureBatch, Target, TrainingData
-from zoo.uplift.rules import Score, one_variable
+from zoo.uplift.averaged import interactions
+from zoo.uplift.rules import Score
 from zoo.uplift.trial import Trial
 from zoo.vocabulary import Vocabulary
 
@@ -118,12 +120,13 @@ def response(rows: Trial, base: Base) -> Score:
     return base.fit(treated.batch, treated.outcome, binary=rows.binary)
 
 
-def risk(rows: Trial, base: Base) -> Score:
-    """Effect by two numbers: how likely the outcome is anyhow, and the effect that the best single variable tells.
+def shrunk(rows: Trial, base: Base) -> Score:
+    """One effect for all on the scale of a model of the outcome, changed by as few variables as the rows insist on.
 
-    The risk of a row comes from a model of both arms that was not fitted on it (Kent et al., 2020, "The PATH statement"). In each arm
-    the outcome is a straight line in the two; the difference of the lines is the effect, the variable's part of it shrunk (``Rule.kept``).
-    Three numbers are learnt, so few rows do.
+    The outcome, on the scale of logits where it is 0 or 1, is a straight line in how likely it is anyhow (by a model of both arms that
+    was not fitted on the row; Kent et al., 2020, "The PATH statement") and in the treatment. Each column of the model ``linear``, and
+    that likelihood itself, may change the line of the treatment, by coefficients that ``interactions`` keeps small. Where nothing does,
+    rows come in the order of a response model.
     """
     part = np.random.default_rng(base.member.seed).permutation(len(rows)) % CROSS
     likely = np.zeros(len(rows))
@@ -131,21 +134,40 @@ def risk(rows: Trial, base: Base) -> Score:
         inside, outside = np.flatnonzero(part != number), np.flatnonzero(part == number)
         model = base.fit(rows.batch.take(inside), rows.outcome[inside], binary=rows.binary)
         likely[outside] = model(rows.batch.take(outside))
-    model, rule = base.fit(rows.batch, rows.outcome, binary=rows.binary), one_variable(rows)
+    model, share, columns = base.fit(rows.batch, rows.outcome, binary=rows.binary), rows.arm.mean(), columns_of(rows.batch)
 
-    def columns(likely: Array, batch: FeatureBatch) -> Array:
-        p = np.clip(likely, 1e-6, 1 - 1e-6)
-        of_risk = np.log(p) - np.log1p(-p) if rows.binary else likely
-        return np.stack([np.ones(len(batch)), of_risk, rule(batch)], axis=1)
+    def told(likely: Array, batch: FeatureBatch) -> Array:
+        p = np.clip(likely, 1e-4, 1 - 1e-4)
+        first = (np.log(p) - np.log1p(-p) if rows.binary else likely)[:, None]
+        return np.concatenate([first, table_of(batch, columns)], axis=1) if columns else first
 
-    told = columns(likely, rows.batch)
-    lines = [np.linalg.lstsq(told[rows.arm == arm], rows.outcome[rows.arm == arm], rcond=None)[0] for arm in (1, 0)]
-    effect = (lines[0] - lines[1]) * np.array([1.0, 1.0, rule.kept])
-    return lambda batch: columns(model(batch), batch) @ effect
+    raw = told(likely, rows.batch)
+    mean, scale = raw.mean(axis=0), raw.std(axis=0)
+    varies = scale > 1e-9
+    widths = [1, *(each.table(rows.batch.column(each.name)).shape[1] for each in columns)]
+    variable = np.unique(np.repeat(np.arange(len(widths)), widths)[varies], return_inverse=True)[1]
+
+    def standard(raw: Array) -> Array:
+        return np.asarray((raw - mean)[:, varies] / scale[varies])
+
+    def anyhow(raw: Array) -> Array:
+        return np.asarray((raw[:, 0] - mean[0]) / max(scale[0], 1e-9))
+
+    line, change = interactions(standard(raw), variable, anyhow(raw), rows.arm - share, rows.outcome, binary=rows.binary)
+
+    def score(batch: FeatureBatch) -> Array:
+        raw = told(model(batch), batch)
+        effect = line[1] + standard(raw) @ change
+        if not rows.binary:
+            return np.asarray(effect)
+        middle = line[0] * anyhow(raw) + line[2]
+        return np.asarray(sigmoid(middle + (1 - share) * effect) - sigmoid(middle - share * effect))
+
+    return score
 
 
 LEARNERS: Mapping[str, Callable[[Trial, Base], Score]] = MappingProxyType(
-    {"risk": risk, "response": response, "class": transformed, "s": single, "t": two, "x": cross, "dr": doubly_robust}
+    {"shrunk": shrunk, "response": response, "class": transformed, "s": single, "t": two, "x": cross, "dr": doubly_robust}
 )
 """Name -> learner, the simpler first."""
 

@@ -29,15 +29,13 @@ def everyone(rows: Trial) -> Score:
 @dataclass(frozen=True)
 class Rule:
     """name: the variable. edges: float64, between bins of a number; or values: those with an effect of their own. effect: by bin, float64
-    (bins,), the last for whatever is in none. p_value: of the effects being all alike. kept: share of their spread beyond what the best
-    of so many variables shows by chance, 0 to 1 (as James and Stein shrink means)."""
+    (bins,), the last for whatever is in none. p_value: of the effects being all alike."""
 
     name: str
     edges: Array | None
     values: Array | None
     effect: Array
     p_value: float
-    kept: float = 0.0
 
     def __call__(self, batch: FeatureBatch) -> Array:
         effect: Array = self.effect[_bins(batch.column(self.name), self.edges, self.values)]
@@ -59,7 +57,7 @@ class Rule:
 def one_variable(rows: Trial) -> Rule:
     """The variable whose bins differ most in effect, by Cochran's test of heterogeneity (1954)."""
     usable = [name for name in rows.batch.names if _usable(rows.batch.stored(name)[1])]
-    found = [_rule(rows, name, len(usable)) for name in usable]
+    found = [_rule(rows, name) for name in usable]
     overall = Rule(rows.batch.names[0], None, np.zeros(0), np.array([_effect(rows.outcome, rows.arm)[0]]), 1.0)
     return min((rule for rule in found if rule is not None), key=lambda rule: rule.p_value, default=overall)
 
@@ -68,7 +66,7 @@ def _usable(column: Column) -> bool:
     return not column.is_sequence and not column.is_text
 
 
-def _rule(rows: Trial, name: str, variables: int) -> Rule | None:
+def _rule(rows: Trial, name: str) -> Rule | None:
     from scipy.stats import chi2
 
     column = rows.batch.column(name)
@@ -93,9 +91,7 @@ def _rule(rows: Trial, name: str, variables: int) -> Rule | None:
         return None
     mean = weight[told] @ effect[told] / weight[told].sum()
     differs = weight[told] @ (effect[told] - mean) ** 2
-    by_chance = float(chi2.isf(1 - 0.5 ** (1 / variables), len(told) - 1))  # the median of the greatest
-    kept = max(0.0, 1 - by_chance / differs) if differs > 0 else 0.0
-    return Rule(name, edges, values, effect, float(chi2.sf(differs, len(told) - 1)), kept)
+    return Rule(name, edges, values, effect, float(chi2.sf(differs, len(told) - 1)))
 
 
 def _bins(column: Column, edges: Array | None, values: Array | None) -> Array:

@@ -15,7 +15,7 @@ from zoo.evaluation.uplift import best_arms, compare_qini, evaluate_qini, policy
 from zoo.fitting import Member, PluginSource, silent
 from zoo.jobs import Executor
 from zoo.plugin import Array, Progress
-from zoo.uplift.choice import HERE, Candidate, Choice, Effects, candidates, choose, cross_fitted, dealt, fit
+from zoo.uplift.choice import HERE, SAFE, STAYS, Candidate, Choice, Effects, candidates, choose, cross_fitted, dealt, fit
 from zoo.uplift.learners import Base
 from zoo.uplift.trial import Trial
 
@@ -106,9 +106,11 @@ def study(
         of, train, seed=seed, share=share, source=source, executor=executor, progress=lambda d, t: progress(0.8 * d, t)
     )
     arms = range(1, len(rows.arms))
-    picked = [choose({name: each[:, arm - 1] for name, each in values.items()}) for arm in arms]
+    stays = f"{STAYS}:{members[0].name}"
+    picked = [choose({name: each[:, arm - 1] for name, each in values.items()}, stays) for arm in arms]
     # what is likely of the treated is no effect: it orders rows, and would contact everybody
-    policy = choose({name: each[:, -1] for name, each in values.items() if not name.startswith(RESPONSE)})
+    worths = {name: each[:, -1] for name, each in values.items() if not name.startswith(RESPONSE)}
+    policy = choose(worths, SAFE if share is None else stays)  # within a budget, one arm to all is an order at random
     progress(0.8, "test")
     fitted = fit(of, train, plugins)
     scores = {name: each(test.batch) for name, each in fitted.items()}
