@@ -65,7 +65,7 @@ def asked(gate: Gate, *requests: Coroutine[Any, Any, Any]) -> list[Any]:
     return asyncio.run(ask())
 
 
-def scores(rows: Sequence[Any]) -> list[float]:
+def scores(rows: Sequence[Any], at: int | None = None) -> list[float]:
     return [row["score"] for row in rows]
 
 
@@ -229,7 +229,7 @@ def test_no_request_is_lost_or_answered_as_another(churn: Predictor) -> None:
     async def one(number: int) -> None:
         await asyncio.sleep(number % 17 / 500)
         user = users[number % 8]
-        found = await batches.predict(churn, None, list, users=[user], deadline=60 if number % 3 else None)
+        found = await batches.predict(churn, None, lambda rows, at: rows, users=[user], deadline=60 if number % 3 else None)
         assert [row["user_id"] for row in found] == [user]
         assert found[0]["score"] == pytest.approx(own[user], abs=1e-5)
 
@@ -239,5 +239,5 @@ def test_no_request_is_lost_or_answered_as_another(churn: Predictor) -> None:
     asyncio.run(all_of_them())
 
 
-def _broken(rows: Sequence[Any]) -> Any:
+def _broken(rows: Sequence[Any], at: int | None) -> Any:
     raise ZeroDivisionError

@@ -26,6 +26,7 @@ from zoo.project import Project
 from zoo.recommender import Recommender
 from zoo.registry import Registry
 from zoo.service import app as api
+from zoo.service.versions import Versions
 from zoo.stacking import Ensemble
 from zoo.training import Trained, train
 from zoo.vocabulary import Vocabulary
@@ -254,6 +255,11 @@ def test_a_fitted_second_stage_that_reads_the_item_table_warms_up_and_answers(ro
     assert any("same:" in text for name, text in texts.items() if name.startswith("final/"))
     found.warm()
     assert len(found.recommend([1, STRANGER], 3)) == 6
+
+
+def test_a_shadow_of_lists_is_refused_before_the_service_starts(predictor: Predictor) -> None:
+    with pytest.raises(UsageError, match=r"recommendation@1 ranks items and has no scores .* take it out"):
+        Versions({"recommendation": predictor}, {"recommendation": "recommendation"}, shadow={"recommendation": 1.0})
 
 
 def test_over_http_the_lists_are_the_predictors(predictor: Predictor, features: Features) -> None:

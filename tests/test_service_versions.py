@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from test_service import running
 from typer.testing import CliRunner
 
 from zoo.cli.app import app as command
+from zoo.contract import Target
 from zoo.errors import RegistryError, UsageError
 from zoo.features import Features
 from zoo.predictor import Predictor
@@ -224,6 +226,123 @@ def test_a_shadow_is_asked_the_same_and_answers_nobody(shop: Shop) -> None:
         assert client.get("/health").json()["models"]["churn"]["shadow"] is None
 
 
+def done(shadows: Shadows, requests: int) -> list[dict[str, Any]]:
+    """What came of so many copies."""
+    for _ in range(600):
+        found = shadows.told()
+        if sum(each["requests"] + each["errors"] for each in found) == requests:
+            return found
+        time.sleep(0.01)
+    raise AssertionError(found)
+
+
+def other(predictor: Predictor, number: int, model: str = "churn") -> Predictor:
+    return replace(predictor, version=replace(predictor.version, number=number, model=model))
+
+
+def says(*columns: list[float], names: Sequence[str] = ("score",)) -> Callable[[Predictor], pa.Table]:
+    return lambda _: pa.table(dict(zip(names, columns, strict=True)))
+
+
+def test_a_shadow_that_hangs_keeps_no_other(shop: Shop) -> None:
+    versions, _ = served(shop)
+    answered, shadows, hold = versions["churn"], Shadows(waiting=2), threading.Event()
+
+    def hang(_: Predictor) -> pa.Table:
+        assert hold.wait(30)
+        return pa.table({"score": [0.5]})
+
+    try:
+        for _ in range(4):
+            shadows.copy(answered, other(answered, 7), [{"score": 0.5}], hang)
+        shadows.copy(other(answered, 1, "campaign"), other(answered, 2, "campaign"), [{"score": 0.5}], says([0.4]))
+        hanging, well = done(shadows, 1)
+        assert (hanging["shadow"], hanging["requests"], hanging["dropped"]) == ("churn@7", 0, 2)
+        assert (well["shadow"], well["requests"], well["dropped"]) == ("campaign@2", 1, 0)
+    finally:
+        hold.set()
+
+
+def test_scores_that_are_not_finite_are_errors_and_nothing_else(shop: Shop) -> None:
+    versions, _ = served(shop)
+    answered, shadows = versions["churn"], Shadows()
+    rows = [{"score": 0.2}, {"score": 0.4}]
+    for said in ([0.3, 0.4], [float("nan"), 0.4], [None, 0.4], [0.3, float("inf")]):
+        shadows.copy(answered, other(answered, 7), rows, says(said))  # type: ignore[arg-type]
+    (found,) = done(shadows, 4)
+    assert (found["requests"], found["rows"], found["errors"]) == (1, 2, 3)
+    assert found["most"] == pytest.approx(0.1)
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_correlation_of_a_shadow_is_that_of_its_worst_output(shop: Shop) -> None:
+    from test_predictor import ensemble_of
+
+    versions, _ = served(shop)
+    answered = ensemble_of(versions["churn"], (0.25, 0.25, 0.5), Target("multiclass", classes=("a", "b", "c")))
+    names, shadows = ["score:a", "score:b", "score:c"], Shadows()
+    given = np.array([[0.70, 0.2, 0.10], [0.72, 0.2, 0.08], [0.71, 0.2, 0.09]])
+    said = np.array([[0.72, 0.2, 0.08], [0.70, 0.2, 0.10], [0.71, 0.2, 0.09]])  # a and c the other way round, b as ever
+    rows = [dict(zip(names, row)) for row in given.tolist()]
+    shadows.copy(answered, other(answered, 7), rows, says(*said.T.tolist(), names=names))
+    (found,) = done(shadows, 1)
+    assert found["correlation"] == pytest.approx(-1)
+    shadows.copy(answered, other(versions["churn"], 8), rows, says(*said.T.tolist(), names=names))
+    assert [(each["skipped"], each["requests"]) for each in shadows.told()] == [(0, 1), (1, 0)]
+
+
+@pytest.mark.parametrize(("apart", "correlation"), [(1e-7, 1.0), (0.0, None)])
+def test_a_small_spread_has_a_correlation_and_none_has_none(shop: Shop, apart: float, correlation: float | None) -> None:
+    versions, _ = served(shop)
+    answered, shadows = versions["churn"], Shadows()
+    for step in range(10):
+        score = 0.1 + apart * step
+        shadows.copy(answered, other(answered, 7), [{"score": score}], says([2 * score]))
+    (found,) = done(shadows, 10)
+    assert found["correlation"] == (None if correlation is None else pytest.approx(correlation, abs=1e-6))
+
+
+def test_a_shadow_is_asked_for_the_instant_that_was_answered(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions, features = served(shop, shadow=1.0)
+    promote(shop, 2, "shadow")
+    versions.look()
+    hold, real = threading.Event(), Predictor.predict
+
+    def predict(self: Predictor, *asked: Any, **more: Any) -> Any:
+        if self.version.number == 2:
+            assert hold.wait(30)
+        return real(self, *asked, **more)
+
+    monkeypatch.setattr(Predictor, "predict", predict)
+    tensor = {"inputs": [{"name": "user_id", "shape": [3], "datatype": "INT64", "data": [1, 2, 3]}]}
+    with running(app(versions, features)) as client:
+        try:
+            client.post("/v1/predict", json={"model": "churn", "users": [1, 2, 3]}).raise_for_status()
+            client.post("/v2/models/churn/infer", json=tensor).raise_for_status()
+            client.post(
+                "/v2/models/churn/versions/1/infer", json=tensor
+            ).raise_for_status()  # a version that was named has no shadow
+            later = {"event_id": "later", "user_id": 900, "event_type": "view", "timestamp": "2024-12-01T00:00:00Z"}
+            assert client.post("/v1/events", json={"events": [later]}).json()["added"] == 1  # "now" moves by months
+        finally:
+            hold.set()
+        found = compared(client, 2)
+    assert (found["requests"], found["rows"], found["errors"]) == (2, 6, 0)
+    assert found["most"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_user_whom_no_log_can_hold_is_refused_with_a_canary_or_a_shadow(shop: Shop) -> None:
+    body = b'{"model": "churn", "users": ["\\ud800"]}'
+    versions, features = served(shop, share=0.5, shadow=1.0)
+    with running(app(versions, features)) as client:
+        for alias in (None, "canary", "shadow"):
+            if alias:
+                promote(shop, 2, alias)
+                versions.look()
+            answer = client.post("/v1/predict", content=body, headers={"Content-Type": "application/json"})
+            assert answer.status_code == 422, answer.text
+
+
 def test_what_a_shadow_says_is_compared_row_by_row(shop: Shop) -> None:
     versions, _ = served(shop)
     answered, shadow = versions["churn"], replace(versions["churn"], version=replace(versions["churn"].version, number=7))
@@ -241,12 +360,8 @@ def test_what_a_shadow_says_is_compared_row_by_row(shop: Shop) -> None:
     for what in (ask, fail, ask):  # the third finds two that wait
         shadows.copy(answered, shadow, rows, what)
     hold.set()
-    for _ in range(600):
-        (found,) = shadows.told()
-        if found["requests"] + found["errors"] == 2:
-            break
-        time.sleep(0.01)
-    expected = {"answered": "churn@1", "shadow": "churn@7", "rows": 3, "requests": 1, "dropped": 1, "errors": 1}
+    (found,) = done(shadows, 2)
+    expected = {"answered": "churn@1", "shadow": "churn@7", "rows": 3, "requests": 1, "dropped": 1, "skipped": 0, "errors": 1}
     expected |= {"mean": 0.5, "shadow_mean": 0.4, "apart": 0.5 / 3, "most": 0.4}
     expected["correlation"] = float(np.corrcoef([0.2, 0.4, 0.9], [0.3, 0.4, 0.5])[0, 1])
     assert found.pop("shadow_ms") > 0

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from zoo.events.view import LogView
 
+AS_OF = b"as_of"
+"""Metadata of the schema of ``predict``'s tables: the instant of all rows, microseconds UTC."""
+
 
 def ids_of(rows: int) -> list[str]:
     """One a row, unlike any other's."""
@@ -52,7 +55,7 @@ def scored(
     columns["missing"] = pa.array(missing, pa.list_(pa.string()))
     columns["features"] = pa.array(source, pa.string())
     columns["id"] = pa.array(ids, pa.string())
-    return pa.table(columns)
+    return pa.table(columns, metadata={AS_OF: str(as_of[0])} if len(as_of) else None)
 
 
 def listed(

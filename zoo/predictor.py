@@ -169,6 +169,7 @@ class Predictor:
         the store did not say), ``version``, ``missing`` (names of the members that failed, were late or gave no number) and ``features``
         (``fresh`` from the store, or what the policy has instead: ``last_known``, ``cold``) and ``id`` (of the row's answer, by which
         ``zoo trace`` finds what it was made of); where there are several ``outputs``, each score is a column an output, ``score:OUTPUT``.
+        The schema's metadata has ``as_of``, the instant that was answered for (microseconds UTC).
         Raises UsageError for rows, an ``at`` or a deadline that cannot be meant, UnknownIdError for an identifier of the wrong type; where
         the policy does without no more, FeatureError for features, PluginError for members, LateError for either of them late.
         """

@@ -163,11 +163,9 @@ def app(
             _only_known(predictor, request.rows)
         shadow = versions.shadow(request.model, whom)
 
-        def answers(rows: list[dict[str, Any]]) -> Json:
+        def answers(rows: list[dict[str, Any]], at: int | None) -> Json:
             if shadow is not None:
-                shadows.copy(
-                    predictor, shadow, rows, lambda it: it.predict(request.rows, users=request.users, at=request.instant())
-                )
+                shadows.copy(predictor, shadow, rows, lambda it: it.predict(request.rows, users=request.users, at=at))
             return Json({"answers": [_answer(predictor, row) for row in rows]})
 
         with metrics.of(predictor):
@@ -208,7 +206,7 @@ def app(
             {**facts, "quarantined": dict(report.quarantined), "ignored": list(report.ignored), "warnings": list(report.warnings)}
         )
 
-    add_v2(api, known, versions, metrics, batches, warm, in_time, features)
+    add_v2(api, known, versions, metrics, batches, shadows, warm, in_time, features)
     add_page(api, versions, features, lambda: _health(versions), shadows.told)
     rules.fill(rules_of(api))
     return api

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
+from zoo.answers import AS_OF
 from zoo.deadline import Threads, from_now
 from zoo.errors import FeatureError, LateError
 from zoo.predictor import Predictor
@@ -39,13 +40,16 @@ APART = 2.0
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """One request's rows. at: microseconds UTC or a datetime. instant: of ``time.monotonic()``, by which it has to be answered."""
+    """One request's rows. at: microseconds UTC or a datetime. instant: of ``time.monotonic()``, by which it has to be answered.
+
+    render: makes the answer of its rows and of the time, microseconds UTC, that they were answered for (None without rows).
+    """
 
     predictor: Predictor
     table: pa.Table
     at: Any
     instant: float | None
-    render: Callable[[list[dict[str, Any]]], Any]
+    render: Callable[[list[dict[str, Any]], int | None], Any]
     future: Future[Any] = field(default_factory=Future)
     context: Context = field(default_factory=copy_context)
 
@@ -66,13 +70,13 @@ class Batches:
         self,
         predictor: Predictor,
         rows: Any,
-        render: Callable[[list[dict[str, Any]]], T],
+        render: Callable[[list[dict[str, Any]], int | None], T],
         *,
         users: Sequence[Any] | None = None,
         at: Any = None,
         deadline: float | None = None,
     ) -> T:
-        """``render`` of the rows that ``predictor.predict`` answers with, in a thread. Arguments and errors as there."""
+        """``render`` of the rows that ``predictor.predict`` answers with and of their time, in a thread. Arguments and errors as there."""
         table, instant = predictor.rows(rows, users), from_now(deadline)
         asked = Asked(predictor, table, at, instant, render)
         if len(table) > self._rows:
@@ -143,7 +147,7 @@ def _answer(batch: list[Asked]) -> None:
     first = batch[0]
     try:
         with span("zoo.batch", {"zoo.requests": len(batch)}):
-            rows = _predicted(first.predictor, pa.concat_tables([each.table for each in batch]), first.at, _earliest(batch))
+            rows, at = _predicted(first.predictor, pa.concat_tables([each.table for each in batch]), first.at, _earliest(batch))
     except (FeatureError, LateError) as error:  # of what all share
         for each in batch:
             each.future.set_exception(error)
@@ -155,20 +159,20 @@ def _answer(batch: list[Asked]) -> None:
     begin = 0
     for each in batch:
         end = begin + len(each.table)
-        _told(each, lambda each=each, own=rows[begin:end]: each.render(own))  # type: ignore[misc]
+        _told(each, lambda each=each, own=rows[begin:end]: each.render(own, at))  # type: ignore[misc]
         begin = end
 
 
 def _alone(asked: Asked) -> Any:
-    return asked.render(_predicted(asked.predictor, asked.table, asked.at, asked.instant))
+    return asked.render(*_predicted(asked.predictor, asked.table, asked.at, asked.instant))
 
 
-def _predicted(predictor: Predictor, table: pa.Table, at: Any, instant: float | None) -> list[dict[str, Any]]:
+def _predicted(predictor: Predictor, table: pa.Table, at: Any, instant: float | None) -> tuple[list[dict[str, Any]], int | None]:
     deadline = None if instant is None else instant - time.monotonic()
     if deadline is not None and deadline <= 0:
         raise LateError("the deadline passed before work on this began")
-    rows: list[dict[str, Any]] = predictor.predict(table, at=at, deadline=deadline).to_pylist()
-    return rows
+    found = predictor.predict(table, at=at, deadline=deadline)
+    return found.to_pylist(), int(found.schema.metadata[AS_OF]) if len(found) else None
 
 
 def _earliest(batch: list[Asked]) -> float | None:

@@ -368,19 +368,24 @@ class Health(BaseModel):
 
 
 class Comparison(BaseModel):
-    """What a version answered beside what a shadow would have, over all rows and outputs of the requests that both were asked."""
+    """What a version answered beside what a shadow would have, over all rows and outputs of the requests that both answered."""
 
     answered: str = Field(description="The version whose answers were given.")
     shadow: str
     requests: int
     rows: int
     dropped: int = Field(description="Requests that were not copied, because too many waited for the shadow.")
-    errors: int = Field(description="Requests that the shadow failed; the server's log says what kind of error.")
+    skipped: int = Field(description="Requests that were not copied, because the shadow has other outputs (classes, horizons).")
+    errors: int = Field(
+        description="Requests that the shadow failed, or gave a score that is not finite; the server's log says what kind of error."
+    )
     mean: float | None = Field(description="Mean score that was answered; null, as all that follow, before there is a row.")
     shadow_mean: float | None
     apart: float | None = Field(description="Mean absolute difference.")
     most: float | None = Field(description="Largest difference.")
-    correlation: float | None = Field(description="Pearson's, null where one of them always says the same.")
+    correlation: float | None = Field(
+        description="Pearson's, of several outputs the least; null where one of them always says the same."
+    )
     shadow_ms: float | None = Field(description="Milliseconds that the shadow takes for a request, in its own thread.")
 
 
@@ -389,7 +394,8 @@ class Comparisons(BaseModel):
         {
             "shadows": [
                 {
-                    **{"answered": "churn@3", "shadow": "churn@4", "requests": 500, "rows": 812, "dropped": 0, "errors": 0},
+                    **{"answered": "churn@3", "shadow": "churn@4", "requests": 500, "rows": 812, "dropped": 0},
+                    **{"skipped": 0, "errors": 0},
                     **{"mean": 0.41, "shadow_mean": 0.43, "apart": 0.02, "most": 0.2, "correlation": 0.97, "shadow_ms": 6.2},
                 }
             ]

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,91 +30,107 @@ _log = logging.getLogger(__name__)
 class Compared:
     """What one version answered and a shadow would have, row by row. Sums only: a request is not kept.
 
-    rows: that both answered. dropped: requests that were not copied. errors: requests that the shadow failed.
-    sums: of the answers a, the shadow's b, and a a, b b, a b. apart, most: sum of and largest difference. seconds: the shadow's.
+    rows, requests: that both answered. dropped, skipped: requests that were not copied, for too many waited, or for the shadow's outputs
+    are others. errors: requests that the shadow failed. origin: (2, k), the first scores of each output, a of the answer and b of the
+    shadow. sums: (5, k), of a, b, a a, b b and a b, all less their origin, so that a small spread is not lost to rounding. apart, most:
+    sum of and largest difference. seconds: the shadow's. waiting: copies that wait or are asked now. threads: of this pair alone, so that
+    a shadow that hangs keeps no other.
     """
 
     rows: int = 0
     requests: int = 0
     dropped: int = 0
+    skipped: int = 0
     errors: int = 0
-    sums: Array = field(default_factory=lambda: np.zeros(5))
+    origin: Array | None = None
+    sums: Array = field(default_factory=lambda: np.zeros((5, 1)))
     apart: float = 0.0
     most: float = 0.0
     seconds: float = 0.0
+    waiting: int = 0
+    threads: Threads = field(default_factory=lambda: Threads(most=1))
 
-    def add(self, answered: Array, shadow: Array, rows: int, seconds: float) -> None:
-        """answered, shadow: float64 (n,), scores of the same rows and outputs."""
-        self.rows, self.requests, self.seconds = self.rows + rows, self.requests + 1, self.seconds + seconds
-        a, b, apart = answered, shadow, np.abs(answered - shadow)
-        self.sums += [a.sum(), b.sum(), (a * a).sum(), (b * b).sum(), (a * b).sum()]
+    def add(self, answered: Array, shadow: Array, seconds: float) -> None:
+        """answered, shadow: float64 (n, k), finite scores of the same rows and outputs."""
+        self.rows, self.requests, self.seconds = self.rows + len(answered), self.requests + 1, self.seconds + seconds
+        if not len(answered):
+            return
+        if self.origin is None:
+            self.origin = np.stack([answered[0], shadow[0]])
+        a, b, apart = answered - self.origin[0], shadow - self.origin[1], np.abs(answered - shadow)
+        self.sums = self.sums + np.stack([each.sum(axis=0) for each in (a, b, a * a, b * b, a * b)])
         self.apart += float(apart.sum())
-        self.most = max(self.most, float(apart.max(initial=0.0)))
+        self.most = max(self.most, float(apart.max()))
 
-    def told(self, outputs: int) -> dict[str, Any]:
-        """JSON-ready. outputs: scores that a row has."""
-        n = self.rows * outputs
-        out = {name: getattr(self, name) for name in ("rows", "requests", "dropped", "errors")}
-        if not n:
+    def told(self) -> dict[str, Any]:
+        """JSON-ready."""
+        out = {name: getattr(self, name) for name in ("rows", "requests", "dropped", "skipped", "errors")}
+        if self.origin is None:
             return {**out, **dict.fromkeys(("mean", "shadow_mean", "apart", "most", "correlation", "shadow_ms"))}
-        a, b, aa, bb, ab = (self.sums / n).tolist()
-        spread = sqrt(max(aa - a * a, 0) * max(bb - b * b, 0))
-        correlation = (ab - a * b) / spread if spread > 1e-12 else None
-        means = {"mean": a, "shadow_mean": b, "apart": self.apart / n, "most": self.most}
-        return {**out, **means, "correlation": correlation, "shadow_ms": 1e3 * self.seconds / max(self.requests, 1)}
+        a, b, aa, bb, ab = self.sums / self.rows
+        spread = np.sqrt(np.maximum(aa - a * a, 0) * np.maximum(bb - b * b, 0))
+        varying = spread > 0
+        found = (ab - a * b)[varying] / spread[varying]
+        mean, shadow_mean = (self.origin + np.stack([a, b])).mean(axis=1).tolist()
+        means = {"mean": mean, "shadow_mean": shadow_mean, "apart": self.apart / (self.rows * len(a)), "most": self.most}
+        correlation = float(np.clip(found.min(), -1, 1)) if len(found) else None
+        return {**out, **means, "correlation": correlation, "shadow_ms": 1e3 * self.seconds / self.requests}
 
 
 class Shadows:
-    """Copies of requests, and what came of them. Thread-safe; one thread computes, one request after the other."""
+    """Copies of requests, and what came of them. Thread-safe; a thread a pair of versions computes, one request after the other."""
 
     def __init__(self, waiting: int = WAITING) -> None:
-        self._most, self._count = waiting, 0
-        self._pairs: dict[tuple[str, str], tuple[Compared, int]] = {}
-        self._lock, self._threads = threading.Lock(), Threads(most=1)
+        self._most, self._lock = waiting, threading.Lock()
+        self._pairs: dict[tuple[str, str], Compared] = {}
 
     def copy(
         self, answered: Predictor, shadow: Predictor, rows: Sequence[Mapping[str, Any]], ask: Callable[[Predictor], pa.Table]
     ) -> None:
         """Ask a shadow what was just answered, soon, in a thread, and compare. rows: of the answer. ask: asks a predictor the same."""
         names = [f"score:{output}" for output in answered.outputs] or ["score"]
-        if answered.outputs != shadow.outputs:
-            return  # of another task; the two say different things
         scores = np.array([[row[name] for name in names] for row in rows], np.float64).reshape(len(rows), len(names))
         with self._lock:
-            compared = self._of(answered, shadow, len(names))
-            if self._count >= self._most:
+            compared = self._of(answered, shadow)
+            if answered.outputs != shadow.outputs:  # the two say different things
+                compared.skipped += 1
+                return
+            if compared.waiting >= self._most:
                 compared.dropped += 1
                 return
-            self._count += 1
-        self._threads.submit(lambda: self._compare(compared, scores, shadow, ask, names))
+            compared.waiting += 1
+        compared.threads.submit(lambda: self._compare(compared, scores, shadow, ask, names))
 
     def told(self) -> list[dict[str, Any]]:
         """A line a pair of versions, JSON-ready."""
         with self._lock:
-            return [{"answered": a, "shadow": b, **found.told(outputs)} for (a, b), (found, outputs) in self._pairs.items()]
+            return [{"answered": a, "shadow": b, **found.told()} for (a, b), found in self._pairs.items()]
 
-    def _of(self, answered: Predictor, shadow: Predictor, outputs: int) -> Compared:
+    def _of(self, answered: Predictor, shadow: Predictor) -> Compared:
         key = answered.version.reference, shadow.version.reference
         if key not in self._pairs:
-            self._pairs[key] = Compared(), outputs
+            self._pairs[key] = Compared()
             while len(self._pairs) > PAIRS:
                 del self._pairs[next(iter(self._pairs))]
-        return self._pairs[key][0]
+        return self._pairs[key]
 
     def _compare(
         self, compared: Compared, scores: Array, shadow: Predictor, ask: Callable[[Predictor], pa.Table], names: Sequence[str]
     ) -> None:
-        began = time.perf_counter()
+        began, why = time.perf_counter(), ""
         try:
             table = ask(shadow)
             found = np.array([np.asarray(table[name], np.float64) for name in names]).T.reshape(scores.shape)
+            if not np.isfinite([scores, found]).all():
+                why = "a score is not finite"
         except Exception as error:  # noqa: BLE001 - a shadow may fail in any way, and nobody waits for it
-            _log.warning("%s, a shadow, failed: %s", shadow.version.reference, type(error).__name__)
-            with self._lock:
-                compared.errors += 1
-                self._count -= 1
-            return
+            why = type(error).__name__
         seconds = time.perf_counter() - began
+        if why:
+            _log.warning("%s, a shadow, failed: %s", shadow.version.reference, why)
         with self._lock:
-            compared.add(scores.ravel(), found.ravel(), len(scores), seconds)
-            self._count -= 1
+            compared.waiting -= 1
+            if why:
+                compared.errors += 1
+            else:
+                compared.add(scores, found, seconds)

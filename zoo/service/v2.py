@@ -17,6 +17,7 @@ from zoo.service.batches import Batches
 from zoo.service.messages import DEADLINE, MAX_ROWS, example, read_instant
 from zoo.service.metrics import Metrics
 from zoo.service.problems import Json
+from zoo.service.shadow import Shadows
 from zoo.service.versions import Versions
 
 EXTENSIONS: list[str] = []
@@ -114,6 +115,7 @@ def add_v2(
     versions: Versions,
     metrics: Metrics,
     batches: Batches,
+    shadows: Shadows,
     warm: Callable[[], None],
     in_time: Callable[[Request], float | None],
     features: Features,
@@ -175,9 +177,16 @@ def add_v2(
     async def infer(http: Request, name: str, request: InferRequest, version: str | None = None) -> Json:
         """Predict for every row of the input tensors, in order."""
         users = next((tensor.data for tensor in request.inputs if tensor.name == "user_id"), None)
-        predictor = known(name, users[0] if users else None, version)
+        whom = users[0] if users else None
+        predictor = known(name, whom, version)
+        shadow = versions.shadow(name, whom) if version is None else None
+
+        def copy(columns: dict[str, list[Any]], rows: list[dict[str, Any]], at: int | None) -> None:
+            if shadow is not None:
+                shadows.copy(predictor, shadow, rows, lambda it: it.predict(columns, at=at))
+
         with metrics.of(predictor):
-            return await _infer(batches, predictor, name, request, in_time(http))
+            return await _infer(batches, predictor, name, request, in_time(http), copy)
 
 
 def _inputs(predictor: Predictor, features: Features) -> dict[str, str]:
@@ -198,7 +207,15 @@ def _outputs(predictor: Predictor) -> dict[str, tuple[str, list[int]]]:
     return {"score": ("FP32", width), **members, "newest_event_age": ("FP64", []), "known": ("BOOL", []), **more}
 
 
-async def _infer(batches: Batches, predictor: Predictor, name: str, request: InferRequest, deadline: float | None) -> Json:
+async def _infer(
+    batches: Batches,
+    predictor: Predictor,
+    name: str,
+    request: InferRequest,
+    deadline: float | None,
+    answered: Callable[[dict[str, list[Any]], list[dict[str, Any]], int | None], None],
+) -> Json:
+    """answered: told the columns that were asked, the rows of the answer, and their time."""
     columns = {tensor.name: _column(tensor) for tensor in request.inputs}
     if len(columns) < len(request.inputs):
         raise UsageError("two inputs have one name; expected a tensor a column")
@@ -221,7 +238,8 @@ async def _infer(batches: Batches, predictor: Predictor, name: str, request: Inf
     except ValueError as error:
         raise UsageError(str(error)) from None
 
-    def answer(rows: list[dict[str, Any]]) -> Json:
+    def answer(rows: list[dict[str, Any]], at: int | None) -> Json:
+        answered(columns, rows, at)
         outputs = [
             {"name": n, "datatype": offered[n][0], "shape": [len(rows), *offered[n][1]], "data": _data(predictor, rows, n)}
             for n in wanted

@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
-from zoo.errors import UnknownReferenceError, ZooError
+from zoo.errors import UnknownReferenceError, UsageError, ZooError
 from zoo.features import Features
 from zoo.predictor import Predictor
 from zoo.project import Project
+from zoo.recommender import Recommender
 from zoo.registry import CANARY, SHADOW, Registry, Version, parse
 
 RETRY = 60.0
@@ -73,7 +74,8 @@ class Versions(Mapping[str, Predictor]):
     """Model name -> the predictor that answers for it now. Thread-safe: whoever took a predictor keeps it for the whole answer.
 
     references: model -> the reference asked for; those that name a number never move. Without a source nothing moves. canary, shadow:
-    model -> the share of its requests, 0 to 1, that its canary answers, or that its shadow is asked, too.
+    model -> the share of its requests, 0 to 1, that its canary answers, or that its shadow is asked, too. Raises UsageError for a shadow
+    of a model that ranks items.
     """
 
     def __init__(
@@ -89,6 +91,12 @@ class Versions(Mapping[str, Predictor]):
         self._source = source
         self._moving = {model: text for model, text in (references or {}).items() if parse(text).number is None}
         self._shares: dict[str, float] = {}
+        for model in shadow or {}:
+            if model in self._serving and isinstance(self._serving[model].ensemble, Recommender):
+                raise UsageError(
+                    f"[service.shadow] {model}: {self._serving[model].version.reference} ranks items and has no scores that a shadow's "
+                    "could be compared with; take it out, or try a version on a share of the requests: [service.canary]"
+                )
         for alias, shares in ((CANARY, canary or {}), (SHADOW, shadow or {})):
             self._shares |= {f"{model}@{alias}": share for model, share in shares.items() if model in self._moving}
             for model in shares.keys() - self._moving.keys():
@@ -129,7 +137,8 @@ class Versions(Mapping[str, Predictor]):
         if aside is None:
             return None
         # by version, too: whoever met one canary need not meet the next
-        drawn = int.from_bytes(blake2b(f"{aside.version.reference}/{whom}".encode(), digest_size=8).digest())
+        named = f"{aside.version.reference}/{whom}".encode("utf-8", "surrogatepass")  # what no log can hold is refused later
+        drawn = int.from_bytes(blake2b(named, digest_size=8).digest())
         return aside if drawn < self._shares[name] * 2**64 else None
 
     def look(self, *, retry: bool = False) -> dict[str, str]:
