@@ -66,7 +66,7 @@ class Request:
     def answer(self, store: EventOnlineStore, recent: Recent, part: Part, results: Any) -> tuple[Array, Array]:
         """Add a view's feature vectors to a response's; returns (bool (rows,) which were found, int64 (rows,) newest event's time)."""
         source, table, count = part.table.batch_source, part.table, part.rows
-        kinds = {f.name: _kind_of(f.dtype) for f in table.features}
+        kinds = _kinds_of(table.features)
         columns, at = store.features(self.view, source, part.keys, np.full(count, self.now, np.int64), recent)
         if at is None:
             newest, found = np.full(count, self.now), np.all([codes > 1 for codes in part.keys.values()], axis=0)
@@ -94,16 +94,16 @@ class Request:
             _named(response, part, found, full_names, versions)
 
 
-_kinds: dict[int, tuple[Any, Any]] = {}
+_kinds: dict[int, tuple[Any, dict[str, Any]]] = {}
 
 
-def _kind_of(dtype: Any) -> Any:
-    """A Feast type's value type, kept by the type's identity: Feast's own look at it, and its hash, cost more than to show a value."""
-    held = _kinds.get(id(dtype))
-    if held is None or held[0] is not dtype:
-        if len(_kinds) > 4096:
+def _kinds_of(fields: list[Any]) -> dict[str, Any]:
+    """Value types by name of a view's fields, kept by the list's identity: Feast's own look at them costs more than showing values."""
+    held = _kinds.get(id(fields))
+    if held is None or held[0] is not fields or len(held[1]) != len(fields):
+        if len(_kinds) > 256:
             _kinds.clear()
-        held = _kinds[id(dtype)] = dtype, dtype.to_value_type()
+        held = _kinds[id(fields)] = fields, {field.name: field.dtype.to_value_type() for field in fields}
     return held[1]
 
 
@@ -133,7 +133,7 @@ def requests(
 def _values_of(table: Any, given: Mapping[str, Sequence[Any]], join_keys: Mapping[str, str]) -> dict[str, Sequence[Any]]:
     """Feast values by join key of a view, as it names them; KeyError, Feast's own, where one is missing."""
     own = utils._get_table_entity_values(table, join_keys, given)
-    names = table.join_keys
+    names = [join_keys[name] for name in table.entities]  # as ``table.join_keys``, which Feast works out anew at each look
     if not all(own.get(name) for name in names):
         utils._get_unique_entities(table, given, join_keys)
     return {name: own[name] for name in names}
