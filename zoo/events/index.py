@@ -28,8 +28,6 @@ NO_SESSION = MISSING
 """Session number of an event that carries none."""
 _FEW = 24
 """Rows that are searched one by one."""
-_LONG = 64
-"""Events a row from which on each is searched alone in a small index."""
 _SMALL = 1 << 16
 """Events of an index in which all rows are searched at once, entity and time as one number."""
 _ROWS = 1 << 15
@@ -177,11 +175,14 @@ class Index:
             only += first
             return only
         targets = np.atleast_2d(times)
-        each = len(low) <= _FEW or len(low) * _LONG <= len(self) <= _SMALL
-        if not each and len(self) <= _SMALL and (instants := self._instants()) is not None:
+        if len(low) > _FEW and len(self) <= _SMALL and (instants := self._instants()) is not None:
             return self._found_at_once(instants, low, high, times, right)
-        if each:  # a search in C for each row costs less than bisecting all of them in numpy
-            return (self._each(low, high, np.ascontiguousarray(targets.T), side) + low).reshape(times.shape)
+        if len(low) <= _FEW:  # a search in C for each row costs less than bisecting all of them in numpy
+            found = np.empty(targets.shape, np.int64)
+            for row, (a, b) in enumerate(zip(low.tolist(), high.tolist())):
+                found[:, row] = self.time[a:b].searchsorted(targets[:, row], side)
+            found += low
+            return found.reshape(times.shape)
         found, time = np.empty(targets.shape, np.int64), np.asarray(self.time)  # looks at a mapped array cost more
         order = None
         if len(self) > _CACHED and not (low[1:] >= low[:-1]).all():
@@ -201,12 +202,6 @@ class Index:
                     late = np.maximum(np.minimum(late, end), begin)
                     line[rows] = begin = _bisect(time, np.minimum(np.maximum(early, begin), late), late, at, right)
         return found.reshape(times.shape)
-
-    def _each(self, low: Array, high: Array, times: Array, side: Literal["left", "right"]) -> Array:
-        """int64 (w, n): ``search`` from each row's first event on, one by one. times: (n, w)."""
-        time = np.asarray(self.time)
-        found = [time[a:b].searchsorted(own, side) for a, b, own in zip(low.tolist(), high.tolist(), times)]
-        return np.array(found, np.int64).reshape(times.shape).T
 
     def search_one(self, code: int, times: Array) -> Array:
         """int64 (w,): the entity's first position whose time is >= t, for each of some instants; an unknown code owns nothing."""
