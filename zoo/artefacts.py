@@ -116,6 +116,13 @@ class ArtefactStore:
         """Hash every file without parsing any; raises ArtefactError as ``read`` does."""
         self._verified(digest)
 
+    def send(self, digest: str) -> None:
+        """Where artefacts lie at an address (``RemoteArtefacts``), send it if it is only here. Raises ArtefactError."""
+
+    def held(self, digest: str) -> bool:
+        """Whether ``read`` finds any: as ``exists``, or where artefacts lie at an address, as a copy on this machine."""
+        return self.exists(digest)
+
     def exists(self, digest: str) -> bool:
         """Whether it was written; says nothing of bytes that rotted since (``verify`` does)."""
         return self._directory(digest).is_dir()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zoo.address import LOCAL, shown
 from zoo.errors import UsageError, choices
 from zoo.policy import Policy
 
@@ -66,7 +67,7 @@ class Project:
     """What ``zoo.toml`` says, checked.
 
     root: the repository's folder. timezone: for calendar features and naive input. registry: SQLAlchemy URL. artefacts_url: where artefacts
-    are kept, an address of fsspec's; None for the folder ``artefacts``, which has copies of them otherwise.
+    are kept, an address of fsspec's, absolute; None for the folder ``artefacts``, which has copies of them otherwise.
     log: ``[log]``, the schema of an event log that has to be made (fields of ``LogSchema``); empty where the file does not say.
     service: ``[service]`` as it stands; ``zoo.service`` checks it. traces: answers whose traces are kept (``[traces] keep``), 0 for none.
     """
@@ -161,9 +162,19 @@ def _service(path: Path, table: Any) -> Mapping[str, Any]:
 
 
 def _address(path: Path, value: Any) -> str | None:
-    if value is not None and (not isinstance(value, str) or not re.fullmatch(r"[a-z][a-z0-9+.-]*://.+", value)):
-        raise UsageError(f'{path}: [zoo] artefacts is {value!r}; expected an address of fsspec\'s, as in "s3://bucket/zoo"')
-    return value
+    """The address, a relative path taken from the project's folder."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not re.fullmatch(r"[a-z][a-z0-9+.-]*://.+", value):
+        seen = repr(shown(value) if isinstance(value, str) else value)
+        raise UsageError(f'{path}: [zoo] artefacts is {seen}; expected an address of fsspec\'s, as in "s3://bucket/zoo"')
+    kind, _, place = value.partition("://")
+    if kind == "memory":
+        raise UsageError(
+            f"{path}: [zoo] artefacts is {value!r}, and what is in memory ends with each process; "
+            'expected an address that stays, as in "s3://bucket/zoo" or "file:///mnt/zoo"'
+        )
+    return f"{kind}://{path.parent / place}" if kind in LOCAL and not place.startswith("~") else value
 
 
 def _traces(path: Path, table: Any) -> int:

@@ -59,7 +59,7 @@ def _of_version(own: State, reference: str) -> tuple[Run, str]:
     with registry_of(own) as registry:
         version, scores = registry.get(reference), None
         digest = version.metrics.get("scores")
-        if digest is not None and registry.artefacts.exists(str(digest)):  # a retired version may have lost them
+        if digest is not None and registry.artefacts.held(str(digest)):  # a retired version may have lost them
             try:
                 scores = TestScores.load(registry.artefacts.read(str(digest)))
             except ArtefactError as error:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
+from zoo.address import hidden
 from zoo.errors import RegistryError
 from zoo.registry.models import REVISION
 
@@ -210,7 +211,5 @@ def _words(url: URL, error: BaseException) -> str:
         known = next((words for name, words in remedies.items() if code.startswith(name)), "refused: check the file and its disk")
         return f"{where} {known} ({said})"
     secrets = {str(url.password or ""), *(str(value) for key, value in url.query.items() if "password" in key)} - {""}
-    for secret in sorted(secrets, key=len, reverse=True):  # the longest first, for one may begin another
-        said = said.replace(secret, "***")
     shown = url.set(query={}).render_as_string(hide_password=True)
-    return f"the registry {shown} did not answer: {said}; check that the server runs, and the URL and account in zoo.toml"
+    return f"the registry {shown} did not answer: {hidden(said, secrets)}; check that the server runs, and the URL and account in zoo.toml"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +20,7 @@ from zoo.registry.database import Database, emptied, missing
 from zoo.registry.models import AliasRow, ModelRow, VersionRow
 from zoo.registry.reference import CANARY, CHAMPION, Version, checked, parse
 from zoo.registry.search import matching
+from zoo.registry.values import described, plain
 from zoo.remote import RemoteArtefacts
 
 if TYPE_CHECKING:
@@ -89,9 +89,9 @@ class Registry:
         Raises RegistryError for a bad name or value or an unusable database, ArtefactError when the artefact cannot be stored.
         """
         checked(model, "a model")
-        described = _described(metrics, lineage, tags)
+        about = described(metrics, lineage, tags)
         digest = self.artefacts.write(artefact)
-        return self._added(model, digest, described, lambda: self.artefacts.write(artefact))
+        return self._added(model, digest, about, lambda: self.artefacts.write(artefact))
 
     def add(
         self,
@@ -103,11 +103,11 @@ class Registry:
     ) -> Version:
         """As ``register`` with an artefact that the store holds. Raises ArtefactError where it is missing or damaged."""
         checked(model, "a model")
-        described = _described(metrics, lineage, tags)
+        about = described(metrics, lineage, tags)
         self.artefacts.verify(digest)
-        return self._added(model, digest, described, lambda: self.artefacts.verify(digest))
+        return self._added(model, digest, about, lambda: self.artefacts.verify(digest))
 
-    def _added(self, model: str, digest: str, described: Mapping[str, Any], again: Callable[[], object]) -> Version:
+    def _added(self, model: str, digest: str, about: Mapping[str, Any], again: Callable[[], object]) -> Version:
         """The model's next version. again: called where its artefact went since it was written."""
         created = datetime.now(UTC)
         with self._database.transaction(write=True) as session:
@@ -118,7 +118,7 @@ class Registry:
                 again()
             newest = session.scalar(select(func.max(VersionRow.number)).where(VersionRow.model == model))
             row = VersionRow(
-                model=model, number=(newest or 0) + 1, created=created, digest=digest, status="ready", aliases=[], **described
+                model=model, number=(newest or 0) + 1, created=created, digest=digest, status="ready", aliases=[], **about
             )
             session.add(row)
         return _version(row)
@@ -176,20 +176,24 @@ class Registry:
     def promote(self, model: str, version: int, alias: str = CHAMPION) -> Version | None:
         """Point the alias at a version, and return the version that it pointed at before (None if it is new).
 
-        A version that becomes the champion is no canary any more.
+        A version that becomes the champion is no canary any more. What of it is only here is sent to where artefacts lie.
         Raises UnknownReferenceError for a missing version, RegistryError for a retired one, ArtefactError when its artefact is not whole.
         """
         checked(alias, "an alias")
         found = self.get(f"{model}@{version}")
+        _promotable(found.reference, found.status)  # before anything is sent
         try:
+            self.artefacts.send(found.digest)
             self.artefacts.verify(found.digest)
         except ArtefactError as error:
             raise ArtefactError(f"{found.reference} cannot be promoted: {error}") from error
+        for scores in _digests(found.digest, found.metrics)[1:]:
+            with suppress(ArtefactError):  # it answers without them
+                self.artefacts.send(scores)
         with self._database.transaction(write=True) as session:
             _hold(session, model)
             row = _row(session, model, version)
-            if row.status != "ready":
-                raise RegistryError(f"{found.reference} is {row.status} and cannot be promoted; promote another version")
+            _promotable(found.reference, row.status)
             current = session.get(AliasRow, (model, alias))
             before = None if current is None else current.number
             former = before if before != version or current is None else current.former  # naming it again keeps the way back
@@ -225,6 +229,12 @@ class Registry:
             former = None if row is None else row.former
         if former is None:
             raise RegistryError(f"{model}@{alias} has only ever been {now.reference}; there is no version to go back to")
+        if self.get(f"{model}@{former}").status != "ready":
+            raise RegistryError(
+                f"{model}@{alias} was {model}@{former} before {now.reference}, and that is retired, so there is no way back; name the "
+                f"version to go to, one that `zoo models` shows as ready: zoo promote {model}@NUMBER"
+                + ("" if alias == CHAMPION else f" --alias {alias}")
+            )
         self.promote(model, former, alias)
         return self.get(f"{model}@{former}"), now
 
@@ -235,16 +245,27 @@ class Registry:
             _hold(session, model)
             row = _row(session, model, version)
             if row.aliases:
-                aliases = ", ".join(alias.name for alias in row.aliases)
-                raise RegistryError(f"{model}@{version} is {aliases}; promote another version before it is retired")
+                names = [alias.name for alias in row.aliases]
+                ways = [f"take the alias away first: zoo demote {model}@{name}" for name in names if name != CHAMPION]
+                ways += ["promote another version before it is retired"] * (CHAMPION in names)
+                raise RegistryError(f"{model}@{version} is {', '.join(names)}; {', and '.join(ways)}")
             row.status = "retired"
+
+    def formers(self, model: str) -> dict[int, list[str]]:
+        """Number of a version -> the aliases, sorted, that a rollback points back at it."""
+        found: dict[int, list[str]] = {}
+        with self._database.transaction() as session:
+            for alias in session.scalars(select(AliasRow).where(AliasRow.model == model).order_by(AliasRow.name)):
+                if alias.former is not None:
+                    found.setdefault(alias.former, []).append(alias.name)
+        return found
 
     def tag(self, model: str, version: int, tags: Mapping[str, Any]) -> Version:
         """Set these tags of a version and leave its others; a value of None removes one. Returns it as it is since.
 
         Raises UnknownReferenceError for a missing version, RegistryError for a value that JSON cannot hold.
         """
-        given = _plain(dict(tags), "tags")
+        given = plain(dict(tags), "tags")
         with self._database.transaction(write=True) as session:
             _known(session, model)
             _hold(session, model)
@@ -290,6 +311,11 @@ class Registry:
             if not self._database.is_sqlite:
                 session.execute(text("LOCK TABLE model IN EXCLUSIVE MODE"))
             yield session, list(session.scalars(select(VersionRow).where(VersionRow.model == model).order_by(VersionRow.number)))
+
+
+def _promotable(reference: str, status: str) -> None:
+    if status != "ready":
+        raise RegistryError(f"{reference} is {status} and cannot be promoted; promote another version")
 
 
 def _digests(digest: str, metrics: Mapping[str, Any]) -> list[str]:
@@ -344,26 +370,3 @@ def _version(row: VersionRow) -> Version:
         tags=row.tags,
         status=row.status,
     )
-
-
-def _described(metrics: Mapping[str, Any], lineage: Mapping[str, Any], tags: Mapping[str, Any] | None) -> dict[str, Any]:
-    given = {"metrics": metrics, "lineage": lineage, "tags": tags or {}}
-    return {name: _plain(dict(each), name) for name, each in given.items()}
-
-
-def _plain(value: Any, where: str) -> Any:
-    """The value as JSON and PostgreSQL can hold it: a run of hours must not be lost to one metric that is not a number."""
-    if isinstance(value, Mapping):
-        odd = [key for key in value if not isinstance(key, str)]
-        if odd:
-            raise RegistryError(f"{where} has the key {odd[0]!r}; JSON keys are text")
-        return {key: _plain(each, f"{where}[{key!r}]") for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(each, f"{where}[{at}]") for at, each in enumerate(value)]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist(), where)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, (str, bool, int, float)):
-        return value
-    raise RegistryError(f"{where} is {type(value).__name__}, which JSON cannot hold; give text, a number, a list or a mapping")
