@@ -525,8 +525,60 @@ def test_tags_are_found_and_old_versions_go_with_their_files(project: Path, zoo:
     assert "none of 4 versions matches 'owner=bob'" in zoo("--repo", project, "models", "--search", "owner=bob").out
     assert zoo("--repo", project, "retire", "churn@3").out == "retired: churn@3\n"
     gone = zoo("--repo", project, "retire", "churn", "--keep", "1", "--json").json
-    assert gone == {"model": "churn", "retired": [2], "deleted": [2, 3]}
+    assert gone == {
+        "model": "churn", "retired": [2], "deleted": [2, 3], "left": {"1": "champion names it"}, "no_way_back": [],
+    }  # fmt: skip
     assert len(list((project / "data/artefacts").glob("*/manifest.json"))) == 2
+
+
+def test_retire_says_whose_way_back_ends_and_why_files_stay(project: Path, zoo: Zoo) -> None:
+    with Registry.open(f"sqlite:///{project / 'data/registry.db'}", project / "data/artefacts") as registry:
+        for text in ("1", "2", "3", "4", "4"):
+            registry.register("churn", Artefact(texts={"a": text}), {}, {})
+        registry.promote("churn", 2)
+        registry.promote("churn", 1)
+        registry.promote("churn", 3, "canary")
+    assert zoo("--repo", project, "retire", "churn", "--keep", "1").out == (
+        "retired: churn@4\nfiles deleted of: none\nfiles left of churn@1: champion names it\n"
+        "files left of churn@2: champion would go back to it\nfiles left of churn@3: canary names it\n"
+        "files left of churn@4: another version has the same files\n"
+    )
+    assert zoo("--repo", project, "retire", "churn", "--keep", "9").out.startswith(
+        "retired: none\nfiles deleted of: none\nfiles left"
+    )
+    refused = zoo("--repo", project, "retire", "churn@3")
+    assert (refused.code, "take the alias away first: zoo demote churn@canary" in " ".join(refused.err.split())) == (1, True)
+    assert zoo("--repo", project, "retire", "churn@2").out == (
+        "retired: churn@2\nchurn@champion has no way back any more: a rollback would have gone to the version retired now\n"
+    )
+    back = zoo("--repo", project, "rollback", "churn")
+    assert back.code == 1
+    assert "zoo promote churn@NUMBER" in " ".join(back.err.split())
+    with Registry.open(f"sqlite:///{project / 'data/registry.db'}", project / "data/artefacts") as registry:
+        registry.register("next", Artefact(texts={"a": "9"}), {}, {})
+    assert zoo("--repo", project, "retire", "next", "--keep", "1").out == (
+        "retired: none\nfiles deleted of: none, for no version is older than the newest 1\n"
+    )
+
+
+def test_a_tag_that_no_terminal_can_show_is_refused(project: Path, zoo: Zoo) -> None:
+    with Registry.open(f"sqlite:///{project / 'data/registry.db'}", project / "data/artefacts") as registry:
+        registry.register("churn", Artefact(texts={"a": "1"}), {}, {})
+    refused = zoo("--repo", project, "tag", "churn@1", "owner=\udcff")
+    assert (refused.code, "no valid Unicode" in refused.err) == (1, True)
+    assert zoo("--repo", project, "models").code == 0
+
+
+def test_models_need_no_address_of_artefacts(project: Path, zoo: Zoo) -> None:
+    with Registry.open(f"sqlite:///{project / 'data/registry.db'}", project / "data/artefacts") as registry:
+        registry.register("churn", Artefact(texts={"a": "1"}), {}, {})
+    path = project / "zoo.toml"
+    path.write_text(path.read_text().replace("[zoo]\n", '[zoo]\nartefacts = "ftp://anna:geheim@127.0.0.1:9/x"\n'))
+    assert "churn" in zoo("--repo", project, "models").out
+    refused = zoo("--repo", project, "promote", "churn@1")
+    said = " ".join(refused.err.split())
+    assert (refused.code, "geheim" in said, "plugin" in said) == (1, False, False)
+    assert "ftp://***@127.0.0.1:9/x" in said
 
 
 # Predicting

@@ -226,6 +226,23 @@ def test_retired_versions_are_not_promoted_and_aliased_ones_not_retired(registry
         registry.retire("churn", 3)
     registry.promote("churn", 1, alias="kept")
     assert registry.get("churn").number == 1
+    with pytest.raises(RegistryError, match=r"is champion, kept; take .* first: zoo demote churn@kept, and promote another"):
+        registry.retire("churn", 1)
+
+
+def test_no_rollback_goes_to_a_retired_version(registry):
+    fill(registry, count=3)
+    for alias in ("champion", "canary"):
+        registry.promote("churn", 1, alias)
+        registry.promote("churn", 2, alias)
+    assert registry.formers("churn") == {1: ["canary", "champion"]}
+    registry.retire("churn", 1)
+    for alias, said in (("champion", "NUMBER$"), ("canary", "NUMBER --alias canary$")):
+        with pytest.raises(
+            RegistryError, match=f"churn@{alias} was churn@1 before churn@2, and that is retired.*zoo promote churn@{said}"
+        ):
+            registry.rollback("churn", alias)
+    assert registry.get("churn").number == 2
 
 
 def test_tags_change_later_and_others_stay(registry):
@@ -235,6 +252,8 @@ def test_tags_change_later_and_others_stay(registry):
     assert registry.get("churn@1") == changed
     for model, number, tags, said in (
         ("churn", 2, {}, "no version 2"), ("chrun", 1, {}, "unknown model"), ("churn", 1, {"a": {1}}, r"tags\['a'\] is set"),
+        ("churn", 1, {"a": [{"b": "\ud800"}]}, r"tags\['a'\]\[0\]\['b'\] is '\\ud800', which is no valid Unicode"),
+        ("churn", 1, {"\ud800": 1}, r"a key of tags is '\\ud800', which"),
     ):  # fmt: skip
         with pytest.raises(RegistryError, match=said):
             registry.tag(model, number, tags)

@@ -11,9 +11,11 @@ from zoo.cli.state import Json, state
 from zoo.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from rich.console import Console
 
-    from zoo.registry import Version
+    from zoo.registry import Registry, Version
 
 
 def tag(
@@ -99,21 +101,51 @@ def retire(
     if keep is not None and asked != parse(asked.model):
         raise UsageError(f"--keep asks for a model; expected {asked.model}, not {reference}")
     with registry_of(own) as registry:
-        before = {version.number for version in registry.versions(asked.model) if version.status == "ready"}
-        gone = []
+        before = [version.number for version in registry.versions(asked.model) if version.status == "ready"]
+        formers = registry.formers(asked.model)
+        gone, left = [], {}
         if keep is not None:
             gone = registry.keep(asked.model, keep)
+            left = _left(registry, asked.model, before[-keep:], gone)
         elif asked.number is not None:
             registry.retire(asked.model, asked.number)
-        retired = sorted(before - {version.number for version in registry.versions(asked.model) if version.status == "ready"})
-    document = {"model": asked.model, "retired": retired, "deleted": [version.number for version in gone]}
+        now = {version.number for version in registry.versions(asked.model) if version.status == "ready"}
+    retired = sorted(set(before) - now)
+    ended = sorted({alias for number in retired for alias in formers.get(number, ())})
+    document = {
+        "model": asked.model,
+        "retired": retired,
+        "deleted": [version.number for version in gone],
+        "left": left,
+        "no_way_back": ended,
+    }
 
     def human(console: Console) -> None:
         console.print(f"retired: {', '.join(f'{asked.model}@{number}' for number in retired) or 'none'}")
+        for alias in ended:
+            console.print(
+                f"{asked.model}@{alias} has no way back any more: a rollback would have gone to the version retired now"
+            )
         if keep is not None:
-            console.print(f"files deleted of: {', '.join(version.reference for version in gone) or 'none'}")
+            none = "none" if left else f"none, for no version is older than the newest {keep}"
+            console.print(f"files deleted of: {', '.join(version.reference for version in gone) or none}")
+        for number, why in left.items():
+            console.print(f"files left of {asked.model}@{number}: {why}")
 
     own.answer(as_json, document, human)
+
+
+def _left(registry: Registry, model: str, newest: Collection[int], gone: Collection[Version]) -> dict[int, str]:
+    """Why files of versions that are not the newest stay, by number."""
+    formers = registry.formers(model)
+    left = {}
+    for version in registry.versions(model):
+        if version.number in newest or version in gone or not registry.artefacts.exists(version.digest):
+            continue
+        names = [f"{alias} names it" for alias in version.aliases]
+        names += [f"{alias} would go back to it" for alias in formers.get(version.number, ())]
+        left[version.number] = ", ".join(names) or "another version has the same files"
+    return left
 
 
 def tags_of(version: Version) -> str | None:
