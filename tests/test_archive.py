@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,13 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shop import Shop
@@ -23,7 +31,8 @@ from zoo.errors import ArtefactError, UnknownReferenceError, UsageError, ZooErro
 from zoo.predictor import Predictor
 from zoo.project import Project
 from zoo.registry import Registry
-from zoo.registry.archive import LENGTH, MAGIC, ORIGIN, SIGNATURE, _message, _public, export, fingerprint, import_
+from zoo.registry.archive import LENGTH, MAGIC, ORIGIN, SIGNATURE, _message, _public, export, fingerprint, import_, read
+from zoo.remote import RemoteArtefacts
 
 ARTEFACT = Artefact({"weights": np.arange(12, dtype=np.float32)}, {"model.json": '{"a": 1}', "trees/one.txt": "tree\n"})
 SCORES = Artefact({"score": np.linspace(0, 1, 5)})
@@ -56,7 +65,9 @@ def archive(tmp_path_factory: pytest.TempPathFactory, keys: tuple[Path, Path]) -
         scores = there.artefacts.write(SCORES)
         there.register("churn", Artefact(texts={"model.json": "{}"}), {}, {})
         there.register("churn", ARTEFACT, {"auc": 0.8, "scores": scores}, {"log": {"version": 3}}, {"owner": "anna"})
-        return export(there, "churn@2", keys[0])
+        found = export(there, "churn@2", keys[0])
+        assert found.note is None
+        return found.content
 
 
 def untouched(registry: Registry) -> bool:
@@ -140,6 +151,15 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "traversal": renamed("../../outside.txt"),
     "absolute": renamed("/tmp/outside.txt"),
     "another name": renamed("texts/other.json"),
+    "a number below one": lambda about: about.update(number=-5),
+    "a number that is none": lambda about: about.update(number=True),
+    "a number that no reference has": lambda about: about.update(number=10**12),
+    "a tag that is no text": lambda about: about["tags"].update(note="\ud800"),
+    "a tag's name that is no text": lambda about: about["tags"].update({"\ud800": 1}),
+    "a metric that is no text": lambda about: about["metrics"].update(by=[{"a": "\ud800"}]),
+    "a file's name that is a number": lambda about: about["files"].append({**about["files"][-1], "size": 0, "name": 5}),
+    "a size that is true": lambda about: about["files"][0].update(size=True),
+    "an artefact that is a number": lambda about: about["files"][0].update(artefact=5),
     "no number": lambda about: about.update(number="2"),
     "no model": lambda about: about.pop("model"),
     "a model's bad name": lambda about: about.update(model="../churn"),
@@ -166,6 +186,67 @@ def test_what_a_trusted_key_signed_is_checked_all_the_same(
         import_(registry, signed(keys, json.dumps(about).encode(), rest), [keys[1]])
     assert registry.models() == []
     assert not list(tmp_path.rglob("outside*"))
+
+
+@pytest.mark.parametrize(("number", "said"), [(-5, "is no reference"), (True, "number is bool, expected int")])
+def test_an_odd_header_leaves_nothing(
+    registry: Registry, archive: bytes, keys: tuple[Path, Path], number: Any, said: str
+) -> None:
+    about, rest = parts(archive)
+    with pytest.raises(ArtefactError, match=said):
+        import_(registry, signed(keys, json.dumps({**about, "number": number}).encode(), rest), [keys[1]])
+    assert untouched(registry)
+
+
+@pytest.mark.parametrize(("begin", "size", "said"), [(b"", 30 << 30, "no archive"), (MAGIC, (64 << 30) + 1, "expected at most")])
+def test_what_cannot_be_an_archive_is_not_read(tmp_path: Path, begin: bytes, size: int, said: str) -> None:
+    path = tmp_path / "huge.zoo"
+    with path.open("wb") as file:
+        file.write(begin)
+        file.truncate(size)  # no block of it is on disk
+    with pytest.raises(ArtefactError, match=said):
+        read(path)
+    with pytest.raises(ArtefactError, match="no archive"):
+        read(Path("/dev/zero"))
+    with pytest.raises(UsageError, match="cannot read"):
+        read(tmp_path)
+
+
+MORE_THAN_MEMORY = """
+import resource, sys
+from pathlib import Path
+from zoo.errors import ArtefactError
+from zoo.registry.archive import read
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+try:
+    read(Path(sys.argv[1]))
+except ArtefactError as error:
+    print(error)
+"""
+
+
+def test_an_archive_of_more_bytes_than_memory_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "huge.zoo"
+    with path.open("wb") as file:
+        file.write(MAGIC)
+        file.truncate(30 << 30)
+    done = subprocess.run([sys.executable, "-c", MORE_THAN_MEMORY, path], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{path} has {30 << 30:,} bytes, for which this machine has no memory; see that it is what was sent\n"
+
+
+def test_scores_that_only_this_machine_holds_are_exported_and_lost_ones_named(keys: tuple[Path, Path], tmp_path: Path) -> None:
+    with Registry.open(tmp_path / "registry.db", tmp_path / "artefacts") as before:
+        scores = before.artefacts.write(SCORES)
+        before.register("churn", ARTEFACT, {"scores": scores}, {})
+    with Registry.open(tmp_path / "registry.db", RemoteArtefacts(f"file://{tmp_path}/there", tmp_path / "artefacts")) as there:
+        found = export(there, "churn@1", keys[0])
+        assert found.note is None
+        assert scores in {each["artefact"] for each in parts(found.content)[0]["files"]}
+        there.artefacts.send(scores)
+        there.artefacts.delete(scores)
+        found = export(there, "churn@1", keys[0])
+        assert found.note == f"the scores of its test rows are not in it: their artefact {scores} is gone"
+        assert scores not in {each["artefact"] for each in parts(found.content)[0]["files"]}
 
 
 @pytest.mark.parametrize(
@@ -206,6 +287,24 @@ def test_keys_that_are_none_are_named(registry: Registry, keys: tuple[Path, Path
         path.write_text("no key at all")
     with pytest.raises(UsageError, match="no private key of Ed25519" if content != "none" else "cannot read the key"):
         export(registry, "churn@1", path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme", "said"),
+    [
+        (PrivateFormat.PKCS8, BestAvailableEncryption(b"x"), r"it has a passphrase, .* openssl pkey -in .*key -out plain\.pem"),
+        (PrivateFormat.OpenSSH, NoEncryption(), "in PEM: it is in OpenSSH's own format"),
+    ],
+)
+def test_keys_in_other_forms_are_named(registry: Registry, tmp_path: Path, kind: Any, scheme: Any, said: str) -> None:
+    registry.register("churn", ARTEFACT, {}, {})
+    key, path = Ed25519PrivateKey.generate(), tmp_path / "key"
+    path.write_bytes(key.private_bytes(Encoding.PEM, kind, scheme))
+    with pytest.raises(UsageError, match=said):
+        export(registry, "churn@1", path)
+    path.write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
+    with pytest.raises(UsageError, match="no public key of Ed25519 in PEM: it is in OpenSSH's own format"):
+        import_(registry, b"", [path])
 
 
 def test_a_version_that_is_not_there(registry: Registry, keys: tuple[Path, Path]) -> None:

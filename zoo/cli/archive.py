@@ -34,15 +34,23 @@ def export(
         raise UsageError(f"{file} is there already; name another file, or remove it")
     with registry_of(own) as registry:
         version = registry.get(reference)
-        content = exported(registry, version.reference, key)
+        found = exported(registry, version.reference, key)
     try:
-        file.write_bytes(content)
+        file.write_bytes(found.content)
     except OSError as error:
         raise UsageError(f"cannot write {file}: {error.strerror or error}") from error
-    document = {"model": version.model, "version": version.number, "file": str(file), "bytes": len(content)}
+    document = {
+        "model": version.model,
+        "version": version.number,
+        "file": str(file),
+        "bytes": len(found.content),
+        "note": found.note,
+    }
 
     def human(console: Console) -> None:
-        console.print(f"{version.reference} is in {file}, {len(content):,} bytes")
+        console.print(f"{version.reference} is in {file}, {len(found.content):,} bytes")
+        if found.note is not None:
+            console.print(f"Note: {found.note}")
 
     own.answer(as_json, document, human)
 
@@ -60,12 +68,10 @@ def import_(
     It becomes the model's next version here, which no alias names: `zoo promote` does. A file that no trusted key signed is refused unread.
     """
     from zoo.registry.archive import import_ as imported
+    from zoo.registry.archive import read
 
     own = state(ctx)
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror or error}") from error
+    content = read(file)
     with registry_of(own, create=True) as registry:
         found = imported(registry, content, key)
     version = found.version

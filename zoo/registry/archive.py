@@ -8,6 +8,7 @@ is written before it has the size and hash that the header says.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.artefacts import DIGEST, LARGEST, LARGEST_MANIFEST
-from zoo.errors import ArtefactError, UsageError
-from zoo.registry.reference import Version
+from zoo.errors import ArtefactError, UnknownReferenceError, UsageError
+from zoo.registry.reference import Version, parse
 from zoo.registry.registry import SCORES, Registry
 
 if TYPE_CHECKING:
@@ -33,6 +34,14 @@ _KEYS = "openssl genpkey -algorithm ed25519 -out signing.pem; openssl pkey -in s
 
 
 @dataclass(frozen=True)
+class Exported:
+    """content: the file. note: what is not in it, in words, where the scores of the version's test rows are gone."""
+
+    content: bytes
+    note: str | None = None
+
+
+@dataclass(frozen=True)
 class Imported:
     """version: as it is registered here. origin: the reference it had. signer: the fingerprint of the key that signed it."""
 
@@ -41,15 +50,21 @@ class Imported:
     signer: str
 
 
-def export(registry: Registry, reference: str, key: Path) -> bytes:
+def export(registry: Registry, reference: str, key: Path) -> Exported:
     """A version, with the scores of its test rows where it has them, signed by a private key (PEM).
 
-    Raises UnknownReferenceError for an unknown version, ArtefactError where its artefact is not whole, UsageError for a key that is none.
+    Raises UnknownReferenceError for an unknown version, ArtefactError where its artefact or scores that are there are not whole,
+    UsageError for a key that is none.
     """
     signing = _private(key)
     version = registry.get(reference)
+    digests, note = [version.digest], None
     scores = version.metrics.get(SCORES)
-    digests = [version.digest, scores] if isinstance(scores, str) and _held(registry, scores) else [version.digest]
+    if isinstance(scores, str) and DIGEST.fullmatch(scores):
+        if registry.artefacts.held(scores):
+            digests.append(scores)
+        else:  # of a retired version, or of one that came without them
+            note = f"the scores of its test rows are not in it: their artefact {scores} is gone"
     named, contents = [], []
     for digest in dict.fromkeys(digests):
         for name, content in registry.artefacts.files(digest).items():
@@ -67,7 +82,22 @@ def export(registry: Registry, reference: str, key: Path) -> bytes:
     }
     header = json.dumps(about, sort_keys=True, allow_nan=False).encode("ascii")
     signed = b"".join([len(header).to_bytes(LENGTH, "little"), header, *contents])
-    return MAGIC + signing.sign(_message(signed)) + signed
+    return Exported(MAGIC + signing.sign(_message(signed)) + signed, note)
+
+
+def read(path: Path) -> bytes:
+    """A file's bytes, for ``import_``, once its size and first bytes are those of an archive. Raises UsageError, ArtefactError."""
+    try:
+        with path.open("rb") as file:
+            begin, size = file.read(len(MAGIC)), os.fstat(file.fileno()).st_size
+            _check_begin(begin, size)
+            return begin + file.read()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    except MemoryError:
+        raise ArtefactError(
+            f"{path} has {size:,} bytes, for which this machine has no memory; see that it is what was sent"
+        ) from None
 
 
 def import_(registry: Registry, archive: bytes, keys: Sequence[Path]) -> Imported:
@@ -103,12 +133,7 @@ def _verified(archive: bytes, trusted: Sequence[Ed25519PublicKey]) -> tuple[str,
     from cryptography.exceptions import InvalidSignature
 
     begin = len(MAGIC) + SIGNATURE
-    if not archive.startswith(MAGIC) or len(archive) < begin + LENGTH:
-        raise ArtefactError(
-            "this is no archive of a version, or only the beginning of one; expected a file that `zoo export` wrote"
-        )
-    if len(archive) > LARGEST:
-        raise ArtefactError(f"the archive has {len(archive):,} bytes; expected at most {LARGEST:,}")
+    _check_begin(archive[:begin] if len(archive) >= begin + LENGTH else b"", len(archive))
     signed = archive[begin:]
     for key in trusted:
         try:
@@ -122,6 +147,15 @@ def _verified(archive: bytes, trusted: Sequence[Ed25519PublicKey]) -> tuple[str,
     )
 
 
+def _check_begin(begin: bytes, size: int) -> None:
+    if not begin.startswith(MAGIC):
+        raise ArtefactError(
+            "this is no archive of a version, or only the beginning of one; expected a file that `zoo export` wrote"
+        )
+    if size > LARGEST:
+        raise ArtefactError(f"the archive has {size:,} bytes; expected at most {LARGEST:,}")
+
+
 def _parsed(signed: bytes) -> tuple[dict[str, Any], dict[str, dict[str, bytes]]]:
     """(the header; by digest, an artefact's files) of what a trusted key signed."""
     size = int.from_bytes(signed[:LENGTH], "little")
@@ -133,9 +167,13 @@ def _parsed(signed: bytes) -> tuple[dict[str, Any], dict[str, dict[str, bytes]]]
         about = json.loads(signed[LENGTH:end].decode("ascii"))
         kinds = {"model": str, "number": int, "digest": str, "metrics": dict, "lineage": dict, "tags": dict, "files": list}
         for name, kind in kinds.items():
-            if not isinstance(about[name], kind):
-                raise TypeError(f"{name} is {type(about[name]).__name__}")
+            if type(about[name]) is not kind:  # a bool is an int, too
+                raise TypeError(f"{name} is {type(about[name]).__name__}, expected {kind.__name__}")
+        parse(f"{about['model']}@{about['number']}")
+        json.dumps(about, ensure_ascii=False).encode()  # a lone surrogate is no text that any terminal or database takes
         for each in about["files"]:
+            if [type(each[key]) for key in ("size", "artefact", "name")] != [int, str, str]:
+                raise TypeError("a file has another size, artefact or name than a whole number and texts")
             content = signed[end : end + each["size"]]
             end += each["size"]
             if each["size"] < 0 or len(content) != each["size"] or sha256(content).hexdigest() != each["sha256"]:
@@ -145,13 +183,10 @@ def _parsed(signed: bytes) -> tuple[dict[str, Any], dict[str, dict[str, bytes]]]
             raise ValueError(f"{len(signed) - end:,} bytes more than the header says")
         if about["digest"] not in artefacts:
             raise ValueError("the version's own artefact is not in it")
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ArtefactError(f"the archive does not hold what `zoo export` writes: {str(error)[:200]}") from error
+    except (KeyError, TypeError, ValueError, RecursionError, UnknownReferenceError) as error:
+        told = str(error)[:200]
+        raise ArtefactError(f"the archive does not hold what `zoo export` writes: {told}; ask for another export") from error
     return dict(about), artefacts
-
-
-def _held(registry: Registry, digest: str) -> bool:
-    return bool(DIGEST.fullmatch(digest)) and registry.artefacts.exists(digest)
 
 
 def _private(path: Path) -> Ed25519PrivateKey:
@@ -160,7 +195,7 @@ def _private(path: Path) -> Ed25519PrivateKey:
 
     key = _pem(path, lambda pem: load_pem_private_key(pem, None))
     if not isinstance(key, Ed25519PrivateKey):
-        raise UsageError(f"{path} is no private key of Ed25519. Make a pair with: {_KEYS}")
+        raise UsageError(f"{path} is no private key of Ed25519{_seen(path)}. Make a pair with: {_KEYS}")
     return key
 
 
@@ -170,7 +205,7 @@ def _public(path: Path) -> Ed25519PublicKey:
 
     key = _pem(path, load_pem_public_key)
     if not isinstance(key, Ed25519PublicKey):
-        raise UsageError(f"{path} is no public key of Ed25519. Make a pair with: {_KEYS}")
+        raise UsageError(f"{path} is no public key of Ed25519{_seen(path)}. Make a pair with: {_KEYS}")
     return key
 
 
@@ -184,3 +219,16 @@ def _pem(path: Path, load: Any) -> Any:
         raise UsageError(f"cannot read the key {path}: {error.strerror or error}") from error
     except (ValueError, TypeError, UnsupportedAlgorithm):
         return None
+
+
+def _seen(path: Path) -> str:
+    """What else a file holds that people take for such a key, in words to put behind its name."""
+    content = path.read_bytes().lstrip()
+    if content.startswith((b"-----BEGIN OPENSSH", b"ssh-")):
+        return " in PEM: it is in OpenSSH's own format, which zoo does not read"
+    if content.startswith(b"-----BEGIN ENCRYPTED"):
+        return (
+            " that zoo can read: it has a passphrase, and zoo asks for none. "
+            f"Write it without: openssl pkey -in {path} -out plain.pem; or take another key"
+        )
+    return ""
