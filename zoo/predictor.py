@@ -14,7 +14,7 @@ import numpy as np
 from zoo.answers import ids_of, listed, scored
 from zoo.contract import Array
 from zoo.deadline import Threads, from_now
-from zoo.errors import FeatureError, LateError, PluginError, RegistryError, UsageError, choices
+from zoo.errors import FeatureError, LateError, PluginError, UsageError, choices
 from zoo.events.dictionary import FIRST
 from zoo.events.given import keyed, moment, table_of
 from zoo.events.items import items_where
@@ -22,10 +22,11 @@ from zoo.fallbacks import Fallbacks
 from zoo.features import Features
 from zoo.lineage import Tracer
 from zoo.manager import Plugins, plugins
+from zoo.opening import check_named, check_service, ensemble_of, vocabulary_in
 from zoo.policy import Policy
 from zoo.project import Project
 from zoo.reading import FRESH, Read, Reader
-from zoo.recommender import FILE, Lists, Recommender
+from zoo.recommender import Lists, Recommender
 from zoo.registry import Registry, Version
 from zoo.scoring import Scorer, Scores
 from zoo.spans import span
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from zoo.events.view import LogView
     from zoo.explaining import Explanation
 
 RESERVE = 0.005
@@ -51,7 +53,7 @@ class Predictor:
     """Answers for one model version. Thread-safe; ``load`` makes one.
 
     policy: what an answer may lack. fallbacks: what is answered then; None of versions from before there were any, and of rankings. tracer:
-    keeps what answers were made of; None where the project asks for no traces.
+    keeps what answers were made of; None where the project asks for no traces. log: ``EventLog.id`` of the log whose codes it knows.
     """
 
     version: Version
@@ -61,6 +63,7 @@ class Predictor:
     policy: Policy = field(default_factory=Policy)
     fallbacks: Fallbacks | None = None
     tracer: Tracer | None = None
+    log: str | None = None
     _scorer: Scorer = field(default_factory=Scorer, repr=False)
     # not the scorer's: who waits for a thread must not hold the last one
     _callers: Threads = field(default_factory=Threads, repr=False)
@@ -74,37 +77,31 @@ class Predictor:
         features: the repository's, where the caller has opened them already (several predictors then share one store).
         Raises UsageError where the project is missing, UnknownReferenceError for an unknown model, version or alias, ArtefactError
         where its files are not what was registered, PluginError where the plugin of one of its models is not installed, FeatureError
-        where the feature service is no longer the one it was trained on.
+        where the feature service is no longer the one it was trained on, or the log lacks identifiers that it was trained on.
         """
         project = Project.open(repo)
         found = plugins(without)
         with Registry.of(project, create=False) as registry:
             version, artefact = registry.load(reference)
-        if not {"task", "service_hash"} <= version.lineage.keys():
-            raise RegistryError(
-                f"{version.reference} does not say which task and features it was trained on, so nothing can be predicted with it; "
-                f"train one with: zoo train {version.model}"
-            )
-        ensemble = (Recommender if FILE in artefact.texts else Ensemble).load(artefact, found)
+        check_named(version)
+        ensemble, features = ensemble_of(artefact, found), features or Features.open(project.root)
+        check_service(version, features)
+        log = features.reader.log
+        vocabulary = vocabulary_in(log, version, artefact, ensemble.vocabulary)
+        if vocabulary is not ensemble.vocabulary:
+            ensemble = replace(ensemble, vocabulary=vocabulary)
         kept, spares = Policy.kept(version.lineage.get("serving")), Fallbacks.load(artefact.part("fallbacks"), found)
         tracer = None
         if project.traces:
             tracer = Tracer.of(Traces(project.data / TRACES, project.traces), version, ensemble.members, artefact)
-        predictor = cls(version, ensemble, features or Features.open(project.root), found, kept, spares, tracer)
-        predictor._check_service()
-        return predictor
+        return cls(version, ensemble, features, found, kept, spares, tracer, log.id)
 
-    def _check_service(self) -> None:
-        applied = self.features.services()
-        if self.service not in applied:
+    def _check_log(self, view: LogView) -> None:
+        """Raise FeatureError where another log has taken the place of the one whose codes the ensemble is in."""
+        if self.log is not None and view.log.id != self.log:
             raise FeatureError(
-                f"feature service {self.service!r}, which {self.version.reference} was trained on, is not in the repository; it has: "
-                f"{', '.join(applied) or '(none)'}. Restore its definition and run: zoo apply"
-            )
-        if self.features.schema_hash(self.service) != self.version.lineage["service_hash"]:
-            raise FeatureError(
-                f"feature service {self.service!r} is not the one that {self.version.reference} was trained on (its views, types or "
-                f"aggregations changed since). Restore the definitions and `zoo apply`, or train again: zoo train {self.version.model}"
+                f"the log was replaced since {self.version.reference} was loaded, and codes mean something else in it; load it again "
+                "(restart `zoo serve`)"
             )
 
     @property
@@ -150,6 +147,8 @@ class Predictor:
     def _read(self, rows: Any, at: int | None, instant: float | None = None) -> Read:
         """The features of rows as of ``at``, with what the model is told of items beside them."""
         read = self._reader.read(rows, at, instant)
+        if read.recent is not None:
+            self._check_log(read.recent.view)
         return replace(read, batch=self.features.described(read.batch)) if isinstance(self.ensemble, Recommender) else read
 
     def predict(
@@ -209,6 +208,7 @@ class Predictor:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise UsageError(f"size is {size!r}; expected how many rows a batch has, at least 1")
         features = self.features.pinned()
+        self._check_log(features.reader.view())
         now = features.reader.now() if at is None else moment(at)
         table = self._keyed(self.everyone() if rows is None else table_of(rows))
         times = {"time": np.full(len(table), now)}

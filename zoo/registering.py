@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from zoo.contract import Array, Artefact, Task
 from zoo.fallbacks import Fallbacks
 from zoo.features import Features
+from zoo.identifiers import Identifiers
+from zoo.opening import VOCABULARY
 from zoo.project import Project, TaskSettings
 from zoo.recommender import Recommender
 from zoo.registry import Registry, Version
@@ -55,7 +57,8 @@ def registered(
         "run": run[:16],
     }
     with Registry.of(project) as registry:
-        artefact = ensemble.save()
+        identifiers = Identifiers.behind(ensemble.vocabulary, view.log).save()
+        artefact = Artefact.merged(ensemble.save(), identifiers.nested(VOCABULARY))
         if spares is not None:
             artefact = Artefact.merged(artefact, spares.save().nested("fallbacks"))
         newest = registry.versions(settings.name)[-1:] if settings.name in registry.models() else []

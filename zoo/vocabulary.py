@@ -23,7 +23,10 @@ ITEMS = "item_id"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Dictionary name -> the log codes kept, int32; the code at position i becomes i + 2. Those of training are sorted."""
+    """Dictionary name -> the log codes kept, int32; the code at position i becomes i + 2.
+
+    Those of training are sorted. In a log other than the one trained on a code may be 0: what it stood for is not there.
+    """
 
     kept: Mapping[str, Array]
 
@@ -138,8 +141,8 @@ class Vocabulary:
         tables = {}
         for name, kept in self.kept.items():
             table = np.full(max(FIRST - 1, kept.max(initial=0)) + 2, UNKNOWN, np.int32)
-            table[PADDING] = PADDING
             table[kept] = np.arange(FIRST, FIRST + len(kept))
+            table[PADDING] = PADDING  # last, for those that are not in this log
             tables[name] = table
         return tables
 

@@ -66,7 +66,9 @@ def import_(
     """Register a version that another project exported.
 
     It becomes the model's next version here, which no alias names: `zoo promote` does. A file that no trusted key signed is refused unread.
+    What keeps it from answering here (a plugin, the feature service, identifiers that the log lacks) is warned of.
     """
+    from zoo.opening import lacking
     from zoo.registry.archive import import_ as imported
     from zoo.registry.archive import read
 
@@ -74,11 +76,23 @@ def import_(
     content = read(file)
     with registry_of(own, create=True) as registry:
         found = imported(registry, content, key)
-    version = found.version
-    document = {"model": version.model, "version": version.number, "origin": found.origin, "signer": found.signer}
+        version, artefact = registry.load(found.version.reference)
+    lacks = lacking(own.project, version, artefact, own.without)
+    warnings = [f"the same artefact is registered already, as {', '.join(found.before)}"] if found.before else []
+    warnings += lacks
+    document = {
+        "model": version.model,
+        "version": version.number,
+        "origin": found.origin,
+        "signer": found.signer,
+        "warnings": warnings,
+    }
 
     def human(console: Console) -> None:
         console.print(f"{found.origin}, signed by {found.signer}, is registered as {version.reference}")
-        console.print(f"Make it the one that answers: zoo promote {version.reference}")
+        for warning in warnings:
+            console.print(f"WARNING: {warning}")
+        told = "Once that is settled, make" if lacks else "Make"
+        console.print(f"{told} it the one that answers: zoo promote {version.reference}")
 
     own.answer(as_json, document, human)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -330,7 +331,7 @@ class EventLog:
         tables = lineage.get("tables", {})
         return int(lineage.get("epoch", 0)) == self.epoch and all(self._tables.rewritten(n) <= v for n, v in tables.items())
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Given when the log was made: another log in the same folder has another."""
         return str(self._table.metadata().id)

@@ -43,11 +43,15 @@ class Exported:
 
 @dataclass(frozen=True)
 class Imported:
-    """version: as it is registered here. origin: the reference it had. signer: the fingerprint of the key that signed it."""
+    """version: as it is registered here. origin: the reference it had. signer: the fingerprint of the key that signed it.
+
+    before: versions of the model that had the same artefact here before.
+    """
 
     version: Version
     origin: str
     signer: str
+    before: tuple[str, ...] = ()
 
 
 def export(registry: Registry, reference: str, key: Path) -> Exported:
@@ -116,7 +120,8 @@ def import_(registry: Registry, archive: bytes, keys: Sequence[Path]) -> Importe
     origin = f"{about['model']}@{about['number']}"
     tags = {**about["tags"], ORIGIN: f"{origin} {signer}"}
     version = registry.add(about["model"], about["digest"], about["metrics"], about["lineage"], tags)
-    return Imported(version, origin, signer)
+    same = [each for each in registry.versions(version.model) if each.digest == version.digest and each.number < version.number]
+    return Imported(version, origin, signer, tuple(each.reference for each in same))
 
 
 def fingerprint(key: Ed25519PublicKey) -> str:

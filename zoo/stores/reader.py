@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,13 +28,14 @@ class LogReader:
     """Opens the log of one repository and keeps the view of its newest version.
 
     clock: ``wall``, ``log_end`` (just after the newest event: a log that has ended) or an instant. One view at a time is kept, so
-    memory does not grow with versions.
+    memory does not grow with versions. A log that is made anew in the same folder is opened anew, by its first commit's file.
     """
 
     root: Path
     clock: str
     _view: LogView | None = None
     _pinned: bool = False
+    _mark: tuple[int, int] | None = None
     _lock: Lock = field(default_factory=Lock)
 
     @classmethod
@@ -61,8 +63,22 @@ class LogReader:
         with self._lock:
             if self._pinned and self._view is not None:
                 return self._view
-            self._view = LogView.open(self.root) if self._view is None else self._view.newest()
+            mark = self._first()
+            if self._view is not None and mark == self._mark:
+                self._view = self._view.newest()
+                return self._view
+            if self._view is not None:
+                self._view.log.close()
+            self._view, self._mark = LogView.open(self.root), mark
             return self._view
+
+    def _first(self) -> tuple[int, int] | None:
+        """What tells the log from one made anew: inode and time of its first commit's file, which never changes."""
+        try:
+            found = os.stat(f"{self.root}/log/_delta_log/{0:020d}.json")  # noqa: PTH116 - asked on every read
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns
 
     def pinned(self) -> LogReader:
         """A reader that stays at the version that is the newest now, whatever is committed later."""
@@ -76,7 +92,8 @@ class LogReader:
     @property
     def log(self) -> EventLog:
         """The log itself, which every version shares."""
-        return (self._view or self.view()).log
+        held = self._view
+        return held.log if held is not None and (self._pinned or self._first() == self._mark) else self.view().log
 
     def now(self, view: LogView | None = None) -> int:
         """What time it is, microseconds UTC. view: the newest, where one was just opened."""
