@@ -39,7 +39,8 @@ def registered(
 ) -> Version:
     """The version that a run is: a new one, or the newest where it is the same content from the same everything.
 
-    spares: what is answered while members are lost. run: a digest of what the members scored.
+    spares: what is answered while members are lost. run: a digest of what the members scored. Raises FeatureError where identifiers that
+    the model knows were forgotten since the view was opened.
     """
     lineage = {
         "task": {"name": settings.name, "kind": settings.task, "entities": list(task.entities), "service": task.service},
