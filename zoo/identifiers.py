@@ -105,7 +105,7 @@ class Identifiers:
         if dictionary is not None and _same(dictionary, codes, ids):
             return codes
         found = np.full(len(ids), UNKNOWN, np.int32) if dictionary is None else _found(dictionary, ids)
-        if len(np.unique(found[found > UNKNOWN])) < (found > UNKNOWN).sum():
+        if np.bincount(found)[FIRST:].max(initial=0) > 1:
             raise ArtefactError(f"an identifier of {name} is in the vocabulary of {who} twice; restore it, or train again")
         gone = np.flatnonzero(found == UNKNOWN)
         if not len(gone):
