@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from datetime import datetime
 
 import numpy as np
 import pandas as pd
@@ -158,6 +159,31 @@ def test_a_push_with_a_type_that_the_log_does_not_have_is_taken_and_told(log):
     assert append(log, [{**row, "event_type": "purchse"}], idempotency_key="known").warnings == ()
     table = pl.DataFrame([{**row, "event_type": "refund"}] * 40)
     assert [w[:20] for w in append(log, table, idempotency_key="many").warnings] == ["event_type 'refund' "]
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "said"),
+    [
+        (1_717_200_000, "column 'timestamp' is int64; expected times with an offset, as in 2018-01-01T12:00:00Z"),
+        (datetime(2024, 1, 1), "'timestamp' holds naive times .*; expected times with an offset, as in 2018-01-01T12:00:00Z"),
+    ],
+)
+def test_times_of_a_push_that_cannot_be_read_are_refused_without_advice_for_files(log, timestamp, said):
+    row = {"user_id": 1, "item_id": 1, "event_type": "purchase", "timestamp": timestamp}
+    with pytest.raises(SchemaError, match=f"{said}$"):
+        append(log, pl.DataFrame([row]), idempotency_key="k")
+
+
+def test_a_push_with_items_that_nothing_names_is_taken_and_told_once(log):
+    row = {"user_id": 1, "item_id": 1, "event_type": "purchase", "timestamp": "2024-01-01T00:00:00Z"}
+    assert append(log, [row], idempotency_key="first").warnings == ()  # the log was empty: every item is new
+    log.put_table("items", pl.DataFrame({"item_id": [2], "category": ["tea"]}))
+    assert append(log, [row, {**row, "item_id": 2}], idempotency_key="known").warnings == ()
+    [warning] = append(log, [{**row, "item_id": item} for item in (7, 1, 8, 7)], idempotency_key="new").warnings
+    assert warning.startswith("item_id 7 and 1 more are new to this log: no event before and no row of the item table")
+    assert append(log, [{**row, "item_id": 7}], idempotency_key="again").warnings == ()
+    table = pl.DataFrame([{**row, "item_id": 9}] * 40)
+    assert [w[:17] for w in append(log, table, idempotency_key="many").warnings] == ["item_id 9 is new "]
 
 
 # What is read

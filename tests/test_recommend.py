@@ -92,6 +92,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     log = shop.make_log(root / "data" / "log")
     sets = [(1, item) for item in range(1, 9)]
     log.put_table("campaigns", pl.DataFrame({"campaign_id": np.arange(1, shop.CAMPAIGNS + 1)}), "campaign_id")
+    items = np.arange(1, shop.ITEMS + 1)
+    kinds = [shop.CATEGORIES[item % 4] for item in items]
+    log.put_table("items", pl.DataFrame({"item_id": items, "category": kinds, "price": items / 2}), "item_id")
     log.put_set("campaign_items", pl.DataFrame(sets, ("campaign_id", "item_id"), orient="row"), ("campaign_id", "item_id"))
     apply(root)
     return root
@@ -227,6 +230,8 @@ def test_a_stranger_gets_what_is_popular_and_a_mark(predictor: Predictor) -> Non
         (([1], 0), {}, "k is 0; expected how many items to list"),
         (([1],), {"where": {"colour": "red"}}, "unknown column of the item table 'colour'; choose one of: category"),
         (([1],), {"where": {"category": "cars"}}, "no item has category 'cars'"),
+        (([1],), {"where": {"price": "cheap"}}, "price of items is a number of 64 bits; seen 'cheap'"),
+        (([1],), {"where": {"price": 10**400}}, r"price of items is a number of 64 bits; seen 10{39}\.\.\.; expected such a one"),
     ],
 )
 def test_lists_that_cannot_be_meant_are_refused(predictor: Predictor, arguments: Any, options: Any, message: str) -> None:
@@ -288,8 +293,9 @@ def test_over_http_the_lists_are_the_predictors(predictor: Predictor, features: 
         assert all(0 < len(answer["items"]) <= shop.ITEMS for answer in everything)
         assert ask(users=[]).json() == {"answers": []}
         for body, status, said in (
-            ({"users": [1], "k": 0}, 422, "k: Input should be greater than or equal to 1"),
+            ({"users": [1], "k": 0}, 422, "k: Input should be greater than or equal to 1; seen 0"),
             ({"users": ["1"]}, 422, "user_id '1' is string"),
+            ({"users": [1], "where": {"price": 10**400}}, 422, "price of items is a number of 64 bits; seen 1000"),
             ({"users": [1], "where": {"colour": "red"}}, 422, "unknown column of the item table 'colour'"),
             ({"users": [1], "model": "churn"}, 404, "choose one of: recommendation, scores"),
             ({"users": [1], "model": "scores"}, 422, "ranks no items; ask it for scores"),

@@ -288,10 +288,36 @@ BODIES: dict[str, tuple[str, Any, int, str, str]] = {
         "row 0: unknown column 'usr'",
     ),
     "text for a number": ("predict", {"model": "churn", "users": ["1"]}, 422, "identifier", "user_id '1' is string"),
-    "mixed types": ("predict", {"model": "churn", "users": [1, "1"]}, 422, "usage", "expected values of one type"),
-    "boolean": ("predict", {"model": "churn", "users": [True]}, 422, "invalid_request", "users.0"),
-    "fraction": ("predict", {"model": "churn", "rows": [{"user_id": 1.5}]}, 422, "identifier", "expected whole numbers"),
-    "number beyond 64 bits": ("predict", {"model": "churn", "users": [2**64]}, 422, "usage", "'user_id' cannot be read"),
+    "mixed types": (
+        "predict",
+        {"model": "churn", "users": [1, "1"]},
+        422,
+        "usage",
+        "'user_id' cannot be read: row 0 holds 1, row 1 holds '1'; expected values of one type",
+    ),
+    "boolean": (
+        "predict",
+        {"model": "churn", "users": [1, True, 1.5]},
+        422,
+        "invalid_request",
+        "users.1: seen true; expected a whole number or text; users.2: seen 1.5; expected a whole number or text",
+    ),
+    "long text": ("predict", {"model": "churn", "users": 7 * ["x" * 99], "at": [1]}, 422, "invalid_request", "at: seen a list; "),
+    "many mistakes": ("predict", {"model": "churn", "users": [1.5] * 7}, 422, "invalid_request", "text; 2 more"),
+    "fraction": (
+        "predict",
+        {"model": "churn", "rows": [{"user_id": 1.5}]},
+        422,
+        "identifier",
+        "user_id 1.5 is no identifier of this log; expected whole numbers of at most 64 bits, as in 42",
+    ),
+    "number beyond 64 bits": (
+        "predict",
+        {"model": "churn", "users": [1, 2**63]},
+        422,
+        "usage",
+        "'user_id' cannot be read: row 1 holds 9223372036854775808; expected whole numbers of at most 64 bits",
+    ),
     "partner of the wrong type": (
         "predict",
         {"model": "campaign", "rows": [{"user_id": 1, "campaign_id": "x"}]},
@@ -299,7 +325,13 @@ BODIES: dict[str, tuple[str, Any, int, str, str]] = {
         "identifier",
         "campaign_id 'x' is string",
     ),
-    "nested key": ("predict", {"model": "churn", "rows": [{"user_id": [1]}]}, 422, "invalid_request", "rows.0.user_id"),
+    "nested key": (
+        "predict",
+        {"model": "churn", "rows": [{"user_id": [1]}]},
+        422,
+        "invalid_request",
+        "rows.0.user_id: seen a list; ",
+    ),
     "naive at": (
         "predict",
         {"model": "churn", "users": [1], "at": "2024-02-01T00:00:00"},
@@ -338,9 +370,15 @@ BODIES: dict[str, tuple[str, Any, int, str, str]] = {
         {"events": [{"event_id": "x", "event_type": "view", "timestamp": LATER}]},
         422,
         "schema",
-        "'user_id'",
+        "no column 'user_id'; found: event_id, event_type, timestamp; expected events with user_id, event_type and timestamp",
     ),
-    "naive event time": ("events", {"events": [purchase(1, "n", timestamp="2024-05-01T00:00:00")]}, 422, "schema", "naive times"),
+    "naive event time": (
+        "events",
+        {"events": [purchase(1, "n", timestamp="2024-05-01T00:00:00")]},
+        422,
+        "schema",
+        "holds naive times ('2024-05-01T00:00:00'); expected times with an offset, as in 2018-01-01T12:00:00Z",
+    ),
     "an event that is no object": ("events", {"events": [1]}, 422, "invalid_request", "events.0"),
     "unknown field beside events": ("events", {"events": [], "key": "x"}, 422, "invalid_request", "'key'; choose one of: events"),
 }
@@ -353,6 +391,7 @@ def test_a_body_that_cannot_be_meant_is_refused_with_what_was_expected(served: S
     found = problem(served.client.post(f"/v1/{route}", json=body))
     assert found[:2] == (status, kind)
     assert message in found[2]
+    assert not any(word in found[2] for word in ("zoo.toml", "mapping=", "zoo init"))  # advice for files, which a push is not
     assert len(found[2]) < 2_000
     assert served.features.reader.view().log.count() == count
     assert served.predict(users=[1]).status_code == 200

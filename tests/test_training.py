@@ -44,6 +44,21 @@ def project(trained_shop: Shop) -> Project:
     return Project.open(trained_shop.root)
 
 
+def test_members_that_cannot_answer_the_task_are_refused_before_features_are_read(project: Project, features: Features) -> None:
+    told: list[str] = []
+    said = r"member 'linear': linear predicts binary, value; the task is multiclass; models that predict it: .*gbdt"
+    with pytest.raises(UsageError, match=said):
+        train(
+            replace(project, tasks={"behaviour": replace(project.task("churn"), name="behaviour", task="behaviour", own={})}),
+            "behaviour",
+            plugins=plugins(),
+            features=features,
+            members=["gbdt", "linear"],
+            progress=lambda _, text: told.append(text),
+        )
+    assert told == []
+
+
 # Labels
 
 

@@ -69,8 +69,10 @@ class Member:
         model = found.model(self.model)
         spec = model.plugin.spec
         if target.kind not in spec.targets:
+            able = sorted(name for name, each in found.models.items() if target.kind in each.plugin.spec.targets)
             raise UsageError(
-                f"member {self.name!r}: {self.model} predicts {', '.join(sorted(spec.targets))}; the task is {target.kind}"
+                f"member {self.name!r}: {self.model} predicts {', '.join(sorted(spec.targets))}; the task is {target.kind}; "
+                f"models that predict it: {', '.join(able) or '(none)'}"
             )
         try:
             return model, spec.params()(**self.params)

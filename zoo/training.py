@@ -170,6 +170,8 @@ def train(
     os.environ.setdefault("ZOO_CACHE", str(project.cache / "states"))
     view = features.reader.view()
     task = task.resolved(view, settings.own)
+    for member in chosen:
+        member.resolve(plugins, task.target)
     say(0.0, "examples")
     begin, end = (None if t is None else instant(t) for t in (test_start, test_end))
     rows = split(task, settings, view, begin, end, open_labels)

@@ -59,7 +59,12 @@ def as_ids(values: Any, kind: IdType, name: str) -> pa.Array:
         try:
             return array.cast(pa.int64())
         except pa.ArrowInvalid as error:
-            raise UnknownIdError(f"{name}: {error}; expected whole numbers of at most 64 bits") from error
+            told = next(
+                (repr(v) for v in array.to_pylist() if v is not None and not (abs(v) < 2**63 and v == int(v))), str(error)
+            )
+            raise UnknownIdError(
+                f"{name} {told} is no identifier of this log; expected whole numbers of at most 64 bits, as in 42"
+            ) from error
     seen = next((v for v in array[:100].to_pylist() if v is not None), None)
     raise UnknownIdError(
         f"{name} {seen!r} is {found}; this log's are of type {kind}: the same identifier in another type is another one"

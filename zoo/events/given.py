@@ -75,7 +75,26 @@ def _column(name: str, values: Any) -> pa.Array:
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
-        raise UsageError(f"column {name!r} cannot be read: {error}; expected values of one type") from error
+        raise UsageError(f"column {name!r} cannot be read: {_why(values, error)}") from error
+
+
+def _why(values: Any, error: Exception) -> str:
+    """What Arrow cannot make a column of, in words."""
+    first: dict[type, int] = {}
+    for row, value in enumerate(values if isinstance(values, (list, tuple)) else ()):
+        if type(value) is int and not -(2**63) <= value < 2**63:
+            return f"row {row} holds {_short(value)}; expected whole numbers of at most 64 bits"
+        if value is not None:
+            first.setdefault(float if type(value) is int else type(value), row)  # Arrow takes both kinds of number together
+    if len(first) > 1:
+        seen = ", ".join(f"row {row} holds {_short(values[row])}" for row in [*first.values()][:2])
+        return f"{seen}; expected values of one type"
+    return f"{error}; expected values of one type"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 Given = Mapping[str, Any]

@@ -26,6 +26,7 @@ from zoo.events.readers import digest, open_source
 from zoo.events.rows import Plan, Rejected, clean, none_rejected, plan, sift
 from zoo.events.sources import Chunk, ListSource, ObjectSource, Source, TableSource
 from zoo.events.tables import as_table
+from zoo.events.times import ColumnError
 
 if TYPE_CHECKING:
     from zoo.events.identity import EventIds
@@ -142,6 +143,15 @@ def append(log: EventLog, frame: Any, idempotency_key: str | None = None, now: i
         source = frame
     else:
         source = ObjectSource(frame) if isinstance(frame, Sequence) else TableSource(as_table(frame))
+    try:
+        return _append(log, source, idempotency_key, now, started)
+    except ColumnError as error:
+        raise SchemaError(error.pushed) from error
+
+
+def _append(
+    log: EventLog, source: ObjectSource | ListSource | TableSource, idempotency_key: str | None, now: int, started: float
+) -> IngestReport:
     aliased = log.schema.clock == "time" and "time" in source.names and "timestamp" not in source.names
     how = plan(source, log.schema, {"time": "timestamp"} if aliased else None, unit="us" if aliased else None)
     if idempotency_key is not None and not 0 < len(idempotency_key) <= 200:
@@ -169,7 +179,16 @@ def append(log: EventLog, frame: Any, idempotency_key: str | None = None, now: i
             repeated = push.again - sum(quarantined.values())
         rows = push.rows if push.again is None else push.again
         seconds = time.perf_counter() - started
-        return IngestReport(rows, push.added, repeated, quarantined, seconds, push.version, how.ignored, _new(log, push.types))
+        warnings = (*_new(log, push.types), *_new_items(push.items))
+        return IngestReport(rows, push.added, repeated, quarantined, seconds, push.version, how.ignored, warnings)
+
+
+def _new_items(items: Sequence[Any]) -> tuple[str, ...]:
+    """One warning of items that neither an event nor the item table named: their identifiers may be wrong."""
+    if not items:
+        return ()
+    many = f" and {len(items) - 1} more are" if len(items) > 1 else " is"
+    return (f"item_id {items[0]!r}{many} new to this log: no event before and no row of the item table names such an item",)
 
 
 def _new(log: EventLog, types: Sequence[str]) -> tuple[str, ...]:

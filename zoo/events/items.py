@@ -32,6 +32,9 @@ def items_where(view: LogView, where: Mapping[str, Any]) -> Array:
         else:
             try:
                 kept &= inside & (values == float(value))
-            except (TypeError, ValueError):
-                raise UsageError(f"{name} of items is a number; seen {value!r}") from None
+            except (TypeError, ValueError, OverflowError):
+                seen = repr(value)
+                raise UsageError(
+                    f"{name} of items is a number of 64 bits; seen {seen if len(seen) <= 40 else f'{seen[:40]}...'}; expected such a one"
+                ) from None
     return np.flatnonzero(kept).astype(np.int32)

@@ -26,7 +26,8 @@ class Push:
     """One push on its way. good: its clean rows, without ``seq``. key: what its idempotency key is recorded as.
 
     version: Delta's when it was committed. added, repeated: what became of its rows once it is done.
-    again: rows that came under the same key before, None where none did. types: event types that the log's events did not have.
+    again: rows that came under the same key before, None where none did. types, items: event types and items that the
+    log did not have before.
     """
 
     good: pa.Table | Few
@@ -39,6 +40,7 @@ class Push:
     repeated: int = 0
     again: int | None = None
     types: tuple[str, ...] = ()
+    items: tuple[Any, ...] = ()
     error: BaseException | None = None
     done: bool = field(default=False)
 
@@ -103,7 +105,9 @@ class Pushes:
                             ids = log.live_ids() if ids is None else ids
                             good, push.repeated = _unseen(good, ids) if isinstance(good, Few) else unseen(good, ids)
                         codes = self._codes(good, given)
-                        push.types = tuple(str(value) for name, _, value in codes if name == "event_type") if count else ()
+                        if count:
+                            push.types = tuple(str(value) for name, _, value in codes if name == "event_type")
+                            push.items = tuple(value for name, _, value in codes if name == "item_id")
                         bad = self._bad(push, kept)
                         if not len(good) and not bad and push.key is None:
                             continue

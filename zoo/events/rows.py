@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zoo.contract import Array
-from zoo.errors import SchemaError, UsageError, choices
+from zoo.errors import UsageError, choices
 from zoo.events import values
 from zoo.events.quick import quick
 from zoo.events.schema import MICROSECONDS, MONEY, LogSchema
 from zoo.events.sources import Chunk, Source
-from zoo.events.times import check_type, read_times
+from zoo.events.times import ColumnError, check_type, read_times
 
 LAST_POSITION = 2**63 // MICROSECONDS - 1
 
@@ -85,10 +85,12 @@ def plan(
             columns[name] = name
     missing = [n for n in ("user_id", "event_type", schema.time_column, *required) if n not in columns]
     if missing:
-        raise SchemaError(
-            f"no column {missing[0]!r}; found: {', '.join(source.names) or '(none)'}. Say which one holds it: "
-            f"THEIRS = \"{missing[0]}\" under [ingest.columns] in zoo.toml, in Python mapping={{'THEIRS': {missing[0]!r}}}"
-            + ("; for events without items add an empty one" if missing[0] == "item_id" else "")
+        raise ColumnError(
+            f"no column {missing[0]!r}; found: {', '.join(source.names) or '(none)'}",
+            f'. Say which one holds it: THEIRS = "{missing[0]}" under [ingest.columns] in zoo.toml, in Python '
+            f"mapping={{'THEIRS': {missing[0]!r}}}"
+            + ("; for events without items add an empty one" if missing[0] == "item_id" else ""),
+            f"; expected events with user_id, event_type and {schema.time_column}",
         )
     kinds = {name: _kind(schema, name, unit) for name in columns}
     timezone = timezone or schema.timezone

@@ -39,10 +39,19 @@ def naive_to_utc(values: pa.Array, timezone: str) -> pa.Array:
     return local.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null").dt.convert_time_zone("UTC").to_arrow()
 
 
-def _naive_refused(column: str, found: str) -> SchemaError:
-    return SchemaError(
-        f"column {column!r} holds naive times ({found}); expected times with an offset, or a log whose schema "
-        "states a timezone (zoo init --timezone NAME; in Python timezone=NAME)"
+class ColumnError(SchemaError):
+    """A column that cannot be read as it is. pushed: the same, and what to do, for events that are pushed, which have no options."""
+
+    def __init__(self, seen: str, of_files: str, pushed: str) -> None:
+        super().__init__(f"{seen}{of_files}")
+        self.pushed = f"{seen}{pushed}"
+
+
+def _naive_refused(column: str, found: str) -> ColumnError:
+    return ColumnError(
+        f"column {column!r} holds naive times ({found}); expected times with an offset",
+        ", or a log whose schema states a timezone (zoo init --timezone NAME; in Python timezone=NAME)",
+        ", as in 2018-01-01T12:00:00Z",
     )
 
 
@@ -54,9 +63,10 @@ def check_type(column: str, found: pa.DataType, timezone: str | None, unit: str 
             raise _naive_refused(column, str(found))
     elif types.is_integer(found):
         if unit is None:
-            raise SchemaError(
-                f"column {column!r} is {found}; expected times. For numbers since 1970 say their unit (s, ms, us or ns): time_unit "
-                "under [ingest] in zoo.toml, in Python time_unit="
+            raise ColumnError(
+                f"column {column!r} is {found}; expected times",
+                ". For numbers since 1970 say their unit (s, ms, us or ns): time_unit under [ingest] in zoo.toml, in Python time_unit=",
+                " with an offset, as in 2018-01-01T12:00:00Z",
             )
     elif not (types.is_timestamp(found) or types.is_null(found) or is_text(found)):
         raise SchemaError(f"column {column!r} is {found}; expected times, ISO 8601 text, or whole numbers with a stated unit")

@@ -286,7 +286,7 @@ class Report(BaseModel):
     ignored: list[str] = Field(description="Fields that this log has no place for.")
     version: int = Field(description="The log's version after the push.")
     warnings: list[str] = Field(
-        description="What whoever pushed should know: that the clock moved far, or that a type of event is new to the log."
+        description="What whoever pushed should know: that the clock moved far, or that a type of event or an item is new to the log."
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,22 @@ MAX_BODY = 4 * 1024 * 1024
 """Bytes of one request's body."""
 SHOWN = 5
 """Mistakes in one body that are told."""
+SEEN = 40
+"""Characters of a value that are quoted."""
 LONGEST = 1_000
 """Characters of a message: a mistake may be as long as the body."""
 
+_BRANCHES = {"int", "float", "str", "bool"}
+"""What pydantic names the types of a union that a value may be of; it tells each that it is not, at a place below the value's own."""
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+}
 _log = logging.getLogger(__name__)
 
 
@@ -93,14 +107,34 @@ async def _invalid(request: Request, error: Exception) -> Json:
         return problem(
             415, "unsupported_media_type", f"the body has Content-Type {kind or '(none)'!r}; expected application/json", path=path
         )
-    told = [_told(each) for each in found[:SHOWN]]
-    more = [f"{len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    values: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for each in found:
+        place = each["loc"][1:]
+        values.setdefault(place[:-1] if place and place[-1] in _BRANCHES else place, []).append(each)
+    told = [_told(*each) for each in [*values.items()][:SHOWN]]
+    more = [f"{len(values) - SHOWN} more"] if len(values) > SHOWN else []
     return problem(422, "invalid_request", "; ".join([*told, *more]), path=path)
 
 
-def _told(error: dict[str, Any]) -> str:
-    where = ".".join(str(step) for step in error["loc"][1:]) or "the body"
-    return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+def _told(place: tuple[Any, ...], errors: Sequence[dict[str, Any]]) -> str:
+    """errors: of one value, each says what it might have been."""
+    where = ".".join(map(str, place)) or "the body"
+    first = errors[0]
+    if all(each["type"] in _EXPECTED for each in errors):
+        *others, last = [_EXPECTED[each["type"]] for each in errors]
+        expected = f"{', '.join(others)} or {last}" if others else last
+        return f"{where}: seen {_seen(first['input'])}; expected {expected}"
+    message = first["msg"].removeprefix("Value error, ")
+    tells = first["type"] in ("missing", "value_error") or isinstance(first["input"], (dict, list))
+    return f"{where}: {message}" if tells else f"{where}: {message}; seen {_seen(first['input'])}"
+
+
+def _seen(value: Any) -> str:
+    """A JSON value, in short."""
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= SEEN else f"{text[:SEEN]}..."
 
 
 async def _http(request: Request, error: Exception) -> Json:
