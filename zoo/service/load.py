@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 LEAST = 16
-SOON = 0.15
+SOON = 0.25
 """Seconds that a request may take, waiting for the batches before it included, before the limit comes down."""
 PAUSE = 0.1
 """Seconds between two cuts: one moment of congestion counts once."""
