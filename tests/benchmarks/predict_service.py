@@ -123,18 +123,30 @@ async def _in_turn(predictor: Any, port: int, seconds: float) -> list[list[float
 
 
 def p6() -> list[Figure]:
-    """Goodput at three times the peak, and how soon the rest is refused."""
-    seconds = 3 if QUICK else 20
+    """Goodput at three times the peak, and how soon the rest is refused.
+
+    Peak and overload take turns, and each overload is held against the peaks before and after it: the machine's speed drifts.
+    """
+    seconds, rounds = (1, 2) if QUICK else (5, 6)
     with project() as root, serving(root) as server:
-        asyncio.run(load.closed(server.port, asking(), 4, 2))  # warm
+
+        def peak_of(connections: int) -> float:
+            return asyncio.run(load.closed(server.port, asking(), connections, seconds)).rate()
+
+        peak_of(4)  # warm
         # as many at once as are let in: only then are batches as large as they become under overload
-        peak = max(asyncio.run(load.closed(server.port, asking(), n, seconds / 2)).rate() for n in (4, 16, 32, 64))
-        over = asyncio.run(load.steady(server.port, asking(), 3 * peak, seconds))
-    refused = over.times.get(503, [0.0])
-    share, late = over.rate() / peak, quantile(refused, 0.99) * 1e3
-    others = {status: len(times) for status, times in over.times.items() if status not in (200, 503)}
-    slowest, typical = max(refused) * 1e3, quantile(refused, 0.5) * 1e3
-    why = f"{len(refused)} refused, p50 {typical:.1f} ms, slowest {slowest:.1f} ms; broken {over.failed}, others {others}"
+        best = max((4, 16, 32, 64, 128), key=peak_of)
+        peaks, overs = [peak_of(best)], []
+        for _ in range(rounds):
+            overs.append(asyncio.run(load.steady(server.port, asking(), 3 * peaks[-1], seconds)))
+            peaks.append(peak_of(best))
+    shares = [2 * over.rate() / (first + then) for over, first, then in zip(overs, peaks, peaks[1:])]
+    share, peak = statistics.median(shares), statistics.median(peaks)
+    refused = [time for over in overs for time in over.times.get(503, [])] or [0.0]
+    others = {status for over in overs for status in over.times if status not in (200, 503)}
+    late, slowest, typical = quantile(refused, 0.99) * 1e3, max(refused) * 1e3, quantile(refused, 0.5) * 1e3
+    why = f"{best} connections; rounds {', '.join(f'{each:.2f}' for each in shares)}; {len(refused)} refused, p50 {typical:.1f} ms, "
+    why += f"slowest {slowest:.1f} ms; broken {sum(over.failed for over in overs)}, others {sorted(others)}"
     return [
         Figure(
             id="P6",
@@ -142,9 +154,10 @@ def p6() -> list[Figure]:
             ours=share,
             unit="share",
             lower_is_better=False,
+            interval=(min(shares), max(shares)),
             must="at least 0.9",
             reached=share >= 0.9,
-            why=f"goodput {over.rate():.0f} a second; {why}",
+            why=f"goodput {statistics.median(over.rate() for over in overs):.0f} a second; {why}",
         ),
         Figure(
             id="P6b",

@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 ROWS = 64
 """Of one batch. A request with more is computed alone in a thread of the application's pool; short ones do not wait for it."""
-PATIENCE = 0.05
-"""Seconds that a request waits for those that are computed, before another thread begins: what hangs must not keep the rest."""
+PATIENCE = 0.05, 0.25
+"""Seconds, at least and at most, that a request waits for those that are computed, before another thread begins: what hangs must not keep
+the rest. In between it is twice what batches take, for two that are computed at once take turns and are both late; and never more than half
+of what a request's deadline leaves."""
 MOST = 16
 """Threads that compute, hanging ones among them."""
 APART = 2.0
@@ -61,8 +63,9 @@ class Batches:
     they came. Each row's answer is what it would be alone, within the rounding of float32. A request that cannot be meant fails alone.
     """
 
-    def __init__(self, rows: int = ROWS, patience: float = PATIENCE, most: int = MOST) -> None:
+    def __init__(self, rows: int = ROWS, patience: tuple[float, float] = PATIENCE, most: int = MOST) -> None:
         self._rows, self._patience, self._most = rows, patience, most
+        self._usual = 0.0  # seconds that a batch takes, smoothed
         self._waiting: deque[Asked] = deque()
         self._busy, self._lock, self._threads = 0, threading.Lock(), Threads(most)
 
@@ -83,13 +86,21 @@ class Batches:
             return await run_in_threadpool(_alone, asked)
         with self._lock:
             self._waiting.append(asked)
-        timer = None if self._begin(1) else asyncio.get_running_loop().call_later(self._patience, self._begin, self._most, asked)
+        timer = (
+            None if self._begin(1) else asyncio.get_running_loop().call_later(self._wait(instant), self._begin, self._most, asked)
+        )
         try:
             found: T = await asyncio.wrap_future(asked.future)
         finally:
             if timer is not None:
                 timer.cancel()
         return found
+
+    def _wait(self, instant: float | None) -> float:
+        """Seconds until another thread begins for the sake of a request that has to be answered by ``instant``."""
+        least, longest = self._patience
+        usual = min(max(least, 2 * self._usual), longest)
+        return usual if instant is None else min(usual, max(instant - time.monotonic(), 0.0) / 2)
 
     def _begin(self, most: int, asked: Asked | None = None) -> bool:
         """Have one more thread compute, where fewer than ``most`` do; for the sake of this request, where it still waits."""
@@ -103,7 +114,9 @@ class Batches:
     def _work(self) -> None:
         """Compute until nobody waits."""
         while batch := self._next():
+            began = time.monotonic()
             batch[0].context.run(_answer, batch)
+            self._usual += (time.monotonic() - began - self._usual) / 8
 
     def _next(self) -> list[Asked]:
         """The one that came first and what can be computed with it; without any, this thread is no longer busy."""

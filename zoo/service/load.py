@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 LEAST = 16
-SOON = 0.25
+SOON = 0.5
 """Seconds that a request may take, waiting for the batches before it included, before the limit comes down."""
 PAUSE = 0.1
 """Seconds between two cuts: one moment of congestion counts once."""
@@ -19,8 +19,8 @@ class Limiter:
     most: bound of the limit. running: requests that are worked on. mean: seconds between two answers under load, smoothed.
     """
 
-    most: int = 64
-    limit: float = 64.0
+    most: int = 128
+    limit: float = 128.0
     running: int = 0
     mean: float = 0.0
     _cut: float = field(default=0.0, repr=False)

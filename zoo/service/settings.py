@@ -36,7 +36,7 @@ class Settings:
     """
 
     reload: float = 2.0
-    in_flight: int = 64
+    in_flight: int = 128
     access_log: bool = True
     keys: Path | None = None
     jwt: Jwt | None = None
