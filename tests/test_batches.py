@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -70,7 +71,7 @@ def scores(rows: Sequence[Any], at: int | None = None) -> list[float]:
 
 
 def test_what_waits_is_computed_together_and_each_is_answered_as_if_alone(churn: Predictor, gate: Gate) -> None:
-    batches = Batches(patience=60)
+    batches = Batches(patience=(60, 60))
     wanted: list[list[Any]] = [[1], [2], [3, 4, 4], [], [99_999], [1]]
     found = asked(gate, *(batches.predict(churn, None, scores, users=users) for users in wanted))
     assert gate.rows == [1, 3 + 1 + 1 + 1, 0]  # without users there is no type of theirs, so none to stand beside
@@ -84,18 +85,18 @@ def test_what_waits_is_computed_together_and_each_is_answered_as_if_alone(churn:
 
 def test_an_idle_server_waits_for_no_company(churn: Predictor, gate: Gate) -> None:
     gate.opened.set()
-    assert len(asyncio.run(Batches(patience=60).predict(churn, None, scores, users=[1]))) == 1
+    assert len(asyncio.run(Batches(patience=(60, 60)).predict(churn, None, scores, users=[1]))) == 1
     assert gate.rows == [1]
 
 
 def test_a_batch_ends_where_it_is_full_and_the_rest_keeps_its_order(churn: Predictor, gate: Gate) -> None:
-    batches = Batches(rows=3, patience=60)
+    batches = Batches(rows=3, patience=(60, 60))
     asked(gate, *(batches.predict(churn, None, scores, users=users) for users in ([1], [1, 2], [1, 2], [3], [4])))
     assert gate.rows == [1, 3, 3]  # the fourth stands where the third does not fit; nobody is passed over twice
 
 
 def test_a_request_with_many_rows_keeps_nobody_waiting(churn: Predictor, gate: Gate) -> None:
-    batches = Batches(rows=3, patience=60)
+    batches = Batches(rows=3, patience=(60, 60))
 
     async def ask() -> Any:
         large = asyncio.ensure_future(batches.predict(churn, None, scores, users=[1, 2, 3, 4]))
@@ -110,7 +111,7 @@ def test_a_request_with_many_rows_keeps_nobody_waiting(churn: Predictor, gate: G
 
 
 def test_versions_times_and_columns_are_not_mixed(churn: Predictor, gate: Gate) -> None:
-    batches, other = Batches(patience=60), replace(churn)
+    batches, other = Batches(patience=(60, 60)), replace(churn)
     early, late = START + 40 * 86_400_000_000, START + 80 * 86_400_000_000
     requests = [
         batches.predict(churn, None, scores, users=[1]),
@@ -128,7 +129,7 @@ def test_versions_times_and_columns_are_not_mixed(churn: Predictor, gate: Gate) 
 
 
 def test_one_that_cannot_be_meant_fails_alone(churn: Predictor, gate: Gate) -> None:
-    batches = Batches(patience=60)
+    batches = Batches(patience=(60, 60))
     requests = [batches.predict(churn, None, scores, users=users) for users in ([1], [2], [2**63 - 1], [3])]
     requests += [
         batches.predict(churn, None, scores, users=[2], at="yesterday"),
@@ -155,7 +156,7 @@ def test_an_error_of_one_row_does_not_reach_the_others_of_its_batch(churn: Predi
             raise UnknownIdError("one of these is no identifier")
 
     gate.before = fail
-    batches = Batches(patience=60)
+    batches = Batches(patience=(60, 60))
     found = asked(gate, *(batches.predict(churn, None, scores, users=[user]) for user in (1, 2, 3, 4)))
     assert gate.rows == [1, 3, 1, 1, 1]
     assert [isinstance(each, UnknownIdError) for each in found] == [False, False, True, False]
@@ -167,14 +168,14 @@ def test_a_store_that_is_down_is_asked_once_a_batch(churn: Predictor, gate: Gate
             raise FeatureError("the store does not answer")
 
     gate.before = fail
-    batches = Batches(patience=60)
+    batches = Batches(patience=(60, 60))
     found = asked(gate, *(batches.predict(churn, None, scores, users=[user]) for user in (1, 2, 3, 4)))
     assert gate.rows == [1, 3]
     assert [isinstance(each, FeatureError) for each in found] == [False, True, True, True]
 
 
 def test_the_urgent_are_not_computed_with_the_patient(churn: Predictor, gate: Gate) -> None:
-    batches = Batches(patience=60)
+    batches = Batches(patience=(60, 60))
     deadlines = (None, 30.0, None, 31.0, 600.0, 59.0, 900.0, 0.001)
     found = asked(gate, *(batches.predict(churn, None, scores, users=[1], deadline=each) for each in deadlines))
     assert gate.rows == [1, 3, 1, 2]
@@ -190,7 +191,7 @@ def test_the_urgent_are_not_computed_with_the_patient(churn: Predictor, gate: Ga
 
 def test_what_hangs_does_not_keep_the_others(churn: Predictor, gate: Gate) -> None:
     async def ask() -> None:
-        batches = Batches(patience=0.02)
+        batches = Batches(patience=(0.02, 0.02))
         hangs = asyncio.ensure_future(batches.predict(churn, None, scores, users=[1]))
         await asyncio.to_thread(gate.begun.wait, 60)
         others = await asyncio.gather(*(batches.predict(churn, None, scores, users=[user]) for user in (2, 3)))
@@ -205,7 +206,7 @@ def test_what_hangs_does_not_keep_the_others(churn: Predictor, gate: Gate) -> No
 
 def test_whoever_has_gone_is_not_computed(churn: Predictor, gate: Gate) -> None:
     async def ask() -> None:
-        batches = Batches(patience=60)
+        batches = Batches(patience=(60, 60))
         first = asyncio.ensure_future(batches.predict(churn, None, scores, users=[1]))
         await asyncio.to_thread(gate.begun.wait, 60)
         gone, stays = (asyncio.ensure_future(batches.predict(churn, None, scores, users=[user])) for user in (2, 3))
@@ -224,7 +225,7 @@ def test_no_request_is_lost_or_answered_as_another(churn: Predictor) -> None:
     users = [1, 2, 3, 4, 5, 6, 7, 8]
     table = churn.predict(users=users)
     own = dict(zip(users, table["score"].to_pylist(), strict=True))
-    batches = Batches(rows=5, patience=60)
+    batches = Batches(rows=5, patience=(60, 60))
 
     async def one(number: int) -> None:
         await asyncio.sleep(number % 17 / 500)
@@ -241,3 +242,14 @@ def test_no_request_is_lost_or_answered_as_another(churn: Predictor) -> None:
 
 def _broken(rows: Sequence[Any], at: int | None) -> Any:
     raise ZeroDivisionError
+
+
+def test_how_long_a_request_waits_for_another_thread_follows_what_batches_take() -> None:
+    batches = Batches(patience=(0.05, 0.25))
+    seen = []
+    for usual in (0.0, 0.1, 10.0):
+        batches._usual = usual
+        seen.append(batches._wait(None))
+    assert seen == [0.05, 0.2, 0.25]
+    assert 0.01 < batches._wait(time.monotonic() + 0.06) <= 0.03
+    assert batches._wait(time.monotonic() - 1) == 0.0
