@@ -155,7 +155,7 @@ def test_what_lies_in_the_rows_own_windows_answers_as_the_whole_log_does(events:
     expected = evaluator(events).evaluate(aggregation, codes, times)
     with pytest.MonkeyPatch.context() as patch:  # as a log does that is large for these rows
         patch.setattr("zoo.events.evaluate._LARGE", -1)
-        patch.setattr("zoo.events.evaluate._PART", 0)
+        patch.setattr("zoo.events.evaluate._SLICED", 0)
         patch.setattr("zoo.events.evaluate._SAMPLE", data.draw(st.sampled_from([2, 512])))
         patch.setattr(Evaluator, "_few", None)  # another way, which is for features that look at everything
         found = evaluator(events).evaluate(aggregation, codes, times)

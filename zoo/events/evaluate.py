@@ -35,6 +35,8 @@ _LONG_AGO = np.int64(-1 << 62)
 """Microseconds from any t to an instant before every event."""
 _PART = 4
 """That part: a quarter at most."""
+_SLICED = 16
+"""As ``_PART``, of rows' slices: they are gathered at every call, while what is derived from the whole index is kept for the next."""
 _SAMPLE = 1 << 9
 """Rows that say whether all of them may ask for so little, before all are looked at."""
 
@@ -116,7 +118,7 @@ class Evaluator:
     def _wide(self, slices: tuple[Array, Array], step: int = 1) -> bool:
         """Whether slices, of which these are every ``step``-th, are together more than a small part of the index."""
         begin, stop = slices
-        return int((stop - begin).sum()) * step * _PART > len(self.index)
+        return int((stop - begin).sum()) * step * _SLICED > len(self.index)
 
     def _decisive(self, aggregation: Aggregation, needed: Reach, codes: Array, times: Array) -> tuple[Array, Array]:
         low, high = self.index.bounds(codes)
