@@ -73,6 +73,11 @@ TEXT = {
 }
 
 
+def copied(project: Path, folder: Path) -> None:
+    """A project without its online store, which fills itself; a predictor that is still open may close SQLite's files meanwhile."""
+    shutil.copytree(project, folder, ignore=shutil.ignore_patterns("online.db*"))
+
+
 @dataclass(frozen=True)
 class Trained:
     """A project whose log has identifiers of one kind, with churn@1 and recommendation@1."""
@@ -111,7 +116,7 @@ class Trained:
 
     def elsewhere(self, folder: Path, change: Callable[[pa.Table], pa.Table], **how: Any) -> Path:
         """The project in another folder, its log ingested anew from the events as they are after a change."""
-        shutil.copytree(self.root, folder)
+        copied(self.root, folder)
         self.anew(folder, change, **how)
         return folder
 
@@ -204,7 +209,7 @@ def test_identifiers_of_another_type_are_refused(trained: Trained, tmp_path: Pat
 
 def test_a_version_without_identifiers_is_used_as_it_is(trained: Trained, tmp_path: Path) -> None:
     root = tmp_path / "old"
-    shutil.copytree(trained.root, root)
+    copied(trained.root, root)
     with Registry.of(Project.open(root)) as registry:
         version, artefact = registry.load("churn@1")
         own = {"arrays": dict(artefact.arrays), "texts": dict(artefact.texts)}
@@ -220,7 +225,7 @@ def test_a_version_without_identifiers_is_used_as_it_is(trained: Trained, tmp_pa
 
 def test_a_log_replaced_under_a_predictor_is_refused_until_it_is_loaded_again(trained: Trained, tmp_path: Path) -> None:
     root = tmp_path / "live"
-    shutil.copytree(trained.root, root)
+    copied(trained.root, root)
     features = Features.open(root)
     churn, lists = (Predictor.load(name, root, features=features) for name in ("churn", "recommendation"))
     scores, listed = churn.predict(users=trained.users)["score"], lists.recommend(trained.users, 5)["item_id"]

@@ -252,7 +252,7 @@ def test_members_that_give_no_number_are_named(churn: Predictor) -> None:
         ([{"user_id": 2**70}], UsageError, "column 'user_id' cannot be read"),
         ([{"user_id": "1"}], UnknownIdError, "user_id '1' is string; this log's are of type int"),
         ([{"user_id": True}], UnknownIdError, "user_id True is bool"),
-        ([{"user_id": 1.5}], UnknownIdError, "user_id: .*1.5.*expected whole numbers"),
+        ([{"user_id": 1.5}], UnknownIdError, r"user_id 1\.5 is no identifier.*expected whole numbers"),
         ({"user_id": [1, 2], "more": [1]}, UsageError, "columns differ in length"),
         ("1", UsageError, "rows are a str; expected a table"),
     ],
