@@ -301,3 +301,18 @@ def test_a_machine_without_copies_answers_with_what_another_registered(trained_s
     shutil.rmtree(Project.open(shop.root).artefacts)  # another machine's folder is empty
     assert Predictor.load("churn", shop.root).predict(users=[1, 2])["score"].to_pylist() == expected
     assert [path.name for path in Project.open(shop.root).artefacts.glob("[0-9a-f]*")] == [again.digest]
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("ftp://anna:geheim@host/x", "user anna, geheim@host"),
+        ("https://host/x?sig=a@b/c", "no route to /x?sig=a@b/c"),
+        ("https://host/x?sig=a@b/c", "no route to sig=a%40b%2Fc"),
+        ("abfs://box@host/x?key=k%2Fey", "k/ey and k%2Fey"),
+    ],
+)
+def test_no_form_of_what_an_address_holds_is_shown(url: str, told: str) -> None:
+    seen = hidden(told, secrets(url))
+    assert not any(each in seen for each in ("anna", "geheim", "a@b", "a%40b", "k/ey", "k%2Fey"))
+    assert "***" in seen

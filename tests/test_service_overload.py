@@ -48,13 +48,13 @@ class Caller:
     def send(self, *parts: bytes) -> None:
         self.socket.sendall(b"".join(parts))
 
-    def answer(self) -> tuple[int, dict[str, str], bytes]:
+    def answer(self, whole: bool = True) -> tuple[int, dict[str, str], bytes]:
         status = int(self.file.readline().split()[1])
         headers = {}
         while line := self.file.readline().decode().strip():
             name, _, value = line.partition(": ")
             headers[name] = value
-        return status, headers, self.file.read(int(headers["content-length"]))
+        return status, headers, self.file.read(int(headers["content-length"])) if whole else b""
 
     def statuses(self, number: int) -> list[int]:
         return [self.answer()[0] for _ in range(number)]
@@ -128,6 +128,25 @@ def test_a_refused_body_is_not_waited_for_and_read_to_its_end(parts: Any) -> Non
         assert caller.answer()[0] == 503
         caller.send(b"1\r\n}\r\n0\r\n\r\n", LIVE)
         assert caller.answer()[0] == 200
+
+
+def test_a_refused_head_has_no_body_behind_its_headers(parts: Any) -> None:
+    with running(app(*parts)) as client, Caller(client) as caller:
+        caller.send(b"HEAD /health/live HTTP/1.1\r\nHost: elsewhere\r\n\r\n")
+        status, headers, _ = caller.answer(whole=False)
+        assert (status, headers["content-length"] > "0") == (421, True)
+        caller.send(LIVE)
+        assert caller.answer()[0] == 200
+
+
+def test_an_idle_connection_whose_refused_body_came_later_is_closed(parts: Any) -> None:
+    with running(app(*parts, limiter=Limiter(0)), timeout_keep_alive=1) as client, Caller(client) as caller:
+        body = json.dumps(BODY).encode()
+        for _ in range(2):  # with a cycle of request and response, and without one
+            caller.send(post(length=len(body), body=b""))
+            assert caller.answer()[0] == 503
+            caller.send(body)
+        assert caller.ended()
 
 
 def test_a_head_in_pieces_is_refused_when_it_is_whole(parts: Any) -> None:

@@ -269,8 +269,9 @@ def test_scores_that_are_not_finite_are_errors_and_nothing_else(shop: Shop) -> N
     rows = [{"score": 0.2}, {"score": 0.4}]
     for said in ([0.3, 0.4], [float("nan"), 0.4], [None, 0.4], [0.3, float("inf")]):
         shadows.copy(answered, other(answered, 7), rows, says(said))  # type: ignore[arg-type]
+    shadows.copy(answered, other(answered, 7), [{"score": None}, {"score": 0.4}], says([0.3, 0.4]))  # type: ignore[arg-type]
     (found,) = done(shadows, 4)
-    assert (found["requests"], found["rows"], found["errors"]) == (1, 2, 3)
+    assert (found["requests"], found["rows"], found["errors"], found["skipped"]) == (1, 2, 3, 1)
     assert found["most"] == pytest.approx(0.1)
     json.dumps(found, allow_nan=False)
 

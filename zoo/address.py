@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 LOCAL = ("file", "local")
 """Kinds of address that name a folder of this machine, and hold no credentials."""
@@ -18,10 +18,12 @@ def shown(url: str) -> str:
 
 
 def secrets(url: str) -> set[str]:
-    """What must not be shown of an address: account, password, and the values of its query, as they stand and decoded."""
+    """What must not be shown of an address: account, password, and the values of its query, as they stand, decoded and encoded."""
     _, account, _, query = _parts(url)
-    found = {account, account.partition(":")[2], query, *(each.partition("=")[2] for each in query.split("&"))}
-    return {form for each in found for form in (each, unquote(each))} - {""}
+    queries = {query, url.partition("?")[2]} if "?" in account else {query}  # an ``@`` may be of the query
+    values = {each.partition("=")[2] for text in queries for each in text.split("&")}
+    found = {account, *account.partition(":")[::2], *queries, *values}
+    return {form for each in found for form in (each, unquote(each), quote(unquote(each), safe=""))} - {""}
 
 
 def hidden(text: str, secret: Iterable[str]) -> str:

@@ -14,13 +14,10 @@ from zoo.project import Project
 from zoo.recommender import FILE, Recommender
 from zoo.registry import Version
 from zoo.stacking import Ensemble
-from zoo.vocabulary import Vocabulary
+from zoo.vocabulary import PART, Vocabulary
 
 if TYPE_CHECKING:
     from zoo.events.log import EventLog
-
-VOCABULARY = "vocabulary"
-"""The part of an artefact that holds a vocabulary, and the identifiers behind it."""
 
 
 def ensemble_of(artefact: Artefact, found: Plugins) -> Ensemble | Recommender:
@@ -30,7 +27,7 @@ def ensemble_of(artefact: Artefact, found: Plugins) -> Ensemble | Recommender:
 
 def vocabulary_in(log: EventLog, version: Version, artefact: Artefact, own: Vocabulary) -> Vocabulary:
     """A version's vocabulary in a log's codes; that of a version without identifiers as it is. Raises as ``Identifiers.translated``."""
-    identifiers = Identifiers.load(artefact.part(VOCABULARY), own)
+    identifiers = Identifiers.load(artefact.part(PART), own)
     return own if identifiers is None else identifiers.translated(own, log, version.reference)
 
 
@@ -71,8 +68,8 @@ def lacking(project: Project, version: Version, artefact: Artefact, without: tup
             told.append(str(error))
 
     def meant() -> None:
-        own = Vocabulary.load(artefact.part(VOCABULARY))
-        if Identifiers.load(artefact.part(VOCABULARY), own) is None:
+        own = Vocabulary.load(artefact.part(PART))
+        if Identifiers.load(artefact.part(PART), own) is None:
             told.append(
                 f"{version.reference} keeps codes of the log that it was trained on and not what they stand for (an older feature-zoo "
                 "registered it): its answers are right with that log only; train again, there or here"

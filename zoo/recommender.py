@@ -25,7 +25,7 @@ from zoo.manager import Plugins
 from zoo.plugin import Array, Artefact, Catalogue, FeatureBatch, Progress, ScoresItems, ScoresUnseen, Target, TrainingData
 from zoo.reranking import DEPTH, MEAN, STACK, Choice, Reranker, Survey, choose, rank_average
 from zoo.stacking import INSTALLED, UNREADABLE, Fitted, fit_members
-from zoo.vocabulary import ITEMS, Vocabulary
+from zoo.vocabulary import ITEMS, PART, Vocabulary
 
 FILE = "recommender.json"
 
@@ -224,7 +224,7 @@ class Recommender:
         return Artefact.merged(
             Artefact(texts={FILE: json.dumps(about)}),
             self.counts.save().nested("counts"),
-            self.vocabulary.save().nested("vocabulary"),
+            self.vocabulary.save().nested(PART),
             *(m.fitted.save().nested(f"members/{m.name}") for m in self.members),
             *(() if final is None else (final.fitted.save().nested("final"),)),
         )
@@ -241,7 +241,7 @@ class Recommender:
             raise ArtefactError(
                 f"not a recommender: {str(e)[:300]!r}; expected {FILE} with members, target and reranker, and the arrays counts/*"
             ) from e
-        vocabulary = Vocabulary.load(artefact.part("vocabulary"))
+        vocabulary = Vocabulary.load(artefact.part(PART))
         counts.check(vocabulary.size(ITEMS))
         return Recommender(members, vocabulary, counts, target, reranker)
 

@@ -12,11 +12,11 @@ from zoo.contract import Array, Artefact, Task
 from zoo.fallbacks import Fallbacks
 from zoo.features import Features
 from zoo.identifiers import Identifiers
-from zoo.opening import VOCABULARY
 from zoo.project import Project, TaskSettings
 from zoo.recommender import Recommender
 from zoo.registry import Registry, Version
 from zoo.stacking import Ensemble
+from zoo.vocabulary import PART
 
 if TYPE_CHECKING:
     from zoo.events.view import LogView
@@ -59,7 +59,7 @@ def registered(
     }
     with Registry.of(project) as registry:
         identifiers = Identifiers.behind(ensemble.vocabulary, view.log).save()
-        artefact = Artefact.merged(ensemble.save(), identifiers.nested(VOCABULARY))
+        artefact = Artefact.merged(ensemble.save(), identifiers.nested(PART))
         if spares is not None:
             artefact = Artefact.merged(artefact, spares.save().nested("fallbacks"))
         newest = registry.versions(settings.name)[-1:] if settings.name in registry.models() else []

@@ -166,7 +166,7 @@ class RemoteArtefacts(ArtefactStore):
         except ArtefactError:
             raise
         except FileNotFoundError as error:
-            raise ArtefactError(f"cannot {what} at {self.url}: {hidden(str(error), secrets(self._url))} is not there") from error
-        except Exception as error:
+            raise ArtefactError(f"cannot {what} at {self.url}: {hidden(str(error), secrets(self._url))} is not there") from None
+        except Exception as error:  # noqa: BLE001 - and not chained, for its own text may hold a password
             told = hidden(str(error), secrets(self._url))[:300] or type(error).__name__
-            raise ArtefactError(f"cannot {what} at {self.url}: {told}; see that it can be reached, and may be used") from error
+            raise ArtefactError(f"cannot {what} at {self.url}: {told}; see that it can be reached, and may be used") from None

@@ -22,7 +22,7 @@ from zoo.jobs import Executor, Serial
 from zoo.logistic import ENTITY, KNOWN_AT
 from zoo.manager import Plugins, RegisteredModel
 from zoo.plugin import Array, Artefact, Column, FeatureBatch, FittedModel, Progress, Target, TargetKind, TrainingData
-from zoo.vocabulary import Vocabulary
+from zoo.vocabulary import PART, Vocabulary
 
 __all__ = ["Ensemble", "Fitted", "Member", "OutOfFold", "PluginSource", "fit_members", "out_of_fold", "plain_mean", "stack"]
 INSTALLED = PluginSource()
@@ -273,7 +273,7 @@ class Ensemble:
         }
         return Artefact.merged(
             Artefact(texts={"ensemble.json": json.dumps(about)}),
-            self.vocabulary.save().nested("vocabulary"),
+            self.vocabulary.save().nested(PART),
             self.final.fitted.save().nested("final"),
             *(m.fitted.save().nested(f"members/{m.name}") for m in self.members),
         )
@@ -294,4 +294,4 @@ class Ensemble:
             raise ArtefactError(
                 f"not an ensemble: {str(e)[:300]!r}; expected ensemble.json with members, final and target"
             ) from e
-        return Ensemble(members, final, Vocabulary.load(artefact.part("vocabulary")), target, calibrator)
+        return Ensemble(members, final, Vocabulary.load(artefact.part(PART)), target, calibrator)

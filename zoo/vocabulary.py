@@ -21,6 +21,10 @@ ITEMS = "item_id"
 """The dictionary whose codes are the rows of ``catalogue.items``."""
 
 
+PART = "vocabulary"
+"""The part of an artefact that holds a model's vocabulary, and the identifiers behind it."""
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """Dictionary name -> the log codes kept, int32; the code at position i becomes i + 2.

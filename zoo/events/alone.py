@@ -25,7 +25,7 @@ class Passing:
         """int64 (w + 1,): ``places`` among the events that pass."""
         self.begins: list[int] = self.ranks.tolist()
         self.stop = self.begins.pop()
-        self._totals: dict[str, list[int]] = {}
+        self._totals: dict[tuple[str, int], list[int]] = {}
 
     def counts(self, span: slice) -> list[int]:
         """Events of each window of ``span``."""
@@ -34,28 +34,29 @@ class Passing:
 
     def sums(self, name: str, span: slice) -> list[float]:
         """Sum of a column that is kept as integers in each window, missing values counted as 0."""
-        totals = self._totals.get(name)
+        totals = self._totals.get((name, span.start))
         if totals is None:
-            values = self.events.column(name)[self.begins[0] : self.stop]
+            values = self.events.column(name)[self.begins[span.start] : self.stop]
             if not self.events.complete(name):
                 values = np.where(self.events.missing(name, values), 0, values)
-            self._totals[name] = totals = self._within(values.cumsum(dtype=np.int64))
+            self._totals[name, span.start] = totals = self._within(values.cumsum(dtype=np.int64), span)
         unit = SCALE if self.events.index.is_fixed(name) else 1
-        return [float(total) / unit for total in totals[span]]
+        return [float(total) / unit for total in totals]
 
-    def _within(self, running: Array) -> list[int]:
-        """By window the sum of values of which these are the running sums, from the first event on."""
+    def _within(self, running: Array, span: slice) -> list[int]:
+        """By window of ``span`` the sum of values of which these are the running sums, from the first event of its first on."""
+        begins = self.begins[span]
         if not len(running):
-            return [0] * len(self.begins)
-        last, before = running.item(-1), self.begins[0] + 1
-        return [last - running.item(begin - before) if begin >= before else last for begin in self.begins]
+            return [0] * len(begins)
+        last, before = running.item(-1), begins[0] + 1
+        return [last - running.item(begin - before) if begin >= before else last for begin in begins]
 
     def means(self, name: str, span: slice) -> list[float]:
         """Mean of such a column over the events of each window that have it, NaN where none has."""
         sums, numbers = self.sums(name, span), self.counts(span)
         if not self.events.complete(name):
-            there = ~self.events.missing(name, self.events.column(name)[self.begins[0] : self.stop])
-            numbers = self._within(there.cumsum(dtype=np.int64))[span]
+            there = ~self.events.missing(name, self.events.column(name)[self.begins[span.start] : self.stop])
+            numbers = self._within(there.cumsum(dtype=np.int64), span)
         return [total / number if number else math.nan for total, number in zip(sums, numbers)]
 
     def newest(self, name: str, number: int, window: int) -> Array:

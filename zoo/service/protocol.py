@@ -46,10 +46,18 @@ class Protocol(HttpToolsProtocol):
             request = self._admission.request("POST", self.root_path + self.url.decode("ascii"), self.headers)
             refusal = self._admission.refusal(request)
             if refusal is not None:
-                self._refuse(request, refusal, self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive())
+                keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+                self._refuse(request, refusal, keep_alive)
                 self.on_response_complete()
                 return
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        # the rest of a refused body came after its refusal, and reading it took away the time after which an idle connection is closed
+        idle = self.cycle.response_complete and not self.pipeline and not self.transport.is_closing()
+        if idle and self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if self._heard or self.flow.write_paused:
@@ -64,18 +72,21 @@ class Protocol(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
             return
         cycle.response_started = cycle.response_complete = True
-        self._refuse(request, refusal, cycle.keep_alive)
+        self._refuse(request, refusal, cycle.keep_alive, scope["method"] != "HEAD")
         if self.pipeline:
             self.loop.call_soon(self.on_response_complete)  # it starts the next: here, many would be a deep recursion
         else:
             self.on_response_complete()
 
-    def _refuse(self, request: Request, refusal: Refusal, keep_alive: bool) -> None:
+    def _refuse(self, request: Request, refusal: Refusal, keep_alive: bool, whole: bool = True) -> None:
+        """whole: with the body, which an answer to HEAD states the length of and lacks."""
         head, body = _rendered(refusal, request.path)
         more = [b"%b: %b\r\n" % each for each in self.server_state.default_headers]
         if not keep_alive:
             more.append(b"connection: close\r\n")
-        self.transport.write(b"%b%bx-request-id: %b\r\n\r\n%b" % (head, b"".join(more), request.name.encode(), body))
+        self.transport.write(
+            b"%b%bx-request-id: %b\r\n\r\n%b" % (head, b"".join(more), request.name.encode(), body if whole else b"")
+        )
         self._admission.answered(request, refusal.status)
         if not keep_alive:
             self.transport.close()

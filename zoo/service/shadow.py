@@ -31,10 +31,10 @@ class Compared:
     """What one version answered and a shadow would have, row by row. Sums only: a request is not kept.
 
     rows, requests: that both answered. dropped, skipped: requests that were not copied, for too many waited, or for the shadow's outputs
-    are others. errors: requests that the shadow failed. origin: (2, k), the first scores of each output, a of the answer and b of the
-    shadow. sums: (5, k), of a, b, a a, b b and a b, all less their origin, so that a small spread is not lost to rounding. apart, most:
-    sum of and largest difference. seconds: the shadow's. waiting: copies that wait or are asked now. threads: of this pair alone, so that
-    a shadow that hangs keeps no other.
+    are others or a score of the answer is not finite. errors: requests that the shadow failed. origin: (2, k), the first scores of each
+    output, a of the answer and b of the shadow. sums: (5, k), of a, b, a a, b b and a b, all less their origin, so that a small spread
+    is not lost to rounding. apart, most: sum of and largest difference. seconds: the shadow's. waiting: copies that wait or are asked
+    now. threads: of this pair alone, so that a shadow that hangs keeps no other.
     """
 
     rows: int = 0
@@ -92,14 +92,20 @@ class Shadows:
         scores = np.array([[row[name] for name in names] for row in rows], np.float64).reshape(len(rows), len(names))
         with self._lock:
             compared = self._of(answered, shadow)
-            if answered.outputs != shadow.outputs:  # the two say different things
+            if answered.outputs != shadow.outputs or not np.isfinite(scores).all():  # there is nothing to compare
                 compared.skipped += 1
                 return
             if compared.waiting >= self._most:
                 compared.dropped += 1
                 return
             compared.waiting += 1
-        compared.threads.submit(lambda: self._compare(compared, scores, shadow, ask, names))
+        try:
+            compared.threads.submit(lambda: self._compare(compared, scores, shadow, ask, names))
+        except RuntimeError as error:  # no thread can be begun: the answer is there all the same
+            _log.warning("%s, a shadow, is not asked: %s", shadow.version.reference, error)
+            with self._lock:
+                compared.waiting -= 1
+                compared.dropped += 1
 
     def told(self) -> list[dict[str, Any]]:
         """A line a pair of versions, JSON-ready."""
@@ -121,7 +127,7 @@ class Shadows:
         try:
             table = ask(shadow)
             found = np.array([np.asarray(table[name], np.float64) for name in names]).T.reshape(scores.shape)
-            if not np.isfinite([scores, found]).all():
+            if not np.isfinite(found).all():
                 why = "a score is not finite"
         except Exception as error:  # noqa: BLE001 - a shadow may fail in any way, and nobody waits for it
             why = type(error).__name__

@@ -169,7 +169,7 @@ def shrunk(rows: Trial, base: Base) -> Score:
 LEARNERS: Mapping[str, Callable[[Trial, Base], Score]] = MappingProxyType(
     {"shrunk": shrunk, "response": response, "class": transformed, "s": single, "t": two, "x": cross, "dr": doubly_robust}
 )
-"""Name -> learner, the simpler first."""
+"""Name -> learner."""
 
 
 def _parts(rows: Trial) -> tuple[Trial, Trial]:
