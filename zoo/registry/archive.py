@@ -95,9 +95,11 @@ def read(path: Path) -> bytes:
         with path.open("rb") as file:
             begin, size = file.read(len(MAGIC)), os.fstat(file.fileno()).st_size
             _check_begin(begin, size)
-            rest = file.read(LARGEST + 1 - len(begin))  # of a pipe no size is told
-            _check_begin(begin, len(begin) + len(rest))
-            return begin + rest
+            whole = bytearray(begin)
+            while piece := file.read(1 << 20):  # of a pipe no size is told
+                whole += piece
+                _check_begin(begin, len(whole))
+            return bytes(whole)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     except MemoryError:
