@@ -95,6 +95,12 @@ def _unseen_from(version: Version, view: LogView) -> int:
 def _table(ids: Any, vectors: Array, model: str, since: int | None) -> pa.Table:
     import pyarrow as pa
 
+    most = np.iinfo(np.int32).max
+    if vectors.size > most:
+        raise UsageError(
+            f"{len(vectors):,} vectors of {vectors.shape[1]} numbers are more than a column of lists holds, {most:,} numbers in all; "
+            "train a member with a smaller width"
+        )
     offsets = np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1]
     columns = {
         ITEMS: ids,

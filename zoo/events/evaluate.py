@@ -17,7 +17,7 @@ from zoo.errors import FeatureError
 from zoo.events.alone import Passing, answered
 from zoo.events.filtered import Code, FilteredEvents
 from zoo.events.index import NO_SESSION, Index
-from zoo.events.reach import Reach, reach
+from zoo.events.reach import Reach, oldest, reach
 from zoo.events.reductions import decay, quietness, reduced, share
 from zoo.events.sequences import picked, sequence
 from zoo.events.slices import AT_ONCE, MICROSECONDS, Slices, chunks, joined
@@ -104,7 +104,8 @@ class Evaluator:
     def _slices(self, aggregation: Aggregation, codes: Array, times: Array) -> tuple[Array, Array] | None:
         """int64 (n,) each: the slice of the index that decides each row, where all of them together are a small part of it.
 
-        What features derive from columns then costs as much as the rows' windows do, however long the entities' histories are.
+        What features derive from columns then costs as much as the rows' windows do, however long the entities' histories are. None also
+        for features whose reach is told by filtered events or visits: finding those looks at the whole index.
         """
         needed = reach(aggregation)
         if needed.window is None or needed.session_gap is not None or needed.before or any(needed.newest):
@@ -121,13 +122,10 @@ class Evaluator:
         return int((stop - begin).sum()) * step * _SLICED > len(self.index)
 
     def _decisive(self, aggregation: Aggregation, needed: Reach, codes: Array, times: Array) -> tuple[Array, Array]:
+        """int64 (n,) each: each row's first event that decides its features, and past the last that it sees."""
         low, high = self.index.bounds(codes)
         stop = self.index.search(low, high, aggregation.until(times), codes=codes)
-        begin = np.maximum(low, stop - needed.newest.get((), 0))
-        if needed.window:
-            early = times - needed.window * MICROSECONDS
-            begin = np.minimum(begin, self.index.search(low, stop, early, codes=codes))
-        return begin, stop
+        return oldest(self, needed, low, stop, times, codes), stop
 
     def _few(self, codes: Array) -> tuple[Evaluator | None, Array]:
         """(an evaluator over these entities' events alone, their codes there) where they are a small part of all.

@@ -104,15 +104,15 @@ def _columns(aggregation: Aggregation, f: Feature) -> frozenset[str]:
     return frozenset({"item_id" if name.startswith("items.") else name for name in names} - {*OF_STEPS, *CALENDAR, "", "time"})
 
 
-def oldest(evaluator: Evaluator, reach: Reach, low: Array, stop: Array, times: Array) -> Array:
+def oldest(evaluator: Evaluator, reach: Reach, low: Array, stop: Array, times: Array, codes: Array | None = None) -> Array:
     """int64 (n,): first position of each row's events [low, stop) such that it and what follows suffice at t, and ever after.
 
-    What lies before may be dropped, as long as no event older than those kept arrives later.
+    What lies before may be dropped, as long as no event older than those kept arrives later. codes: as for ``Index.search``.
     """
     if reach.window is None:
         return low
-    begin = evaluator.index.search(low, stop, times - reach.window * MICROSECONDS) if reach.window else stop
-    seen = evaluator.index.search(low, stop, times - reach.lag * MICROSECONDS) if reach.lag else stop
+    begin = evaluator.index.search(low, stop, times - reach.window * MICROSECONDS, codes=codes) if reach.window else stop
+    seen = evaluator.index.search(low, stop, times - reach.lag * MICROSECONDS, codes=codes) if reach.lag else stop
     out = begin
     for where, number in reach.newest.items():
         out = np.minimum(out, _newest(evaluator, where, number, low, seen))
