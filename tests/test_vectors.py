@@ -14,11 +14,12 @@ import pyarrow as pa
 import pytest
 
 from zoo.cli.app import app
-from zoo.errors import SchemaError
+from zoo.errors import SchemaError, UsageError
 from zoo.events.log import EventLog
 from zoo.events.schema import LogSchema
 from zoo.events.view import LogView
 from zoo.predictor import Predictor
+from zoo.vectors import _table
 
 KINDS, SIZES = ("milk", "tyres", "zoo"), ("one", "two", "six", "ten", "few", "all")
 TITLES = [f"{kind} {size}" for kind in KINDS for size in SIZES]
@@ -185,3 +186,9 @@ def test_a_column_of_lists_is_kept_and_answers_as_of_then(tmp_path: Path) -> Non
     assert view.entity_table("plain").block == {}
     with pytest.raises(SchemaError, match="lists of floats"):
         log.put_table("odd", pa.table({"item_id": [1], "v": pa.array([["a"]])}))
+
+
+def test_more_numbers_than_a_column_of_lists_holds_are_refused() -> None:
+    many = np.broadcast_to(np.float32(0), (3_000_000, 768))
+    with pytest.raises(UsageError, match=r"3,000,000 vectors of 768 numbers are more than a column of lists holds"):
+        _table(None, many, "recommendation@1/bert", None)
