@@ -81,9 +81,10 @@ def fit(
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("rows", [0, 1, 700])
-def test_loss_and_gradients_are_those_of_torch(rows: int, smoothing: float) -> None:
+@pytest.mark.parametrize("size", [0.5, 30.0])  # of logits: exponentials as they are, or less the largest of their row
+def test_loss_and_gradients_are_those_of_torch(rows: int, smoothing: float, size: float) -> None:
     torch.manual_seed(0)
-    hidden, weight, bias = torch.randn(rows, 5), 3 * torch.randn(11, 5), torch.randn(11)
+    hidden, weight, bias = torch.randn(rows, 5), size * torch.randn(11, 5), torch.randn(11)
     target, share = torch.randint(11, (rows,)), torch.rand(rows)
     ours, theirs = ([t.clone().requires_grad_() for t in (hidden, weight, bias)] for _ in range(2))
     loss = linear_cross_entropy(*ours, target, share, smoothing)

@@ -9,50 +9,55 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-CHUNK = 512
-"""Positions whose logits are in memory at once: a large matrix costs more page faults than arithmetic."""
+CHUNK = 128
+"""Positions whose logits are in memory at once: few enough for a processor's cache, for every product reads or writes them."""
+LARGE = 40.0
+"""Largest logit, by a bound on it, up to which exponentials and their sums stay within float32 as they are."""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Gradients are made with the loss, chunk by chunk in one buffer, so that the logits are never held."""
+    """Gradients are made with the loss, chunk by chunk in one buffer, so that the logits are never held.
+
+    The bias is one more column of the weight, and a one of each row, so that it and its gradient come with the products.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor, share: Tensor, smoothing: float
     ) -> Tensor:
         count, items = len(hidden), len(weight)
-        of_hidden = torch.empty_like(hidden)
-        of_weight, of_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        rows, table = torch.cat([hidden, hidden.new_ones(count, 1)], 1), torch.cat([weight, bias[:, None]], 1)
+        turned, wanted = table.t().contiguous(), table[target]
+        of_target = (rows * wanted).sum(1)
+        if smoothing:
+            of_target = (1 - smoothing) * of_target + smoothing * (rows @ table.mean(0))
+        large = count > 0 and not bool(rows.norm(dim=1).max() * table.norm(dim=1).max() < LARGE)  # of NaN, too
+        of_hidden, of_table = torch.empty_like(hidden), torch.zeros_like(table)
         room = hidden.new_empty(min(CHUNK, max(1, count)), items)
         loss = hidden.new_zeros(())
-        turned = weight.t()
         for begin in range(0, count, CHUNK):
             some = slice(begin, min(begin + CHUNK, count))
-            h, wanted, part = hidden[some], target[some], share[some]
-            logits = torch.addmm(bias, h, turned, out=room[: len(h)])
-            of_target = logits.gather(1, wanted[:, None])[:, 0]
-            top = logits.amax(1, keepdim=True)
-            if smoothing:
-                of_target = (1 - smoothing) * of_target + smoothing * logits.mean(1)
-            total = logits.sub_(top).exp_().sum(1)
-            loss += ((total.log() + top[:, 0] - of_target) * part).sum()
+            h, part, own = rows[some], share[some], of_target[some]
+            logits = torch.mm(h, turned, out=room[: len(h)])
+            if large:
+                top = logits.amax(1, keepdim=True)
+                logits.sub_(top)
+                own = own - top[:, 0]
+            total = logits.exp_().sum(1)
+            loss += ((total.log() - own) * part).sum()
             # softmax minus the wanted distribution, without another pass over the matrix: its rows are scaled outside of it
             scale = (part / total)[:, None]
             torch.mm(logits, weight, out=of_hidden[some])
             of_hidden[some].mul_(scale)
-            scaled = h * scale
-            of_weight.addmm_(logits.t(), scaled)
-            of_bias.addmv_(logits.t(), scale[:, 0])
-            pull = ((1 - smoothing) * part)[:, None]
-            of_hidden[some].sub_(weight[wanted] * pull)
-            of_weight.index_add_(0, wanted, h * pull, alpha=-1)
-            of_bias.index_add_(0, wanted, pull[:, 0], alpha=-1)
-            if smoothing:
-                even = part * (smoothing / items)
-                of_hidden[some].sub_(even[:, None] * weight.sum(0))
-                of_weight.sub_((h * even[:, None]).sum(0))
-                of_bias.sub_(even.sum())
-        ctx.save_for_backward(of_hidden, of_weight, of_bias)
+            of_table.addmm_(logits.t(), h * scale)
+        pull = ((1 - smoothing) * share)[:, None]
+        of_hidden.sub_(wanted[:, :-1] * pull)
+        of_table.index_add_(0, target, rows * pull, alpha=-1)
+        if smoothing:
+            even = share[:, None] * (smoothing / items)
+            of_hidden.sub_(even * weight.sum(0))
+            of_table.sub_((rows * even).sum(0))
+        ctx.save_for_backward(of_hidden, of_table[:, :-1], of_table[:, -1])
         return loss
 
     @staticmethod
