@@ -12,7 +12,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from zoo.calibration import IDENTITY, KINDS, Calibrator, chosen, losses
-from zoo.choice import least, standard_error
+from zoo.choice import better, least
 from zoo.errors import ArtefactError, UsageError
 from zoo.evaluation import calibration, decision, evaluate, reliability, threshold_of_capacity, threshold_of_costs
 
@@ -111,11 +111,23 @@ def test_calibration_is_chosen_on_later_rows_and_left_out_where_it_does_not_help
 def test_a_gain_of_a_few_users_many_times_over_is_within_chance():
     user = np.repeat(np.arange(20), 50)
     gain = np.where(np.arange(20) < 11, 1.0, -1.0)[user]
-    assert gain.sum() > standard_error(gain)
-    assert gain.sum() < standard_error(gain, user)
+    assert better(gain)
+    assert not better(gain, user)
     assert least({"plain": gain, "other": np.zeros(1000)}, "plain") == "other"
     assert least({"plain": gain, "other": np.zeros(1000)}, "plain", user) == "plain"
-    assert standard_error(gain, np.zeros(1000)) == np.inf
+    assert not better(np.ones(1000), np.zeros(1000))
+    assert better(np.ones(20), np.arange(20))
+
+
+def test_a_better_loss_must_be_so_beyond_chance():
+    def found(users: int, mean: float) -> bool:
+        gain = np.random.default_rng(0).normal(size=users)
+        return better((gain - gain.mean()) / gain.std() + mean, np.arange(users))
+
+    # in standard errors of the mean: 1.6 is within chance, 1.8 is not
+    assert [found(400, size / 20) for size in (0.9, 1.6, 1.8)] == [False, False, True]
+    # 1.8 of them over 400 users of whom two decide are
+    assert not better(np.r_[30.0, -30.0, np.zeros(398)] + 1.8 * np.sqrt(1800) / 400, np.arange(400))
 
 
 def test_what_is_no_calibrator_is_named():

@@ -111,7 +111,7 @@ def chosen(
 ) -> tuple[str, dict[str, float]]:
     """The kind of least log-loss on later rows, fitted on the rows before them, and each kind's loss there.
 
-    folds: (rows fitted on, later rows). No calibration stays where no kind beats it by more than a standard error over whole
+    folds: (rows fitted on, later rows). No calibration stays where no kind beats it beyond chance over whole
     entities, nor where rows are too few to say (``OF_EACH``, ``STEPS_FROM``). Without folds nothing is chosen and no loss is known.
     """
     if not folds:

@@ -24,7 +24,7 @@ from zoo.stacking import Fitted, OutOfFold, stack, with_scores
 from zoo.vocabulary import Vocabulary
 
 DEFAULT = "logistic"
-"""The final model that stays unless another beats it by more than a standard error."""
+"""The final model that stays unless another beats it beyond chance."""
 UNTESTED = "mean"
 """The final model where no label is known before a later block, so that nothing can be compared: it cannot be far off."""
 SMALL_TREES = {
@@ -143,9 +143,9 @@ def choose(
 ) -> Chosen:
     """The final model, the members that stay, and the calibrator.
 
-    final: a candidate or model by name; None: the one of least log-loss on later blocks, ``DEFAULT`` unless another beats it by more than
-    a standard error over whole users. calibration: likewise, of ``zoo.calibration.KINDS``. price: what a millisecond a row is worth, in
-    log-loss; a member stays if leaving it out raises the log-loss on later blocks by at least that times its ``cost`` (milliseconds).
+    final: a candidate or model by name; None: the one of least log-loss on later blocks, ``DEFAULT`` unless another beats it beyond
+    chance over whole users (``zoo.choice``). calibration: likewise, of ``zoo.calibration.KINDS``. price: what a millisecond a row is worth,
+    in log-loss; a member stays if leaving it out raises the log-loss on later blocks by at least that times its ``cost`` (milliseconds).
     Members without any weight are left out in any case. keep: members that stay all the same.
     Raises UsageError for names that cannot be meant.
     """

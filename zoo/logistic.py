@@ -16,7 +16,7 @@ import numpy as np
 
 from zoo.averages import Average, names_of, scores_of
 from zoo.calibration import logits
-from zoo.choice import standard_error
+from zoo.choice import better
 from zoo.errors import UsageError
 from zoo.folds import forward_chaining
 from zoo.plugin import (
@@ -71,7 +71,7 @@ class Logistic:
     log-probabilities and a weight for each member and class (vector scaling: Guo et al., 2017). Intercept and scale calibrate, because
     the scores come from rows that no member was trained on. The strength is chosen by forward chaining over the instants of
     those rows: fitted before an instant, judged by log-loss from it on; the rows themselves are never used for both. Where no
-    strength beats the plain mean of the logits by more than a standard error there, the plain mean it is: no weight, no intercept.
+    strength beats the plain mean of the logits beyond chance there, the plain mean it is: no weight, no intercept.
     """
 
     @property
@@ -203,10 +203,10 @@ def _fit(rows: _Rows, strength: float) -> tuple[Array, Array]:
 
 
 def _chosen(rows: _Rows, time: Array, known_at: Array | None, whose: Array | None, progress: Progress) -> float:
-    """The strength of least log-loss on later rows, of equal ones the strongest; PLAIN where that is within a standard error.
+    """The strength of least log-loss on later rows, of equal ones the strongest; PLAIN where that is not better beyond chance.
 
     known_at: (n,), when each row's label is known; None: at once. whose: (n,), the user of each row, or None: users come back at later
-    instants, so a standard error draws whole ones.
+    instants, so whole ones are compared.
     """
     instants = len(np.unique(time))
     if instants < 2:
@@ -223,7 +223,7 @@ def _chosen(rows: _Rows, time: Array, known_at: Array | None, whose: Array | Non
         progress(done / len(STRENGTHS), f"tried strength {strength:g}")
     gain = plain - losses
     scored = np.concatenate([later for _, later in folds])
-    return best if gain.sum() > standard_error(gain, None if whose is None else whose[scored]) else PLAIN
+    return best if better(gain, None if whose is None else whose[scored]) else PLAIN
 
 
 def _folds(time: Array, known_at: Array, count: int) -> list[tuple[Array, Array]]:

@@ -7,6 +7,7 @@ import tasks_autogluon
 import tasks_behaviour
 import tasks_churn
 import tasks_purchases
+import tasks_retail
 import tasks_uplift
 
 if __name__ == "__main__":
@@ -19,7 +20,7 @@ if __name__ == "__main__":
             "uplift-inner": tasks_uplift.inner,
             "T1": tasks_purchases.t1,
             "T2": tasks_purchases.t2,
-            "T3": tasks_purchases.t3,
+            "T3": tasks_retail.t3,
             "T7": tasks_behaviour.t7,
             "T8": tasks_behaviour.t8,
             "T9": tasks_autogluon.t9,

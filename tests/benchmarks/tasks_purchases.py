@@ -1,15 +1,12 @@
-"""Rows T1, T2 and T3: churn and campaign response on real purchases, and what stands in the way of a bound that is not reached.
+"""Rows T1 and T2: the demo's churn and campaign response, and what stands in the way of a bound that is not reached.
 
-Choices are made on rows before the test cuts: the demo's parameters stand in feature_repo/zoo.toml, those of T3 are chosen here on four
-earlier cuts. Test rows are looked at once, at the end. Intervals draw customers.
+Choices are made on rows before the test cuts: parameters stand in feature_repo/zoo.toml. Test rows are looked at once, at the end.
+Intervals draw customers.
 """
 
 from __future__ import annotations
 
-import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,12 +24,11 @@ from zoo.jobs import Processes
 from zoo.manager import plugins
 from zoo.project import Project
 from zoo.stacking import fit_members
-from zoo.tasks.settings import duration, instant
-from zoo.training import Trained, train, training_data
+from zoo.tasks.settings import instant
+from zoo.training import Trained, train
 from zoo.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[2]
-SHARED = Path("/work/shared/data")
 RESAMPLES = 200 if QUICK else 2_000
 WORKERS = 2
 ECE, SLOPE = 0.02, (0.9, 1.1)
@@ -142,9 +138,6 @@ def said(run: Trained) -> str:
     return out + (f", without {', '.join(final['dropped'])}" if final.get("dropped") else "")
 
 
-# The demo
-
-
 def demo() -> tuple[Project, Features, Any]:
     """The demo's project with its log made and its features applied."""
     from zoo.cli.demo import Demo, event_log
@@ -167,12 +160,12 @@ def t1() -> list[Figure]:
     for cut in CUTS[-1:] if QUICK else CUTS:
         run = train(project, "churn", plugins=found, features=features, executor=work["executor"], test_start=cut, register=False)
         runs.append(run)
-        windows.append(_fitted(Member("windows", "gbdt", SETTINGS), run.data, run.test, work))
+        windows.append(fitted(Member("windows", "gbdt", SETTINGS), run.data, run.test, work))
         gbdt = Member("gbdt", "gbdt", project.task("churn").params["gbdt"])
         whose = np.unique(households(run, project, features, found, "churn", cut), return_inverse=True)[1]
         for share, parts in curve.items():
             kept = np.random.default_rng(0).permutation(whose.max() + 1) < share * (whose.max() + 1)
-            parts.append(_fitted(gbdt, run.data.take(np.flatnonzero(kept[whose])), run.test, work))
+            parts.append(fitted(gbdt, run.data.take(np.flatnonzero(kept[whose])), run.test, work))
     lines = {name: Line(runs, [run.scores[name] for run in runs]) for name in runs[0].scores}
     peer = Line(runs, windows)
     from bench_demo import ceiling
@@ -212,7 +205,7 @@ def households(
     return next(iter(rows.train.keys.values()))
 
 
-def _fitted(member: Member, data: TrainingData, test: TrainingData, work: dict[str, Any]) -> Array:
+def fitted(member: Member, data: TrainingData, test: TrainingData, work: dict[str, Any]) -> Array:
     """Test scores (n, 1) of a member fitted on these rows."""
     (one,) = fit_members([member], data, **work)
     return one.fitted.predict(Vocabulary.of(data).apply(test.batch.select(one.inputs).compact()))
@@ -229,7 +222,7 @@ def t2() -> list[Figure]:
     more: dict[str, Any] = {"test_start": start, "test_end": end, "open_labels": True, "register": False}
     run = train(project, "campaign", plugins=found, features=features, executor=work["executor"], **more)
     lines = {name: Line([run], [scores]) for name, scores in run.scores.items()}
-    peer = Line([run], [_fitted(Member("windows", "gbdt", SETTINGS), run.data, run.test, work)])
+    peer = Line([run], [fitted(Member("windows", "gbdt", SETTINGS), run.data, run.test, work)])
     stack, rate = lines["stack"], run.test.target.mean()
     what = f"demo, campaign response, {len(run.test):,} rows, {rate:.1%} positive"
     first = f"{what}: stack ({every(lines, 'auc')}; {said(run)})"
@@ -242,135 +235,6 @@ def t2() -> list[Figure]:
     ]
 
 
-# Online retail
-
-CUT = "2011-09-09"
-HORIZON = "90d"
-CHURN = """
-[tasks.churn]
-members = ["gbdt", "gru"]
-event_type = "purchase"
-active = "400d"  # whoever has ever bought
-horizon = "90d"
-every = "7d"
-start = 2011-01-07
-gap = "1m"  # labels are known before the test, and may be known just before it
-folds = 3
-
-[tasks.churn.params.gru]
-streams = ["visit_*"]
-max_length = 30
-epochs = 4
-
-"""
-LINES = ("items", "event_types", "prices", "quantities", "gaps", "waits", "ages")
-SMALL = {
-    "num_trees": 300,
-    "num_leaves": 4,
-    "learning_rate": 0.02,
-    "min_data_in_leaf": 100,
-    "lambda_l2": 10.0,
-    "feature_fraction": 0.1,
-    "bagging_fraction": 0.6,
-}
-TRIALS: dict[str, dict[str, Any]] = {
-    "small": {**SMALL, "drop": LINES},
-    "small, lines": SMALL,
-    "larger": {"drop": LINES},
-    "eight leaves": {**SMALL, "num_leaves": 8, "num_trees": 200, "drop": LINES},
-}
-EARLIER = ("2011-06-10", "2011-05-27", "2011-05-13", "2011-04-29")
-"""Cuts that parameters are chosen on: their labels are known before the test cut."""
-
-
-def t3() -> list[Figure]:
-    """Churn in 90 days of a gift shop's customers."""
-    events = SHARED / "online_retail/events.parquet"
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "shop"
-        tables = [f"--{name}={events.parent / name}.parquet" for name in ("users",)]
-        _zoo("init", str(root), "--events", str(events), *tables)
-        _settle(root)
-        for command in (["apply"], ["ingest", str(events)]):
-            _zoo("--repo", str(root), *command)
-        project, features = Project.open(root), Features.open(root)
-        trials = _earlier(project, features)
-        best = max(trials, key=lambda name: trials[name])
-        tuned = TRIALS[best]
-        _settle(root, tuned)
-        run = train(
-            Project.open(root),
-            "churn",
-            plugins=plugins(),
-            features=features,
-            executor=Processes(WORKERS),
-            test_start=CUT,
-            register=False,
-        )
-    lines = {name: Line([run], [scores]) for name, scores in run.scores.items()}
-    stack = lines["stack"]
-    what = f"online_retail at {CUT}, no purchase in 90 days, {len(run.test):,} customers, {run.test.target.mean():.1%} positive"
-    tried = ", ".join(f"{name} {value:.4f}" for name, value in trials.items())
-    why = f"tried on four earlier cuts, mean AUC of gbdt: {tried}"
-    first = f"{what}: stack ({every(lines, 'auc')}; {said(run)}; gbdt is {best!r}, of {tried} on four earlier cuts)"
-    brier = stack.metrics["brier"]
-    return [
-        asked(
-            "T3",
-            first,
-            stack,
-            "auc",
-            0.760,
-            why,
-            peer=0.745,
-            name="logistic regression, as the issue has it; average of models 0.747",
-        ),
-        Figure(
-            id="T3",
-            what=f"{what}: stack ({every(lines, 'brier')})",
-            ours=brier.value,
-            peer=0.202,
-            peer_name="logistic regression, as the issue has it",
-            unit="Brier",
-            interval=(brier.low, brier.high),
-            seeds=(0,),
-        ),
-        *honest("T3", what, lines, run.record["best_member"], drift=drifted([run])),
-    ]
-
-
-def _zoo(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "zoo", *words], check=True, stdout=subprocess.DEVNULL)
-
-
-def _settle(root: Path, gbdt: dict[str, Any] | None = None) -> None:
-    """Put T3's churn task in the place of what the project has."""
-    path = root / "zoo.toml"
-    text = re.sub(r"\[tasks\.churn\].*?(?=\n#|\n\[tasks\.(?!churn)|\Z)", "", path.read_text(), flags=re.S)
-    text = text.rstrip("\n") + "\n" + CHURN
-    if gbdt is not None:
-        lines = [f"{name} = {list(value) if isinstance(value, tuple) else value}" for name, value in gbdt.items()]
-        text += "[tasks.churn.params.gbdt]\nnum_threads = 1\n" + "\n".join(lines).replace("'", '"') + "\n"
-    path.write_text(text)
-
-
-def _earlier(project: Project, features: Features) -> dict[str, float]:
-    """Mean AUC of each trial over the earlier cuts, trained on labels known by then."""
-    task, own, view = plugins().task("churn"), dict(project.task("churn").own), features.reader.view()
-    own.pop("gap", None)
-    first, last = instant(own["start"]), instant(EARLIER[0])
-    rows = task.examples(view, own, first, last + 1)
-    data = training_data(features, task, rows)
-    out: dict[str, list[float]] = {name: [] for name in TRIALS}
-    for cut in map(instant, EARLIER[:1] if QUICK else EARLIER):
-        past, now = np.flatnonzero(rows.time <= cut - duration(HORIZON)), np.flatnonzero(rows.time == cut)
-        for name, params in TRIALS.items():
-            member = Member("gbdt", "gbdt", {**params, "num_threads": 1})
-            score = _fitted(member, data.take(past), data.take(now), {})
-            out[name].append(evaluate(data.target[now], score, metrics=["auc"], resamples=2)["auc"].value)
-    return {name: float(np.mean(values)) for name, values in out.items()}
-
-
 if __name__ == "__main__":
-    for figure in {"t1": t1, "t2": t2, "t3": t3}[sys.argv[1]]():
+    for figure in {"t1": t1, "t2": t2}[sys.argv[1]]():
         print(figure, flush=True)

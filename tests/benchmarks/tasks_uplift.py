@@ -21,7 +21,7 @@ from zoo.evaluation.bootstrap import estimate_of, resampled
 from zoo.evaluation.uplift import best_arms, qini, weighted_qini, weighted_value
 from zoo.fitting import Member
 from zoo.manager import plugins
-from zoo.uplift.choice import SAFE, STAYS, Candidate, candidates, choose, cross_fitted, dealt, fit
+from zoo.uplift.choice import FOLDS, SAFE, STAYS, Candidate, candidates, choose, cross_fitted, dealt, fit, qinis
 from zoo.uplift.trial import Trial, read_table, trial_of
 
 ROOT = Path(__file__).parents[2]
@@ -175,39 +175,48 @@ def t6() -> list[Figure]:
 
 
 INNER = tuple(range(100, 101 if QUICK else 103))
-"""Seeds of other halves, for what T4 and T5 could come to: nothing of theirs is a test row."""
-SHARES = (0.25, 0.5, 1.0)
+"""Seeds of other halves, for what T4 and T5 could come to: nothing is chosen by these rows."""
+SHARES = (0.25, 0.5, 1.0, 2.0)
+"""Of a half's customers that are cross-fitted; 2: all customers of the trial."""
 
 
 def inner() -> list[Figure]:
-    """What every learner reaches by cross-fitting within training halves, and how that grows with their rows."""
-    out = []
+    """What every learner reaches by cross-fitting among the same customers, with how many, and on customers that it has seen."""
+    out, found = [], plugins()
     for row, arm in (("T4", WOMENS), ("T5", MENS)):
         rows, of = trial("visit", arm), candidates([LINEAR])
-        found: dict[float, list[dict[str, float]]] = {share: [] for share in SHARES}
+        made: dict[float, list[dict[str, float]]] = {share: [] for share in SHARES}
+        seen: list[dict[str, float]] = []
         for seed in INNER:
             half = dealt(rows, 2, np.random.default_rng([seed, 7]))
             for side in (0, 1):
                 train = np.random.default_rng(seed).permutation(np.flatnonzero(half == side))
-                for share in SHARES:
-                    values = cross_fitted(of, rows.take(train[: round(share * len(train))]), repeats=1, seed=seed)
-                    found[share].append({name: float(each[:, 0].mean()) for name, each in values.items()})
-        mean = {share: {name: np.mean([each[name] for each in all_]) for name in all_[0]} for share, all_ in found.items()}
-        whole = mean[SHARES[-1]]
-        best = max(whole, key=lambda name: float(whole[name]))
+                for share in SHARES[:-1]:
+                    made[share].append(_means(of, rows.take(train[: round(share * len(train))]), seed))
+                own = rows.take(train)
+                seen.append({name: qinis(own, each(own.batch))[0] for name, each in fit(of, own, found).items()})
+            made[SHARES[-1]].append(_means(of, rows, seed))
+            print(row, seed, made[SHARES[-1]][-1], flush=True)
+        mean = {share: _mean(each) for share, each in made.items()}
+        half, more, own = mean[1.0], mean[2.0], _mean(seen)
+        best = max(half, key=lambda name: half[name])
+        size = len(rows) / 2 * (1 - 1 / FOLDS)
         curve = ", ".join(
             f"{name} {' '.join(f'{mean[share][name]:.4f}' for share in SHARES)}"
-            for name in dict.fromkeys((best, "t:linear", "rule"))
+            for name in dict.fromkeys((best, ORDER, "t:linear", "rule"))
         )
+        top = max(more, key=lambda name: more[name])
         out.append(
             Figure(
                 id=f"{row} inner",
-                what=f"hillstrom_email, visit, {arm} against none, within training halves of seeds {INNER[0]} to {INNER[-1]}: Qini "
+                what=f"hillstrom_email, visit, {arm} against none, within halves of seeds {INNER[0]} to {INNER[-1]}: Qini "
                 "on held-out fifths, the best of "
-                + ", ".join(f"{name} {value:.4f}" for name, value in sorted(whole.items(), key=lambda each: -each[1]))
-                + f" (on a quarter, a half and all of their rows: {curve})",
-                ours=float(whole[best]),
-                peer=float(whole["t:linear"]),
+                + ", ".join(f"{name} {value:.4f}" for name, value in sorted(half.items(), key=lambda each: -each[1]))
+                + f"; fitted on {', '.join(f'{share * size:,.0f}' for share in SHARES)} customers: {curve}, and the best of all learners "
+                f"on the most, {top} {more[top]:.4f}; of the very customers fitted on: {ORDER} {own[ORDER]:.4f}, t:linear "
+                f"{own['t:linear']:.4f}",
+                ours=half[best],
+                peer=half["t:linear"],
                 peer_name="t:linear",
                 lower_is_better=False,
                 unit="Qini",
@@ -215,6 +224,15 @@ def inner() -> list[Figure]:
             )
         )
     return out
+
+
+def _means(of: list[Candidate], rows: Trial, seed: int) -> dict[str, float]:
+    """By candidate its mean Qini over held-out fifths."""
+    return {name: float(each[:, 0].mean()) for name, each in cross_fitted(of, rows, repeats=1, seed=seed).items()}
+
+
+def _mean(values: list[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([each[name] for each in values])) for name in values[0]}
 
 
 def definition() -> Figure:
