@@ -92,6 +92,30 @@ def test_frames_are_made_one_beside_pushes(repo: Path, online: str, monkeypatch:
     assert_parity(features, everyone())
 
 
+def test_what_a_push_came_between_is_made_one_while_pushes_wait(repo: Path, online: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo.stores.compaction._CROWDED", 1024)
+    monkeypatch.setattr("zoo.stores.compaction._TOGETHER", 1)
+    features, asked = shop.opened(repo, online=online), []
+    store = features._online_store
+    real = store.exchange
+
+    def exchange(config: Any, space: Any, change: Any, *more: Any) -> Any:
+        if threading.current_thread().name == "zoo-compaction":  # pushes make one, too
+            asked.append(list(change.codes))
+            if len(asked) == 1:
+                return list(range(len(change.codes)))
+        return real(config, space, change, *more)
+
+    monkeypatch.setattr(store, "exchange", exchange)
+    for number in range(30):
+        features.append(shop.events_table(shop.random_events(np.random.default_rng(number), 4, 4 * number)))
+    for thread in threading.enumerate():
+        if thread.name == "zoo-compaction":
+            thread.join()
+    assert asked[1] == asked[0]
+    assert_parity(features, everyone())
+
+
 def test_online_equals_offline_at_an_instant_in_the_past(repo: Path, online: str) -> None:
     features = shop.opened(repo, online=online)
     features.append(shop.events_table(shop.random_events(np.random.default_rng(5), 80)))

@@ -258,19 +258,6 @@ def test_a_damaged_tail_is_named(log):
         EventLog.open(log.root).count()
 
 
-def test_a_long_tail_is_moved_by_the_pushing_process(log, monkeypatch):
-    monkeypatch.setattr(flush, "ROWS", 3)
-    append(log, events(["a", "b"]), now=NOW)
-    thread = log.flusher._thread
-    append(log, events(["c", "d"]), now=NOW)
-    thread.join(60)
-    assert not thread.is_alive()
-    assert log.lineage()["tail"] == 0
-    assert log.table()["event_id"].to_pylist() == ["a", "b", "c", "d"]
-    append(log, events(["e"]), now=NOW)  # another thread looks after it
-    assert log.flusher._thread is not thread
-
-
 def test_an_ingest_takes_the_tail_first(log, tmp_path):
     import pyarrow.parquet as pq
 
@@ -469,13 +456,3 @@ def assert_same(source, how):
     assert sorted(taken.column_names) == sorted(slow.column_names)
     assert taken.select(slow.column_names).equals(slow)
     assert (rejected.row.tolist(), list(rejected.reason)) == (slow_rejected.row.tolist(), list(slow_rejected.reason))
-
-
-def test_a_closed_log_has_nobody_at_work_in_its_folder_and_takes_pushes_on(log, monkeypatch):
-    monkeypatch.setattr("zoo.events.flush.AGE", 0.0)
-    others = set(threading.enumerate())  # of logs that earlier tests of this process pushed to
-    for number in range(3):
-        log.append([{"user_id": 1, "item_id": 1, "event_type": "view", "timestamp": "2024-01-01T00:00:00Z"}], f"k{number}")
-        log.close()
-        assert not [t for t in set(threading.enumerate()) - others if t.name == "zoo-flusher"]
-    assert log.count() == 3

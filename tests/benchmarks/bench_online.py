@@ -216,7 +216,7 @@ def pushes(url: str, root: Path, seed: int = 0) -> list[Figure]:
     for n in range(20):  # these do not count
         features.append(events(rng, users, -10 * n - 10, 10, at))
     before = features.reader.log.count()
-    # as `zoo serve` does: a push waits neither for a full collection of garbage nor long for the flusher's turn to end
+    # as `zoo serve` does: a push waits neither for a full collection of garbage nor long for another thread's turn to end
     sys.setswitchinterval(0.001)
     gc.collect()
     gc.freeze()
@@ -238,6 +238,7 @@ def pushes(url: str, root: Path, seed: int = 0) -> list[Figure]:
     some = {"user_id": users[:200]}
     log = features.history("bench", {**some, "time": np.full(200, features.reader.now())})
     lost += int((features.online("bench", some).column("n_7d").values != log.column("n_7d").values).sum())
+    features.close()
     kept_up, quick = rate >= 19_900 and not lost, p99 <= 5
     return [
         Figure(

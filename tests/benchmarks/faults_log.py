@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from figures import FOLDER, machine
 
-from zoo.events import flush
 from zoo.events.ingest import ingest
 from zoo.events.log import EventLog
 from zoo.events.schema import LogSchema
@@ -42,21 +42,30 @@ def _say(root: Path, number: int) -> None:
 
 
 def push(root: Path, number: int) -> None:
-    """Push ``number`` times, moving the tail into Delta every 20 events beside it. Good rows, bad rows and repeats in each push."""
-    flush.ROWS = 20
+    """Push ``number`` times, good rows, bad rows and repeats in each, while a thread moves the tail into Delta after every tenth.
+
+    A thread, as a process beside this one (``zoo.events.beside``) would not be killed with it.
+    """
     log = EventLog.open(root)
-    for i in range(number):
-        table = {
-            "user_id": [i, i % 5, 0],
-            "item_id": [i % 11, i, 1],
-            "event_type": ["view"] * 3,
-            "time": [i, i, 0],
-            "event_id": [f"a{i}", f"b{i}", f"c{i // 2}"],
-            "price": [float("inf") if i % 7 == 3 else 1.0, 2.0, 3.0],
-        }
-        log.append(pa.table(table), now=NOW)
-        _say(root, i)
+    with ThreadPoolExecutor(1) as beside:
+        for i in range(number):
+            log.append(_good_and_bad(i), now=NOW)
+            _say(root, i)
+            if i % 10 == 9:
+                beside.submit(log.flush)
     log.flush()
+
+
+def _good_and_bad(i: int) -> pa.Table:
+    table = {
+        "user_id": [i, i % 5, 0],
+        "item_id": [i % 11, i, 1],
+        "event_type": ["view"] * 3,
+        "time": [i, i, 0],
+        "event_id": [f"a{i}", f"b{i}", f"c{i // 2}"],
+        "price": [float("inf") if i % 7 == 3 else 1.0, 2.0, 3.0],
+    }
+    return pa.table(table)
 
 
 def take(root: Path, rows: int) -> None:

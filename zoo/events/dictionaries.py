@@ -156,6 +156,8 @@ class DictionaryStore:
 
     def settle(self, given: Sequence[tuple[str, int, Any]]) -> None:
         """Put codes from the tail into Delta, those that are not there, in one commit. The caller holds the writer lock."""
+        if not given:  # who only copies need not know what there is
+            return
         with self._mutex:
             self._refresh()
             parts = []

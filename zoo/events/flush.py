@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from zoo.events.beside import Beside, DiedError
 from zoo.events.lock import BusyError
 from zoo.events.tail import TAKEN
 
@@ -21,6 +22,8 @@ ROWS = 50_000
 """Events in the tail from which they are moved at once."""
 AGE = 10.0
 """Seconds after which they are moved however few they are."""
+AGAIN = 1.0
+"""Seconds after which it is tried again while another writer is at work, or after the process that does it has died."""
 
 _log = logging.getLogger(__name__)
 
@@ -28,13 +31,23 @@ _log = logging.getLogger(__name__)
 def move(log: EventLog) -> int:
     """Move what is in the tail; returns how many events that were. The caller holds the writer lock.
 
-    Bad rows and codes go first, each table noting how far it came; then the events, in one commit that says up to which segment;
-    then the segments are removed. Killed in between, the next call does the rest.
+    What is there is copied into Delta, then removed. Killed in between, the next call does the rest.
+    """
+    moved = copy(log)
+    remove(log)
+    return moved
+
+
+def copy(log: EventLog) -> int:
+    """Copy what is in the tail into Delta, whence readers take it from then on; returns how many events that were.
+
+    Bad rows and codes go first, each table noting how far it came; then the events, in one commit that says up to which segment. The
+    caller holds the writer lock.
     """
     tail = log.tail_file
     state = log.state()
     segments = tail.pending(state.taken)
-    last, moved = state.taken, 0
+    moved = 0
     if segments:
         last = segments[-1].id
         log.quarantine.take([row for row in tail.rejected() if row[0] <= last], last)
@@ -44,9 +57,14 @@ def move(log: EventLog) -> int:
                 files.add(pa.concat_tables(tables))
             moved = files.rows
             log.finish(files, {**{s.key: s.taken or 0 for s in segments if s.key is not None}, TAKEN: last})
-    if tail.segments and tail.segments[0].id <= last:
-        tail.drop(last)
     return moved
+
+
+def remove(log: EventLog) -> None:
+    """Remove from the tail what Delta holds. Pushes go on, and whoever else does the same at once does no harm."""
+    taken, tail = log.state().taken, log.tail_file
+    if tail.segments and tail.segments[0].id <= taken:
+        tail.drop(taken)
 
 
 def _together(pieces: Iterable[pa.Table]) -> Iterator[list[pa.Table]]:
@@ -63,10 +81,15 @@ def _together(pieces: Iterable[pa.Table]) -> Iterator[list[pa.Table]]:
 
 
 class Flusher:
-    """A thread of the pushing process that moves the tail when it is long or old, and ends when there is nothing to move."""
+    """A thread of the pushing process that has the tail moved when it is long or old, and ends when nothing was pushed for a while.
+
+    A process beside this one copies (``zoo.events.beside``): its work would hold up pushes from within their interpreter. What it copied
+    is removed here, a little at a time: pushes wait for whoever removes, who must not wait for the processor behind others.
+    """
 
     def __init__(self, log: EventLog) -> None:
         self._of = weakref.ref(log)
+        self._root = log.root
         self._wake = threading.Event()
         self._over = threading.Event()
         self._guard = threading.Lock()
@@ -84,7 +107,7 @@ class Flusher:
                 self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, and wait for what it is moving; what it has not moved stays durable in the tail. A later push starts another."""
+        """End the thread and its process, and wait for what they move; the rest stays durable in the tail. A later push starts others."""
         with self._guard:
             thread, self._thread = self._thread, None
             self._over.set()
@@ -94,22 +117,27 @@ class Flusher:
         self._wake.clear()
 
     def _run(self, over: threading.Event) -> None:
-        due = time.monotonic() + AGE
-        while not over.is_set():
-            self._wake.wait(max(due - time.monotonic(), 0))
-            self._wake.clear()
-            log = self._of()
-            if log is None or over.is_set():
-                return
+        with Beside(self._root) as beside:
             due = time.monotonic() + AGE
-            try:
-                log.flush(wait=False)
-                with self._guard:
-                    if not log.state().pending:
-                        self._thread = None
-                        return
-            except BusyError:
-                due = time.monotonic() + 1
-            except Exception as error:  # noqa: BLE001 - whatever it is, nothing is lost, and the next round tries again
-                _log.warning("the log's tail is not moved yet, and nothing of it is lost: %s", error)
-            del log
+            while not over.is_set():
+                self._wake.wait(max(due - time.monotonic(), 0))
+                self._wake.clear()
+                log = self._of()
+                if log is None or over.is_set():
+                    return
+                due = time.monotonic() + AGE
+                try:
+                    with self._guard:
+                        if not log.state().pending:
+                            self._thread = None
+                            return
+                    beside.copy()
+                    remove(log)
+                except BusyError:
+                    due = time.monotonic() + AGAIN
+                except DiedError as error:
+                    _log.warning("%s; nothing of the log's tail is lost, and another process is started", error)
+                    due = time.monotonic() + AGAIN
+                except Exception as error:  # noqa: BLE001 - whatever it is, nothing is lost, and the next round tries again
+                    _log.warning("the log's tail is not moved yet, and nothing of it is lost: %s", error)
+                del log

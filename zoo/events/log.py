@@ -25,7 +25,7 @@ from zoo.events import delta
 from zoo.events.dictionaries import DictionaryStore
 from zoo.events.dictionary import Dictionary
 from zoo.events.few import Few
-from zoo.events.flush import Flusher, move
+from zoo.events.flush import Flusher, copy, move, remove
 from zoo.events.forget import NEXT, Forgotten, forget
 from zoo.events.identity import EventIds
 from zoo.events.lock import BusyError, writer_lock
@@ -426,7 +426,14 @@ class EventLog:
 
         Raises BusyError where another writer is at work and ``wait`` is False.
         """
-        if not self.state().last:
+        moved = self.copy_tail(wait)
+        with delta.failing_as("move pushed events into the log"):
+            remove(self)
+        return moved
+
+    def copy_tail(self, wait: bool = False) -> int:
+        """The first half of ``flush``: the tail's events are in Delta, and still in the tail, where nobody looks for them any longer."""
+        if not self.state().pending:
             return 0
 
         def busy() -> None:
@@ -434,7 +441,7 @@ class EventLog:
                 raise BusyError("another writer holds the log")
 
         with delta.failing_as("move pushed events into the log"), writer_lock(self.root, busy):
-            moved = move(self)
+            moved = copy(self)
             self.tidy()
             return moved
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -48,8 +49,14 @@ _PAGES = 16_384
 """Pages (64 MiB) of SQLite's log from which a push copies them into the file itself; removing segments does before."""
 _ROOM = 4 << 20
 """Bytes by which SQLite's log is lengthened at a time."""
-_AT_ONCE = 20_000
-"""Segments, and rows of segments, removed in one transaction, so that pushes do not wait for long."""
+_AT_ONCE = 64
+"""Segments removed in one transaction, so that pushes do not wait for long."""
+_ROWS_AT_ONCE = 20_000
+"""As ``_AT_ONCE``, rows of segments."""
+_PAUSE = 0.002
+"""Seconds between two of them, in which pushes go on: who removes would be first at the lock again."""
+_TRIES = 5
+"""Times that SQLite's log is copied into the file beside pushes before they wait for it."""
 
 
 class Tail:
@@ -206,8 +213,11 @@ class Tail:
                 self._owner = None
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A connection whose changes are on disk, all of them, once the block has ended; none where it raises."""
+    def transaction(self, synchronous: str = "FULL") -> Iterator[sqlite3.Connection]:
+        """A connection whose changes are made, all of them, once the block has ended; none where it raises.
+
+        synchronous: FULL has them on disk by then, NORMAL by the next FULL or not at all.
+        """
         with self.exclusive(), self._failing():
             if self._process != os.getpid() or self._writer is None:
                 self.stamp()
@@ -216,6 +226,7 @@ class Tail:
                 self._writer.execute(f"PRAGMA wal_autocheckpoint={_PAGES}")
                 self._writer.executescript(f"BEGIN;{_TABLES}COMMIT;")
             connection = self._writer
+            connection.execute(f"PRAGMA synchronous={synchronous}")
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -275,19 +286,27 @@ class Tail:
 
     def drop(self, last: int) -> None:
         """Remove segments up to one that the Delta tables have taken over, a few at a time so that pushes go on."""
+        alone = self._owner == threading.get_ident()
         rows, number = 0, 0
         for segment in self.segments[: bisect_right(self.segments, last, key=lambda s: s.id)]:
             rows, number = rows + segment.rows, number + 1
-            if rows >= _AT_ONCE or number >= _AT_ONCE or segment.id == last:
+            if rows >= _ROWS_AT_ONCE or number >= _AT_ONCE or segment.id == last:
                 rows = number = 0
-                with self.transaction() as connection:
+                # what a crash brings back is removed again, so the disk is not waited for
+                with self.transaction("NORMAL") as connection:
                     for removal in _REMOVALS:
                         connection.execute(removal, (segment.id,))
-        # what was written until here while pushes go on; then, of which there is little, the rest, so that the file is begun anew
+                if not alone:
+                    time.sleep(_PAUSE)
+        # SQLite begins its log anew once all of it is in the file, which a push between two pages prevents: at last pushes wait
         with self._failing(), closing(self._connect()) as connection:
-            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            with self.exclusive():
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            for _ in range(_TRIES):
+                _, logged, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                if logged == copied:
+                    break
+            else:
+                with self.exclusive():
+                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         self.refresh()
 
     def scrub(self) -> None:

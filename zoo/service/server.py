@@ -53,8 +53,7 @@ def serve(
     access = Access.of(settings)
     address = host if access is not None and _is_address(host) else _loopback(host)
     named = _by_model(references)
-    with _bound(address, port) as listener, sending():
-        features = Features.open(project.root)
+    with _bound(address, port) as listener, sending(), contextlib.closing(Features.open(project.root)) as features:
         source = Source(project, features, tuple(without))
         serving = {model: source.load(reference) for model, reference in named.items()}
         versions = Versions(serving, named, source, settings.canary, settings.shadow)
