@@ -17,6 +17,7 @@ from random_logs import CATEGORIES, DAY, DEAR, FEATURES, MILK, TYPES, build, cod
 
 from zoo.contract import Column
 from zoo.errors import FeatureError
+from zoo.events.alone import answered
 from zoo.events.evaluate import Evaluator
 from zoo.events.log import EventLog
 from zoo.events.pairs import evaluate_pairs, member_sets
@@ -106,6 +107,15 @@ def test_every_feature_equals_the_loop_over_events(
             assert got.values.tobytes() == expected.values.tobytes(), (name, row, got, expected)
             assert got.values.dtype == expected.values.dtype
             assert got.offsets is expected.offsets is None or got.offsets.tolist() == expected.offsets.tolist()
+        lone = own.index.events(codes[row : row + 1])
+        direct, newest = answered(aggregation, lone, TYPES, lone.dictionaries, int(times[row]))
+        rest = aggregation.rest
+        assert {*direct} | {f.name for f in rest.features if rest} == {*alone}
+        assert newest == own.newest(aggregation, codes[row : row + 1], times[row : row + 1])[0]
+        for name, got in direct.items():
+            assert got.values.tobytes() == alone[name].values.tobytes(), (name, row, got, alone[name])
+            assert (got.values.dtype, got.dictionary) == (alone[name].values.dtype, alone[name].dictionary)
+            assert got.offsets is alone[name].offsets is None or got.offsets.tolist() == alone[name].offsets.tolist()
     for row, (entity_code, t) in enumerate(asked):
         mine = [e for e in events if entity_code > 0 and e[entity] == entity_code]
         oracle = Oracle(mine, t, equal=equal, lag=lag)
@@ -361,6 +371,21 @@ def test_money_sums_are_exact_whatever_the_order() -> None:
         Aggregation(("user_id",), (total("s", "value"),)), np.array([2], np.int32), np.array([10**9], np.int64)
     )
     assert got["s"].values[0] == 120.0
+
+
+def test_sums_over_more_windows_than_the_means_before_them_are_all_there() -> None:
+    events = [event(user_id=2, seq=n, time=n * DAY, value=1.0 + n) for n in range(9)]
+    means = (mean("mean_4d", "value", "4d"), mean("mean_2d", "value", "2d"))
+    sums = (total("sum_4d", "value", "4d"), total("sum_2d", "value", "2d"), total("sum_1d", "value", "1d"))
+    lone = evaluator(events).index.events(np.array([2], np.int32))
+    found, _ = answered(Aggregation(("user_id",), (*means, *sums)), lone, TYPES, lone.dictionaries, 9 * DAY)
+    assert {name: column.values.tolist() for name, column in found.items()} == {
+        "mean_4d": [7.5],
+        "mean_2d": [8.5],
+        "sum_4d": [30.0],
+        "sum_2d": [17.0],
+        "sum_1d": [9.0],
+    }
 
 
 def test_a_spread_far_from_zero_keeps_its_digits() -> None:

@@ -270,10 +270,10 @@ def test_a_view_of_a_log_that_was_rewritten_since_is_answered_from_the_log_as_it
     other.materialize()  # which removes what was kept of the log as it was
     store, config = features._online_store, features.store.config
     codes = before.codes("user_id", [2, 3])
-    found = store.recent(config, before, {"user_id": codes}).evaluators["user_id"].index
+    found = store.recent(config, before, {"user_id": codes}).opened("user_id")[0].index
     now = features.reader.view()
     assert now.epoch == before.epoch + 1
-    expected = store.recent(config, now, {"user_id": codes}).evaluators["user_id"].index
+    expected = store.recent(config, now, {"user_id": codes}).opened("user_id")[0].index
     assert len(found) > 0
     assert np.array_equal(found.time, expected.time)
     assert np.array_equal(found.offsets, expected.offsets)

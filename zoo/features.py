@@ -219,9 +219,13 @@ class Features:
         with what the store gave. Raises UsageError for rows or an ``at`` that cannot be meant, FeatureError where the store does not
         answer (under ``zoo.deadline.until``: not in time).
         """
-        view, given, times, asked = self._asked_online(service, rows, at)
-        store = self._online_store
-        recent = store.recent(self.store.config, view, self._wanted(store, asked))
+        given, store = given_columns(rows), self._online_store
+
+        def of(view: LogView) -> tuple[tuple[Array, list[_Asked]], dict[str, Array]]:
+            times, asked = self._asked_online(service, view, given, at)
+            return (times, asked), self._wanted(store, asked)
+
+        view, (times, asked), recent = store.read(self.store.config, self.reader, of)
         if seen is not None:
             seen(recent)
         return self._online_batch(store, view, given, times, asked, recent, context)
@@ -243,7 +247,8 @@ class Features:
         """
         from zoo.stores.recent import Recent
 
-        view, given, times, asked = self._asked_online(service, rows, at)
+        given, view = given_columns(rows), self.reader.view()
+        times, asked = self._asked_online(service, view, given, at)
         store = self._online_store
         wanted = self._wanted(store, asked)
         recent = Recent(view, wanted, {kind: values(view, kind, codes) for kind, codes in wanted.items()})
@@ -255,7 +260,8 @@ class Features:
         self, service: str, rows: Any, at: int | datetime | None = None, context: Mapping[str, str] | None = None
     ) -> FeatureBatch:
         """As ``online``; the event loop goes on while the store is asked. May be cancelled at any point."""
-        view, given, times, asked = self._asked_online(service, rows, at)
+        given, view = given_columns(rows), self.reader.view()
+        times, asked = self._asked_online(service, view, given, at)
         store = self._online_store
         recent = await store.recent_async(self.store.config, view, self._wanted(store, asked))
         return self._online_batch(store, view, given, times, asked, recent, context)
@@ -268,12 +274,11 @@ class Features:
         """Close the connections that ``online_async`` opened in this event loop; the next read opens its own."""
         await self._online_store.close()
 
-    def _asked_online(self, service: str, rows: Any, at: int | datetime | None) -> tuple[LogView, Given, Array, list[_Asked]]:
-        given, view = given_columns(rows), self.reader.view()
+    def _asked_online(self, service: str, view: LogView, given: Given, at: int | datetime | None) -> tuple[Array, list[_Asked]]:
         now = self.reader.now(view) if at is None else moment(at)
         number = len(next(iter(given.values()), ()))
         times = np.array([now]) if number == 1 else np.full(number, now, np.int64)
-        return view, given, times, self._asked(service, view, given, times, alike=True)
+        return times, self._asked(service, view, given, times, alike=True)
 
     def _wanted(self, store: Any, asked: list[_Asked]) -> dict[str, Array]:
         """Codes by entity kind whose kept events a batch is made of."""

@@ -96,13 +96,13 @@ class Tracer:
 
 def event_times(recent: Recent, user: Any, as_of: int) -> list[int]:
     """Microseconds UTC of the user's newest events strictly before an instant, newest first, as the store gave them."""
-    if user is None or "user_id" not in recent.evaluators:
+    if user is None or "user_id" not in recent.values:
         return []
     (code,) = recent.view.codes("user_id", [user]).tolist()
     found = np.flatnonzero(recent.codes["user_id"] == code)
     if not len(found):
         return []
-    index = recent.evaluators["user_id"].index
+    index = recent.opened("user_id")[0].index
     begin, end = index.offsets[found[0] + 2], index.offsets[found[0] + 3]
     times = index.time[begin:end]
     seen: list[int] = times[times < as_of][-EVENTS:][::-1].tolist()

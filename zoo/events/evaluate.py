@@ -14,7 +14,6 @@ import numpy as np
 
 from zoo.contract import Array, Column
 from zoo.errors import FeatureError
-from zoo.events.alone import Passing, answered
 from zoo.events.filtered import Code, FilteredEvents
 from zoo.events.index import NO_SESSION, Index
 from zoo.events.reach import Reach, oldest, reach
@@ -193,15 +192,7 @@ class Evaluator:
     def _columns(self, aggregation: Aggregation, places: Array, times: Array) -> dict[str, Column]:
         rows = _Rows(self, aggregation, places, times)
         found: dict[str, Column] = {}
-        passing: dict[Where, Passing] = {}
         for alike in aggregation.alike:
-            if len(times) == 1:
-                where = alike.features[0].where
-                own = passing.get(where)
-                if own is None:
-                    passing[where] = own = Passing(self.events(where), places[:, 0])
-                if answered(alike, own, found):
-                    continue
             if self.by_running(alike.features[0]):
                 rows.differences(alike, found)
             else:

@@ -27,6 +27,12 @@ _FEW = 64
 _FEWER = 32
 """As ``_FEW``: that many times fewer ranks than events."""
 
+_CACHED = 1 << 16
+"""Events that lie in the processor's cache."""
+
+_NEAR = 4
+"""As ``_FEWER``, of events that do."""
+
 _COMPARE: Mapping[str, Callable[[Array, Any], Array]] = {
     "!=": operator.ne,
     "<": operator.lt,
@@ -97,7 +103,8 @@ class FilteredEvents:
         """How many events pass before each position of the index."""
         if self.positions is None:
             return positions
-        few = positions.size <= _FEW or positions.size * _FEWER <= len(self.positions)
+        number, times = len(self.positions), _NEAR if len(self.index) <= _CACHED else _FEWER
+        few = positions.size <= _FEW or positions.size * times <= number
         if few and "running" not in self._kept:
             return self.positions.searchsorted(positions)
         return self._running()[positions].astype(np.int64)
@@ -187,8 +194,7 @@ class FilteredEvents:
         """Whether every event has the column."""
         found = self._complete.get(name)
         if found is None:
-            values = self.column(name)
-            if self.index.complete(name) or not len(values):
+            if self.index.complete(name) or not len(values := self.column(name)):
                 found = True
             elif values.dtype.str == "<i8":  # the least number stands for a missing one
                 found = values.item(values.argmin()) != MISSING

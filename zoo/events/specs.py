@@ -43,6 +43,7 @@ _NUMBERS = (*REDUCTIONS, "ratio", "decay")
 OF_STEPS = ("gap", "wait", "age")
 """Columns that tell when a step was, seconds; of a visit, when it began."""
 CALENDAR = ("day", "weekday", "hour")
+_DIRECT = ("last_n", "count", "sum", "mean")
 _NAMELESS = ("count", "length")
 """What a visit holds that needs no column."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -327,6 +328,7 @@ class Alike(NamedTuple):
     """
 
     features: tuple[Feature, ...]
+    names: tuple[str, ...]
     span: slice
     rows: tuple[int, ...]
 
@@ -380,8 +382,27 @@ class Aggregation:
         for group in groups.values():
             places = [0 if f.kind == "decay" else self.windows.index(f.window) for f in group]
             first, last = min(places), max(places)
-            out.append(Alike(tuple(group), slice(first, last + 1), tuple([place - first for place in places])))
+            rows = tuple([place - first for place in places])
+            out.append(Alike(tuple(group), tuple([f.name for f in group]), slice(first, last + 1), rows))
         return tuple(out)
+
+    @cached_property
+    def direct(self) -> tuple[tuple[Where, tuple[Alike, ...]], ...]:
+        """By filter the features, as in ``alike``, that are told by where windows begin among one entity's events of some types."""
+        out: dict[Where, list[Alike]] = {}
+        for each in self.alike if len(self.entity) == 1 else ():
+            f = each.features[0]
+            stored = f.column not in (*OF_STEPS, *CALENDAR) and not f.column.startswith("items.")
+            if f.kind in _DIRECT and f.step == "event" and stored and all(isinstance(part, str) for part in f.where):
+                out.setdefault(f.where, []).append(each)
+        return tuple([(where, tuple(each)) for where, each in out.items()])
+
+    @cached_property
+    def rest(self) -> Aggregation | None:
+        """The features that are not ``direct``; None where all are."""
+        direct = {name for _, group in self.direct for each in group for name in each.names}
+        rest = tuple([f for f in self.features if f.name not in direct])
+        return replace(self, features=rest) if rest else None
 
     @cached_property
     def of_numbers(self) -> tuple[Feature, ...]:

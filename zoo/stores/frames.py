@@ -9,15 +9,15 @@ import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from zoo.contract import Array
-from zoo.errors import ArtefactError
-from zoo.events.index import MISSING, Index
+from zoo.errors import ArtefactError, FeatureError, choices
+from zoo.events.index import FIXED, MISSING, Index
 from zoo.events.slices import Slices
 
 _PREFIX = struct.Struct("<4sIIIq8s")
@@ -60,19 +60,28 @@ class _Column:
     before: int
     number: int
 
-    @property
+    @cached_property
+    def based(self) -> bool:
+        """Whether values are kept as units above a base."""
+        return self.scale > 0 and self.kind.str == "<i8"
+
+    @cached_property
     def complete(self) -> bool:
         """Whether no value can be missing."""
-        return self.kind.str == "<i8" and self.scale > 0 and not self.missing
+        return self.based and not self.missing
+
+    @cached_property
+    def _unit(self) -> Array:
+        return np.array(self.scale)  # an array, as numpy takes several times as long over a Python number
 
     def plain(self, stored: Array, base: Any) -> Array:
         """Values (m,) as they were, aligned. base: int64, one or one an event."""
         if not self.scale:
             return stored
         out = stored.astype(self.kind)
-        if self.kind.itemsize == 8 and self.kind.kind == "i":
+        if self.based:
             if self.scale != 1:
-                out *= np.array(self.scale)  # an array, as numpy takes several times as long over a Python number
+                out *= self._unit
             out += base
             if self.missing and not stored.all():
                 out[stored == 0] = MISSING
@@ -160,6 +169,53 @@ def _nothing(kind: Any, count: int) -> Array:
     return np.full(count, {"i4": 0, "i8": MISSING}.get(dtype.str[1:], np.nan), dtype)
 
 
+class Frame:
+    """The events of a value that is one frame, as most are; columns are decoded when they are first asked for.
+
+    kinds: dtype by name of the columns that there are at least. since: from when on answers are exact.
+    """
+
+    __slots__ = ("_bases", "_begin", "_count", "_held", "_kinds", "_layout", "_value", "since", "time")
+
+    def __init__(self, only: _Frame, kinds: Mapping[str, Any]) -> None:
+        self._value, self._begin, self._count, self._layout, self._bases, self.since = only
+        self._kinds = kinds
+        self.time: Array = self._read(self._layout.columns["time"])
+        self._held = {"time": self.time}
+
+    @classmethod
+    def of(cls, value: bytes | None, kinds: Mapping[str, Any]) -> Frame | None:
+        """None of any other value."""
+        only = None if value is None else _only(value)
+        return None if only is None else cls(only, kinds)
+
+    def column(self, name: str) -> Array:
+        """(m,): a column as an ``Index`` has it. Raises FeatureError where there is none of that name."""
+        found = self._held.get(name)
+        if found is None:
+            column = self._layout.columns.get(name)
+            if column is not None:
+                found = self._read(column)
+            elif name in self._kinds or name in FIXED:
+                found = _nothing(self._kinds.get(name, "<i8"), self._count)
+            else:
+                raise FeatureError(choices("event column", name, sorted({*self._kinds, *FIXED})))
+            self._held[name] = found
+        return found
+
+    def _read(self, column: _Column) -> Array:
+        width, count = column.stored.itemsize, self._count
+        begin = self._begin + count * column.before
+        stored = np.frombuffer(self._value[begin : begin + count * width], column.stored)
+        base = np.array(self._layout.bases.unpack(self._bases)[column.number]) if column.based else None
+        return column.plain(stored, base)
+
+    def complete(self, name: str) -> bool:
+        """Whether the frame says of a column that every event has it."""
+        column = self._layout.columns.get(name)
+        return column is not None and column.complete
+
+
 class _Group:
     """Frames of one layout: of each its value, where its first column begins in that, its events, and the bases of its columns."""
 
@@ -177,20 +233,20 @@ class _Group:
         column = self.layout.columns.get(name)
         if column is None:
             return _nothing(kind, sum(self.counts))
-        before, after = column.before, column.before + column.stored.itemsize
+        before, width = column.before, column.stored.itemsize
         if len(self.values) == 1:
-            at, count = self.at[0], self.counts[0]
-            found = self.values[0][at + count * before : at + count * after]
+            count = self.counts[0]
+            begin = self.at[0] + count * before
+            found = self.values[0][begin : begin + count * width]
         else:
+            after = before + width
             each = zip(self.values, self.at, self.counts)
             found = b"".join([value[at + count * before : at + count * after] for value, at, count in each])
-        return column.plain(np.frombuffer(found, column.stored), self._base(column))
+        return column.plain(np.frombuffer(found, column.stored), self._base(column) if column.based else 0)
 
     def _base(self, column: _Column) -> Any:
         """int64, one or one an event."""
-        if not column.scale or column.kind.str != "<i8":
-            return 0
-        if len({*self.bases}) == 1:  # as those of frames that were packed together
+        if len(self.bases) == 1 or len({*self.bases}) == 1:  # as those of frames that were packed together
             return np.array(self.layout.bases.unpack(self.bases[0])[column.number])
         table = np.frombuffer(b"".join(self.bases), "<i8").reshape(len(self.bases), -1)
         return np.repeat(table[:, column.number], self.counts)
@@ -361,6 +417,12 @@ class _Recent(Index):
     @seq.setter
     def seq(self, values: Array) -> None:
         pass
+
+    def column(self, name: str) -> Array:
+        try:
+            return self.columns[name]
+        except KeyError:
+            return super().column(name)
 
     def complete(self, name: str) -> bool:
         return isinstance(self.columns, _Columns) and self.columns.complete(name)

@@ -11,12 +11,13 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from threading import RLock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
@@ -42,6 +43,7 @@ from zoo.stores.source import EventSource
 if TYPE_CHECKING:
     from zoo.events.log import EventLog
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TAIL = 100_000
@@ -54,6 +56,24 @@ _FEW = 64
 """Events an entity up to which columns are written as they are: frames of one layout are read together, and most of one is its header."""
 _ALWAYS = ("user_id", "item_id", "event_type", "time", "seq")
 """Columns of the log that are read whatever is kept."""
+
+
+class Reply:
+    """What a store was asked for. Either method is called, once."""
+
+    def __init__(self, load: Callable[[], tuple[dict[str, list[bytes | None]], int]]) -> None:
+        self._load = load
+
+    def read(self) -> tuple[dict[str, list[bytes | None]], int]:
+        """What ``EventOnlineStore.load`` returns."""
+        return self._load()
+
+    def close(self) -> None:
+        """Nobody wants it any longer."""
+
+
+def _equal(codes: Mapping[str, Array], others: Mapping[str, Array]) -> bool:
+    return codes.keys() == others.keys() and all(np.array_equal(own, others[entity]) for entity, own in codes.items())
 
 
 @contextmanager
@@ -86,6 +106,10 @@ class EventOnlineStore(ABC):
     @abstractmethod
     def load(self, config: Any, space: Space, codes: Mapping[str, Array]) -> tuple[dict[str, list[bytes | None]], int]:
         """(each entity's value by kind, None where nothing is kept; how many of the log's first events are there) at one moment."""
+
+    def ask(self, config: Any, space: Space, codes: Mapping[str, Array]) -> Reply:
+        """``load`` in two steps, for a store that works while its caller does."""
+        return Reply(partial(self.load, config, space, codes))
 
     async def load_async(
         self, config: Any, space: Space, codes: Mapping[str, Array]
@@ -153,9 +177,43 @@ class EventOnlineStore(ABC):
 
     # Reading
 
-    def recent(self, config: Any, view: LogView, codes: Mapping[str, Array]) -> Recent:
-        """The kept events of entities (codes each once) by kind, after bringing in what the view has beyond them."""
-        values, held = self.load(config, self._place(config, view.log, view.epoch), codes)
+    def read(
+        self, config: Any, reader: LogReader, asked: Callable[[LogView], tuple[T, dict[str, Array]]]
+    ) -> tuple[LogView, T, Recent]:
+        """(the log's newest version, what ``asked`` makes of it, the kept events of the entities that it names as well).
+
+        The store is asked by the version of the last look, and while it works the log is looked at. asked: gives codes as ``wanted``.
+        """
+        held, reply = reader.held, None
+        if held is not None:
+            try:
+                made, codes = asked(held)
+            except Exception:  # noqa: BLE001 - the log may be another by now: what is wrong shows below
+                held = None
+            else:
+                space = self._place(config, held.log, held.epoch)
+                reply = self.ask(config, space, codes)
+        try:
+            view = reader.view()
+            if view is not held:
+                made, fresh = asked(view)
+                if reply is None or self._place(config, view.log, view.epoch) != space or not _equal(codes, fresh):
+                    if reply is not None:
+                        reply.close()
+                    return view, made, self.recent(config, view, fresh)
+        except BaseException:
+            if reply is not None:
+                reply.close()
+            raise
+        assert reply is not None
+        return view, made, self.recent(config, view, codes, reply)
+
+    def recent(self, config: Any, view: LogView, codes: Mapping[str, Array], reply: Reply | None = None) -> Recent:
+        """The kept events of entities (codes each once) by kind, after bringing in what the view has beyond them.
+
+        reply: of the store, where it was asked for them already.
+        """
+        values, held = (self.ask(config, self._place(config, view.log, view.epoch), codes) if reply is None else reply).read()
         for _ in range(_EMPTIED):
             if holds(view, held):
                 return Recent(view, codes, values)
@@ -212,12 +270,10 @@ class EventOnlineStore(ABC):
         aggregation = source.aggregation
         assert aggregation is not None
         entity = aggregation.entity[0]
-        if entity in recent.evaluators:
-            own = recent.own(entity, keys[entity], times)
-            if own is not None:
-                evaluator = recent.evaluators[entity]
-                columns = view.evaluate(aggregation, {**keys, entity: own}, times, evaluator)
-                return columns, evaluator.newest(aggregation, own, times)
+        if entity in recent.values:
+            found = recent.features(aggregation, keys, times)
+            if found is not None:
+                return found
         seen = aggregation.until(times)
         return features_of(view, source, dict(keys), times), view.newest_events(entity, keys[entity], seen)
 
@@ -228,8 +284,7 @@ class EventOnlineStore(ABC):
         if not is_own(table):
             return super().online_read(config, table, entity_keys, requested_features)  # type: ignore[misc,no-any-return]
         names = requested_features or [f.name for f in table.features]
-        request = Request.of(config, [(table, names, key_columns(table, entity_keys))])
-        recent = self.recent(config, request.view, request.wanted(self, config))
+        request, recent = self._request(config, [(table, names, key_columns(table, entity_keys))])
         results = GetOnlineFeaturesResponse().results
         found, newest = request.answer(self, recent, request.parts[0], results)
         return [
@@ -243,18 +298,31 @@ class EventOnlineStore(ABC):
 
     def _read_features_per_fv(self, config: Any, grouped_refs: Any, given: Any, join_keys: Any, *how: Any) -> None:
         """Feast's read of all views of one request, which would ask the store once a view and make an object a value."""
-        for request, refs in requests(config, grouped_refs, given, join_keys):
-            if request is None:
+        for asked, refs in requests(grouped_refs, given, join_keys):
+            if asked is None:
                 super()._read_features_per_fv(config, refs, given, join_keys, *how)  # type: ignore[misc]
             else:
-                request.respond(self, self.recent(config, request.view, request.wanted(self, config)), *how)
+                request, recent = self._request(config, asked)
+                request.respond(self, recent, *how)
+
+    def _request(self, config: Any, asked: Sequence[Any]) -> tuple[Request, Recent]:
+        reader = LogReader.of(config)
+
+        def of(view: LogView) -> tuple[Request, dict[str, Array]]:
+            made = Request.of(reader, view, asked)
+            return made, made.wanted(self, config)
+
+        _, request, recent = self.read(config, reader, of)
+        return request, recent
 
     async def _read_features_per_fv_async(self, config: Any, grouped_refs: Any, given: Any, join_keys: Any, *how: Any) -> None:
         """As ``_read_features_per_fv``."""
-        for request, refs in requests(config, grouped_refs, given, join_keys):
-            if request is None:
+        reader = LogReader.of(config)
+        for asked, refs in requests(grouped_refs, given, join_keys):
+            if asked is None:
                 await super()._read_features_per_fv_async(config, refs, given, join_keys, *how)  # type: ignore[misc]
             else:
+                request = Request.of(reader, reader.view(), asked)
                 request.respond(self, await self.recent_async(config, request.view, request.wanted(self, config)), *how)
 
     # Writing

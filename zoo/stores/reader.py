@@ -58,6 +58,11 @@ class LogReader:
         assert isinstance(reader, cls)
         return reader
 
+    @property
+    def held(self) -> LogView | None:
+        """The version of the last look, None before the first."""
+        return self._view
+
     def view(self) -> LogView:
         """The newest version of the log and of its tables."""
         with self._lock:

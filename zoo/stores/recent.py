@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zoo.contract import Array
+from zoo.contract import Array, Column
+from zoo.events.alone import answered
 from zoo.events.evaluate import Evaluator
+from zoo.events.index import Index
+from zoo.events.specs import Aggregation
 from zoo.events.view import LogView
-from zoo.stores.frames import index_of
+from zoo.stores.frames import Frame, index_of
 
 Key = tuple[str, int]
 """Entity kind and code."""
@@ -26,22 +29,69 @@ class Space:
 
 
 class Recent:
-    """The kept events of one call's entities: of each kind an evaluator over them, the i-th of ``codes`` being its entity i + 2.
-
-    values: what it was made of, by kind a packed value an entity, None where nothing is kept.
-    """
+    """The kept events of one call's entities. By kind, codes: int32 (n,) the entities; values: a packed value of each, or None."""
 
     def __init__(self, view: LogView, codes: Mapping[str, Array], values: Mapping[str, Sequence[bytes | None]]) -> None:
         self.view, self.codes, self.values = view, codes, values
-        self.evaluators: dict[str, Evaluator] = {}
-        self._since: dict[str, Array] = {}
-        for entity, found in values.items():
-            index, self._since[entity] = index_of(found, view.kinds(entity), view.facts())
-            self.evaluators[entity] = view.evaluator_of(index)
+        self._opened: dict[str, tuple[Evaluator, Array]] = {}
 
-    def own(self, entity: str, codes: Array, times: Array) -> Array | None:
+    def opened(self, entity: str) -> tuple[Evaluator, Array]:
+        """(an evaluator over a kind's events, the i-th of ``codes`` being its entity i + 2; int64 (n,) since when each one is exact)."""
+        found = self._opened.get(entity)
+        if found is None:
+            index, since = index_of(self.values[entity], self.view.kinds(entity), self.view.facts())
+            found = self._opened[entity] = self.view.evaluator_of(index), since
+        return found
+
+    def features(
+        self, aggregation: Aggregation, keys: Mapping[str, Array], times: Array
+    ) -> tuple[dict[str, Column], Array] | None:
+        """(columns by name, int64 (n,) newest event's time) for n rows; None where what is kept is not exact at all of the times.
+
+        keys: codes int32 (n,) by join key.
+        """
+        entity = aggregation.entity[0]
+        if len(times) == 1 and aggregation.direct and self._takes(aggregation):
+            return self._of_one(aggregation, keys, times)
+        evaluator, since = self.opened(entity)
+        own = self._own(entity, keys[entity], since, times)
+        if own is None:
+            return None
+        columns = self.view.evaluate(aggregation, {**keys, entity: own}, times, evaluator)
+        return columns, evaluator.newest(aggregation, own, times)
+
+    def _takes(self, aggregation: Aggregation) -> bool:
+        """Whether nothing is asked that an evaluator would refuse."""
+        facts = self.view.facts()
+        names = facts["dictionaries"]
+        return not facts["ordered_only"] and not any(f.column in names for f in aggregation.of_numbers)
+
+    def _of_one(
+        self, aggregation: Aggregation, keys: Mapping[str, Array], times: Array
+    ) -> tuple[dict[str, Column], Array] | None:
+        """``features`` of one row: what can be told from its events as they lie, the rest by an evaluator."""
+        entity, view, t = aggregation.entity[0], self.view, times.item(0)
+        codes = self.codes[entity]
+        at = 0 if len(codes) == 1 else int((codes == keys[entity]).argmax())
+        frame = Frame.of(self.values[entity][at], view.kinds(entity))
+        events: Frame | Index
+        if frame is not None:
+            events, since = frame, frame.since
+        else:
+            evaluator, instants = self.opened(entity)
+            since = instants.item(at)
+            events = evaluator.index if len(codes) == 1 else evaluator.index.events(np.array([at + 2]))
+        if since > t:
+            return None
+        found, newest = answered(aggregation, events, view.event_types(), view.facts()["dictionaries"], t)
+        if aggregation.rest is not None:
+            own = {**keys, entity: np.array([at + 2], np.int32)}
+            found.update(view.evaluate(aggregation.rest, own, times, self.opened(entity)[0]))
+        return found, np.array([newest])
+
+    def _own(self, entity: str, codes: Array, since: Array, times: Array) -> Array | None:
         """int32 (n,): codes as the entity's evaluator has them; None where it is not exact at all of the times."""
-        known, since = self.codes[entity], self._since[entity]
+        known = self.codes[entity]
         if codes is known or (len(codes) == len(known) and (codes == known).all()):
             exact = since.item(0) <= times.item(0) if len(codes) == 1 else (since <= times).all()
             return np.arange(2, len(codes) + 2, dtype=np.int32) if exact else None

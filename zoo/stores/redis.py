@@ -20,7 +20,7 @@ from zoo.contract import Array
 from zoo.deadline import left
 from zoo.errors import FeatureError
 from zoo.stores.frames import IDENTITY
-from zoo.stores.online import EventOnlineStore
+from zoo.stores.online import EventOnlineStore, Reply
 from zoo.stores.packing import Change
 from zoo.stores.recent import Key, Space
 
@@ -103,39 +103,16 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
         return self._client
 
     def load(self, config: Any, space: Space, codes: Mapping[str, Array]) -> tuple[dict[str, list[bytes | None]], int]:
-        keys = _asked(space, codes)
-        return _split(codes, self._answer(config, lambda client: list(self._told(client.connection_pool, ("MGET", *keys)))))
+        return self.ask(config, space, codes).read()
 
-    def _told(self, pool: Any, command: Sequence[Any]) -> Any:
-        """The reply to a command, which is sent once more where the server dropped the connection.
+    def ask(self, config: Any, space: Space, codes: Mapping[str, Array]) -> Reply:
+        sent = self._answer(config, lambda client: self._send(client.connection_pool, ("MGET", *_asked(space, codes))))
+        return _Reply(sent, config, codes)
 
-        Connections are kept between commands, and none is with a reply unread.
-
-        A client's own command would count, measure and look at the socket, which takes longer than the server does. Under a deadline
-        neither connecting nor the reply is waited for beyond it.
-        """
-        from redis.exceptions import ConnectionError
-
+    def _send(self, pool: Any, command: Sequence[Any]) -> _Sent:
         if self._idle[0] is not pool or self._idle[1] != os.getpid():  # a child of a fork has its own
             self._idle = (pool, os.getpid(), [])
-        idle = self._idle[2]
-        try:
-            connection = idle.pop()
-        except IndexError:
-            # the pool would connect with the usual timeout
-            connection = pool.get_connection() if left() is None else pool.connection_class(**pool.connection_kwargs)
-        try:
-            try:
-                found = _reply(connection, command)
-            except ConnectionError:
-                connection.disconnect()
-                found = _reply(connection, command)
-        except BaseException:  # its reply may still come, and is nobody else's
-            connection.disconnect()
-            pool.release(connection)
-            raise
-        idle.append(connection)
-        return found
+        return _Sent(pool, self._idle[2], command)
 
     async def load_async(
         self, config: Any, space: Space, codes: Mapping[str, Array]
@@ -278,10 +255,10 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
 
         def ask(client: Any) -> Any:
             try:
-                return self._told(client.connection_pool, command)
+                return self._send(client.connection_pool, command).reply()
             except NoScriptError:
                 client.script_load(script)
-                return self._told(client.connection_pool, command)
+                return self._send(client.connection_pool, command).reply()
 
         return self._answer(config, ask)
 
@@ -307,18 +284,81 @@ def _digest(script: str) -> str:
     return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
-def _reply(connection: Any, command: Sequence[Any]) -> Any:
-    seconds = left()
-    if seconds is None:
-        connection.send_packed_command(connection.pack_command(*command))
-        return connection.read_response()
-    usual = connection.socket_timeout, connection.socket_connect_timeout
-    _wait_for(connection, max(seconds, 0.001), max(seconds, 0.001))
-    try:
-        connection.send_packed_command(connection.pack_command(*command))
-        return connection.read_response()
-    finally:
-        _wait_for(connection, *usual)
+class _Sent:
+    """A command on its way, which is sent once more where the server dropped the connection. Either method is called, once.
+
+    Connections are kept between commands, and none is with a reply unread. A client's own command would count, measure and look at the
+    socket, which takes longer than the server does. Under a deadline neither connecting nor the reply is waited for beyond it.
+    """
+
+    __slots__ = ("_command", "_connection", "_idle", "_pool")
+
+    def __init__(self, pool: Any, idle: list[Any], command: Sequence[Any]) -> None:
+        self._pool, self._idle, self._command = pool, idle, command
+        try:
+            self._connection = idle.pop()
+        except IndexError:
+            # the pool would connect with the usual timeout
+            self._connection = pool.get_connection() if left() is None else pool.connection_class(**pool.connection_kwargs)
+        self._do(self._write, self._write)
+
+    def reply(self) -> Any:
+        found = self._do(self._connection.read_response, self._again)
+        self._idle.append(self._connection)
+        return found
+
+    def close(self) -> None:
+        """The reply may still come, and is nobody's."""
+        self._connection.disconnect()
+        self._pool.release(self._connection)
+
+    def _write(self) -> None:
+        self._connection.send_packed_command(self._connection.pack_command(*self._command))
+
+    def _again(self) -> Any:
+        self._write()
+        return self._connection.read_response()
+
+    def _do(self, first: Callable[[], Any], then: Callable[[], Any]) -> Any:
+        """What the first gives, or, where the connection is lost, the other one."""
+        from redis.exceptions import ConnectionError
+
+        try:
+            try:
+                return self._timely(first)
+            except ConnectionError:
+                self._connection.disconnect()
+                return self._timely(then)
+        except BaseException:
+            self.close()
+            raise
+
+    def _timely(self, work: Callable[[], Any]) -> Any:
+        seconds, connection = left(), self._connection
+        if seconds is None:
+            return work()
+        usual = connection.socket_timeout, connection.socket_connect_timeout
+        _wait_for(connection, max(seconds, 0.001), max(seconds, 0.001))
+        try:
+            return work()
+        finally:
+            _wait_for(connection, *usual)
+
+
+class _Reply(Reply):
+    def __init__(self, sent: _Sent, config: Any, codes: Mapping[str, Array]) -> None:
+        self._sent, self._config, self._codes = sent, config, codes
+
+    def read(self) -> tuple[dict[str, list[bytes | None]], int]:
+        from redis.exceptions import RedisError
+
+        try:
+            return _split(self._codes, self._sent.reply())
+        except RedisError as error:
+            raise _unanswered(self._config, error) from error
+
+    def close(self) -> None:
+        self._sent.close()
 
 
 def _wait_for(connection: Any, reply: float | None, connected: float | None) -> None:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from zoo.stores.recent import Recent
 
 
+Asked = tuple[Any, Sequence[str], Mapping[str, Sequence[Any]]]
+"""Feature view, names of features, and Feast values by join key."""
+
+
 def is_own(table: Any) -> bool:
     """Whether a feature view is answered from the log's events or tables."""
     return isinstance(table.batch_source, EventSource | TableSource)
@@ -48,10 +52,8 @@ class Request:
     parts: list[Part]
 
     @classmethod
-    def of(cls, config: Any, asked: Iterable[tuple[Any, Sequence[str], Mapping[str, Sequence[Any]]]]) -> Request:
-        """asked: feature view, names of features, and Feast values by join key. FeatureError for a view of raw events."""
-        reader = LogReader.of(config)
-        view = reader.view()
+    def of(cls, reader: LogReader, view: LogView, asked: Sequence[Asked]) -> Request:
+        """FeatureError for a feature view of raw events."""
         parts = []
         for table, names, values in asked:
             rows = len(next(iter(values.values()), ()))
@@ -118,16 +120,15 @@ def _named(response: Any, part: Part, found: Array, full_names: bool, versions: 
 
 
 def requests(
-    config: Any, grouped_refs: Iterable[tuple[Any, list[str]]], given: Mapping[str, Sequence[Any]], join_keys: Mapping[str, str]
-) -> Iterator[tuple[Request | None, list[tuple[Any, list[str]]]]]:
-    """Feast's request in as few parts as its order allows: (a request, or None for views that Feast's store answers; its views).
+    grouped_refs: Iterable[tuple[Any, list[str]]], given: Mapping[str, Sequence[Any]], join_keys: Mapping[str, str]
+) -> Iterator[tuple[list[Asked] | None, list[tuple[Any, list[str]]]]]:
+    """Feast's request in as few parts as its order allows: (what is asked, None of views that Feast's store answers; its views).
 
     grouped_refs: feature views and names of features. given: Feast values by join key. join_keys: of each entity's name.
     """
     for own, group in groupby(grouped_refs, lambda ref: is_own(ref[0])):
         refs = list(group)
-        asked = [(table, names, _values_of(table, given, join_keys)) for table, names in refs] if own else []
-        yield Request.of(config, asked) if own else None, refs
+        yield [(table, names, _values_of(table, given, join_keys)) for table, names in refs] if own else None, refs
 
 
 def _values_of(table: Any, given: Mapping[str, Sequence[Any]], join_keys: Mapping[str, str]) -> dict[str, Sequence[Any]]:
