@@ -90,6 +90,20 @@ def test_a_reply_that_is_late_is_an_error_within_the_deadline_and_nobody_elses_a
     shop.assert_same(asyncio.run(read(features, second)), expected)
 
 
+def test_a_look_at_the_log_that_fails_leaves_no_reply_to_the_next_reader(
+    features: Features, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(reader: Any) -> Any:
+        raise FeatureError("the disk is gone")
+
+    expected = features.online("users", {"user_id": [2]})
+    with monkeypatch.context() as patch:
+        patch.setattr(type(features.reader), "view", fails)
+        with pytest.raises(FeatureError, match="the disk is gone"):
+            features.online("users", {"user_id": [1]})  # Redis was asked by then
+    shop.assert_same(features.online("users", {"user_id": [2]}), expected)
+
+
 # Readers that give up
 
 

@@ -1,6 +1,7 @@
 """One entity's recent events as bytes: frames one after another, each a few columns as narrow as their values allow.
 
-Appending a frame is merging: reading takes the union of the frames by ``seq``, in order of (time, seq), column by column as asked.
+Appending a frame is merging: reading takes the union of the frames by ``seq``, in order of (time, seq), column by column as asked. It is
+long, as one value, many alike and any others are each read in the way that costs least.
 """
 
 from __future__ import annotations
