@@ -71,7 +71,7 @@ EARLIER = ("2011-06-10", "2011-05-27", "2011-05-13", "2011-04-29")
 
 LINEAR = Member("linear", "linear", {"penalty": 100.0})
 PARTS = 5
-DEALS = 1 if QUICK else 3
+DEALS = 1 if QUICK else 2
 """How often customers are dealt, or drawn, anew: the mean is told."""
 SHARES = (0.25, 0.5, 1.0)
 NEWEST = (1, 4, 12)
