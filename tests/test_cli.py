@@ -25,6 +25,7 @@ from typer.main import get_command
 from zoo.cli import render
 from zoo.cli.app import app
 from zoo.cli.given import instant
+from zoo.cli.state import READS
 from zoo.cli.train import too_few
 from zoo.contract import Artefact, Column, FeatureBatch, TrainingData
 from zoo.errors import UsageError
@@ -184,6 +185,19 @@ def test_the_commands_are_those_of_the_documentation() -> None:
     assert list(COMMANDS) == [*expected, "plugin check"]
 
 
+def test_commands_that_evaluate_no_definitions_import_feast_without_its_checks_of_them() -> None:
+    assert set(COMMANDS) >= READS
+    assert "apply" not in READS
+    code = (
+        "import typeguard; from zoo.cli.state import _feast_unchecked; kept = typeguard.typechecked\n"
+        "with _feast_unchecked(): from feast import FeatureView\n"
+        "assert typeguard.typechecked is kept; print(FeatureView.__init__.__code__.co_names)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "check_argument_types" not in done.stdout  # what typeguard writes into it
+    assert "entities" in done.stdout
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_explains_itself_with_an_example_and_offers_json(name: str, zoo: Zoo) -> None:
     answer = zoo(*name.split(), "--help")
@@ -261,7 +275,7 @@ def test_misuse_within_a_project_ends_with_2(arguments: list[str], said: str, pr
     [
         (["promote", "churn@3"], "no model is registered yet"),
         (["predict", "churn", "--user", "1"], "no model is registered yet"),
-        (["serve"], "no model is registered yet"),
+        (["serve", "--port", "0"], "no model is registered yet"),
         (["materialize"], "no feature service yet"),
         (["plugin", "check", "folds"], "plugin 'folds' adds no model"),
     ],
@@ -291,7 +305,7 @@ def test_a_model_version_or_alias_that_the_registry_does_not_have_is_misuse(trai
         (["predict", "chrun", "--user", "1"], "unknown model 'chrun'; choose one of: campaign, churn"),
         (["predict", "churn@best", "--user", "1"], "no alias 'best'"),
         (["promote", "churn@99"], "no version 99"),
-        (["serve", "chrun"], "unknown model 'chrun'"),
+        (["serve", "chrun", "--port", "0"], "unknown model 'chrun'"),
     ):
         answer = zoo("--repo", trained_shop.root, *arguments)
         assert (answer.code, answer.out) == (2, "")

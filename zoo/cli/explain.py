@@ -15,6 +15,8 @@ from zoo.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+UNITS = "Amounts are log-odds for probabilities, the value itself for values."
+
 
 def explain(
     ctx: typer.Context,
@@ -61,6 +63,7 @@ def explain(
     def human(console: Console) -> None:
         for key, row in zip(keys, answers, strict=True):
             _one(console, ", ".join(f"{name} {value}" for name, value in key.items()), row)
+        console.print(UNITS)
 
     own.answer(as_json, document, human)
 
@@ -112,5 +115,6 @@ def _whole(own: State, task: str, top: int, as_json: bool) -> None:
         for name, each in found["features"].items():
             columns = [(column, f"{value:.4f}") for column, value in list(each["columns"].items())[:top]]
             _titled(console, f"Columns of {name}, by {each['how']}, over {each['rows']} rows", ["column", "moved"], columns)
+        console.print(UNITS)
 
     own.answer(as_json, {"version": version.reference, **found}, human)

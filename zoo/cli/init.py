@@ -211,17 +211,17 @@ def _report(console: Console, document: Mapping[str, Any], found: Survey, steps:
         )
     else:
         console.print(f"No churn task: {document['no_churn']}")
-    if document["behaviour"]:
+    if (listed := document["behaviour"]) is not None:
         console.print(
-            f"Task behaviour: what a user does next after each event, or nothing ({document['behaviour']['horizon']}); members "
-            + ", ".join(document["behaviour"]["members"])
+            f"Task behaviour: what a user does next after each event, or nothing ({listed['horizon']}); members "
+            + ", ".join(listed["members"])
         )
-    if document["propensity"]:
+    if (listed := document["propensity"]) is not None:
         console.print(
-            f"Task propensity: does a {document['propensity']['event_type']} follow each event ({document['propensity']['horizon']})"
+            f"Task propensity: does a {listed['event_type']} follow each event ({listed['horizon']}); members "
+            + ", ".join(listed["members"])
         )
-    listed = document["recommendation"]
-    if listed:
+    if (listed := document["recommendation"]) is not None:
         console.print(
             f"Task recommendation: which item comes next by a {listed['event_type']}; members {', '.join(listed['members'])}"
         )

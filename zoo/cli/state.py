@@ -116,6 +116,25 @@ def state(ctx: Any) -> State:
     return found
 
 
+READS = frozenset(
+    (
+        "check-features",
+        "explain",
+        "forget",
+        "item-vectors",
+        "materialize",
+        "predict",
+        "recommend",
+        "report",
+        "serve",
+        "train",
+        "tune",
+        "uplift",
+    )
+)
+"""Commands that read what is applied, and evaluate no definitions."""
+
+
 class ZooCommand(TyperCommand):
     """A command whose answer alone goes to stdout: what libraries, C code and child processes print meanwhile goes to stderr."""
 
@@ -132,9 +151,27 @@ class ZooCommand(TyperCommand):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        with _answers_only() as out:
+        with _answers_only() as out, _feast_unchecked() if ctx.info_name in READS else contextlib.nullcontext():
             state(ctx).out = out
             return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _feast_unchecked() -> Iterator[None]:
+    """Feast is imported here without checks of its callers' types: ``typeguard`` writes them into the source of its classes anew in each
+    process, which takes as long as all else of the import. They help who writes definitions, which these commands do not evaluate.
+    """
+    import typeguard
+
+    def unchanged(target: Any = None, **_: Any) -> Any:
+        return target if target is not None else unchanged
+
+    kept = typeguard.typechecked
+    typeguard.typechecked = unchanged
+    try:
+        yield
+    finally:
+        typeguard.typechecked = kept
 
 
 @contextlib.contextmanager

@@ -157,8 +157,14 @@ def of_stack(record: Mapping[str, Any]) -> Iterator[str]:
     from zoo.cli.render import cell
 
     final, stack = record["final"], record["stack"]
-    tried = ", ".join(f"{name} {cell(loss)}" for name, loss in final.get("log_loss", {}).items())
-    yield f"final model {final['chosen']}" + (f", by log-loss on {final['rows']:,} later training rows: {tried}" if tried else "")
+    losses = final.get("log_loss", {})
+    tried = ", ".join(f"{name} {cell(loss)}" for name, loss in losses.items())
+    # the chosen one need not be the least: a default stays unless another beats it
+    least = min(losses, key=lambda name: losses[name], default=final["chosen"])
+    kept = "" if least == final["chosen"] else ", which stays unless another is better by more than a standard error"
+    yield f"final model {final['chosen']}{kept}" + (
+        f", by log-loss on {final['rows']:,} later training rows: {tried}" if tried else ""
+    )
     for member, why in final.get("dropped", {}).items():
         yield f"{member} is left out: {why}"
     if not record.get("refit", True):
