@@ -253,3 +253,40 @@ def test_how_long_a_request_waits_for_another_thread_follows_what_batches_take()
     assert seen == [0.05, 0.2, 0.25]
     assert 0.01 < batches._wait(time.monotonic() + 0.06) <= 0.03
     assert batches._wait(time.monotonic() - 1) == 0.0
+
+
+def test_the_event_loop_gives_way_until_a_batch_ends_and_not_where_none_is_computed(churn: Predictor, gate: Gate) -> None:
+    batches = Batches(patience=(60, 60), turn=30)
+
+    async def ask() -> tuple[float, float]:
+        began = time.monotonic()
+        batches.give_way()
+        idle = time.monotonic() - began
+        first = asyncio.ensure_future(batches.predict(churn, None, scores, users=[1]))
+        await asyncio.to_thread(gate.begun.wait, 60)
+        threading.Timer(0.2, gate.opened.set).start()
+        began = time.monotonic()
+        batches.give_way()  # the loop stands
+        waited = time.monotonic() - began
+        await first
+        return idle, waited
+
+    idle, waited = asyncio.run(ask())
+    assert idle < 0.1 < waited < 30
+
+
+def test_the_event_loop_does_not_give_way_to_what_hangs(churn: Predictor, gate: Gate) -> None:
+    batches = Batches(patience=(0.05, 0.05), turn=30)
+
+    async def ask() -> float:
+        first = asyncio.ensure_future(batches.predict(churn, None, scores, users=[1]))
+        await asyncio.to_thread(gate.begun.wait, 60)
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        batches.give_way()
+        gone = time.monotonic() - began
+        gate.opened.set()
+        await first
+        return gone
+
+    assert asyncio.run(ask()) < 10

@@ -6,6 +6,7 @@ import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -114,6 +115,53 @@ def test_a_refusal_needs_nothing_of_the_application(parts: Any, monkeypatch: pyt
         monkeypatch.delattr(Guard, "__call__")
         caller.send(post())
         assert caller.answer()[0] == 503
+
+
+def test_what_was_refused_is_refused_again_without_being_parsed(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with busy(parts) as (client, held), Caller(client) as first, Caller(client) as second:
+        before = counts(client)
+        for caller in (first, second):
+            caller.send(post())
+            assert caller.answer()[0] == 503
+        names = set()
+        with monkeypatch.context() as patch:
+            patch.setattr(Protocol, "on_message_begin", None)  # the parser would fail
+            for caller in (first, second, first, second):
+                caller.send(post())
+                status, headers, body = caller.answer()
+                assert (status, headers["retry-after"], json.loads(body)["error"]["type"]) == (503, "1", "overloaded")
+                names.add(headers["x-request-id"])
+        assert len(names) == 4
+        after = counts(client)
+        assert after[REFUSED] - before.get(REFUSED, 0) == 6
+        # another body, a body that comes later, more than one request, a caller's own id: looked at one by one
+        first.send(post(body=json.dumps({**BODY, "users": [1, 2]}).encode()))
+        assert first.answer()[0] == 503
+        head, _, body = post().partition(b"{")
+        first.send(head)
+        assert first.answer()[0] == 503
+        first.send(b"{", body, post(), LIVE)
+        assert first.statuses(2) == [503, 200]
+        for name in ("mine", "yours"):
+            second.send(post(f"X-Request-Id: {name}"))
+            assert second.answer()[1]["x-request-id"] == name
+        held.let.set()
+        while True:
+            second.send(post())
+            if (status := second.answer()[0]) != 503:  # until the first has ended
+                break
+        assert status == 200
+
+
+def test_a_connection_that_is_refused_again_is_closed_when_it_is_idle(parts: Any) -> None:
+    with running(app(*parts, limiter=Limiter(0)), timeout_keep_alive=1) as client, Caller(client) as caller:
+        for _ in range(8):
+            caller.send(post())
+            assert caller.answer()[0] == 503
+            time.sleep(0.2)  # longer in all than an idle connection is kept
+        began = time.monotonic()
+        assert caller.ended()
+        assert time.monotonic() - began < 10
 
 
 def test_a_refused_body_is_not_waited_for_and_read_to_its_end(parts: Any) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from random import getrandbits
@@ -17,6 +18,8 @@ from zoo.service.problems import MAX_BODY, Refusal, too_large
 
 PORT = re.compile(r":\d*$")
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+PARTICULAR = b"x-request-id", b"transfer-encoding", b"expect", b"upgrade"
+"""Headers of requests that are looked at one by one."""
 LONGEST_DEADLINE = 600_000
 USUAL = 65_536
 """Bytes of a body up to which its time counts as a sign of load."""
@@ -56,6 +59,8 @@ class Request:
 @dataclass
 class Admission:
     """The door of one application. limit: bytes of a body, stated or not. hosts: what a request may call this server; None for anything.
+    give_way: what the event loop calls after it refused all that came for want of time, see ``Batches.give_way``. heads: of requests that
+    were refused so, and the length of each with its body, see ``Protocol``.
 
     Refusals come in this order: a wrong name, no valid credential for the route, a deadline that cannot be meant, too long a body, too
     much work. A page elsewhere may point a name of its own at a loopback address (DNS rebinding); its requests then carry that name.
@@ -67,13 +72,21 @@ class Admission:
     access: Access | None = None
     limiter: Limiter = field(default_factory=Limiter)
     metrics: Metrics = field(default_factory=Metrics)
+    give_way: Callable[[], None] = lambda: None
+    heads: dict[bytes, tuple[Request, int]] = field(default_factory=dict, repr=False)
+    _giving: bool = field(default=False, repr=False)
 
     def request(self, method: str, path: str, headers: Iterable[tuple[bytes, bytes]]) -> Request:
         began = time.perf_counter()
         found = {name: value.decode("latin-1") for name, value in headers}
         given = found.get(b"x-request-id", "")
-        name = given if REQUEST_ID.fullmatch(given) else f"{getrandbits(128):032x}"
-        return Request(method, path, found, self.rules.find(method, path), name, began)
+        return Request(
+            method, path, found, self.rules.find(method, path), given if REQUEST_ID.fullmatch(given) else named(), began
+        )
+
+    def alike(self, request: Request) -> bool:
+        """Whether another request with the very bytes of this one's head is refused like it while there is too much work."""
+        return self.access is None and request.headers.keys().isdisjoint(PARTICULAR)
 
     def refusal(self, request: Request) -> Refusal | None:
         """Why this request is refused, which is counted; None for one that is let in, which counts as running until ``leave``."""
@@ -84,7 +97,7 @@ class Admission:
 
     def _refusal(self, request: Request) -> Refusal | None:
         headers, rule = request.headers, request.rule
-        if self.hosts is not None and (host := _named(headers.get(b"host", ""))) not in self.hosts:
+        if self.hosts is not None and (host := _host(headers.get(b"host", ""))) not in self.hosts:
             told = f"the request is for host {host!r}; this server answers to {', '.join(self.hosts)}"
             return Refusal(421, "wrong_host", told)
         if self.access is not None:
@@ -105,6 +118,21 @@ class Admission:
         self.metrics.running.inc()
         request.usual, request.counted = int(length) <= USUAL, True
         return None
+
+    def refused_again(self, request: Request) -> None:
+        """Another request like this one, which was refused for want of time, is refused; the object stands for it from here on."""
+        request.name, request.began = named(), time.perf_counter()
+        self.metrics.refused(OVERLOADED.kind).inc()
+
+    def give_way_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have the event loop give way when it has gone through what it read."""
+        if not self._giving:
+            self._giving = True
+            loop.call_soon(self._give_way)
+
+    def _give_way(self) -> None:
+        self._giving = False
+        self.give_way()
 
     def leave(self, request: Request) -> None:
         """A request that was let in has ended."""
@@ -129,8 +157,13 @@ class Admission:
             _access.info("request", extra={"facts": facts})
 
 
+def named() -> str:
+    """An id of a request that has none."""
+    return f"{getrandbits(128):032x}"
+
+
 @lru_cache(64)
-def _named(host: str) -> str:
+def _host(host: str) -> str:
     """The name of a Host header, without its port."""
     return PORT.sub("", host).lower()
 

@@ -74,7 +74,9 @@ def app(
     versions = predictors if isinstance(predictors, Versions) else Versions(predictors)
     rules, metrics, batches, shadows = Rules(), Metrics(), Batches(), Shadows()
     handle(api)
-    api.state.admission = Admission(hosts=hosts, rules=rules, access=access, limiter=limiter or Limiter(), metrics=metrics)
+    api.state.admission = Admission(
+        hosts=hosts, rules=rules, access=access, limiter=limiter or Limiter(), metrics=metrics, give_way=batches.give_way
+    )
     api.add_middleware(Guard, admission=api.state.admission)
 
     def warm() -> None:

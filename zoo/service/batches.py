@@ -36,6 +36,8 @@ the rest. In between it is twice what batches take, for two that are computed at
 of what a request's deadline leaves."""
 MOST = 16
 """Threads that compute, hanging ones among them."""
+TURN = 0.008
+"""Seconds, at most, that the event loop gives way to a batch at once, see ``Batches.give_way``."""
 APART = 2.0
 """How many times as long as the most urgent of a batch, by whose deadline all are answered, the most patient may have left."""
 
@@ -63,11 +65,12 @@ class Batches:
     they came. Each row's answer is what it would be alone, within the rounding of float32. A request that cannot be meant fails alone.
     """
 
-    def __init__(self, rows: int = ROWS, patience: tuple[float, float] = PATIENCE, most: int = MOST) -> None:
-        self._rows, self._patience, self._most = rows, patience, most
+    def __init__(self, rows: int = ROWS, patience: tuple[float, float] = PATIENCE, most: int = MOST, turn: float = TURN) -> None:
+        self._rows, self._patience, self._most, self._turn = rows, patience, most, turn
         self._usual = 0.0  # seconds that a batch takes, smoothed
         self._waiting: deque[Asked] = deque()
         self._busy, self._lock, self._threads = 0, threading.Lock(), Threads(most)
+        self._began, self._ended = 0.0, threading.Event()
 
     async def predict(
         self,
@@ -96,6 +99,16 @@ class Batches:
                 timer.cancel()
         return found
 
+    def give_way(self) -> None:
+        """Called by the event loop under overload: keep it from the interpreter until a batch ends, at most for ``TURN`` seconds.
+
+        Each request that is read while a batch is computed makes two threads change over, which costs more than to refuse it. A network
+        card under load, likewise, interrupts its processor once for many packets.
+        """
+        self._ended.clear()
+        if self._busy and time.monotonic() - self._began < self._patience[1]:  # what hangs has no use for it
+            self._ended.wait(self._turn)
+
     def _wait(self, instant: float | None) -> float:
         """Seconds until another thread begins for the sake of a request that has to be answered by ``instant``."""
         least, longest = self._patience
@@ -114,8 +127,9 @@ class Batches:
     def _work(self) -> None:
         """Compute until nobody waits."""
         while batch := self._next():
-            began = time.monotonic()
+            began = self._began = time.monotonic()
             batch[0].context.run(_answer, batch)
+            self._ended.set()
             self._usual += (time.monotonic() - began - self._usual) / 8
 
     def _next(self) -> list[Asked]:

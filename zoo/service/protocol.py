@@ -13,12 +13,17 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from zoo import spans
-from zoo.service.admission import Admission, Request
+from zoo.service.admission import OVERLOADED, Admission, Request
 from zoo.service.guard import LET_IN
 from zoo.service.problems import Refusal
 
 PLAIN = re.compile(rb"/[A-Za-z0-9_.@-][A-Za-z0-9_.@/-]*")
 """A target that is a path as it stands."""
+END = b"\r\n\r\n"
+LONGEST = 2_048
+"""Bytes of a head that is remembered."""
+MOST = 1_024
+"""Heads that are; all are forgotten when there are more."""
 
 
 class Protocol(HttpToolsProtocol):
@@ -26,12 +31,56 @@ class Protocol(HttpToolsProtocol):
 
     What is sent of a refused body is read and forgotten. A request is left to the application, whose ``Guard`` asks the same
     ``Admission``, where spans are kept, or where the caller does not read its answers, which then have to wait.
+
+    Callers send the same head again and again. While there is too much work, one whose very bytes were refused before, and whose body came
+    with it, is refused again without being parsed.
     """
 
     def __init__(self, config: Any, *args: Any, **named: Any) -> None:
         super().__init__(config, *args, **named)
         self._admission: Admission = config.app.state.admission
         self._heard = spans.heard()
+        self._between = True  # the parser has seen whole requests only
+        self._refused: Request | None = None  # the last one, where another like it may be refused alike
+        self._active = 0.0  # when one was refused again, of the loop's time
+
+    def data_received(self, data: bytes) -> None:
+        if not (self._between and self._admission.limiter.full()):
+            super().data_received(data)
+            return
+        head, heads = data[: data.find(END) + len(END)], self._admission.heads
+        request, length = heads.get(head, (None, 0))
+        idle = (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing()
+        if request is not None and len(data) == length and idle and not self.flow.write_paused:
+            self._admission.refused_again(request)
+            self._active = self.loop.time()
+            self._await_next()
+            self._refuse(request, OVERLOADED, keep_alive=True)
+            return
+        self._refused = None
+        super().data_received(data)
+        request = self._refused
+        if request is not None and self._between and len(head) <= LONGEST and self._admission.alike(request):
+            length = len(head) + int(request.headers.get(b"content-length", "0"))
+            if len(data) == length:
+                if len(heads) >= MOST:
+                    heads.clear()
+                heads[head] = request, length
+
+    def _await_next(self) -> None:
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        idle = self.loop.time() - self._active
+        if idle < self.timeout_keep_alive:
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive - idle, self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def on_message_begin(self) -> None:
+        self._between = False
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         # the cheapest way: no cycle of request and response either; the last one, which has ended, has what follows of a body forgotten
@@ -53,11 +102,12 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        self._between = True
         super().on_message_complete()
         # the rest of a refused body came after its refusal, and reading it took away the time after which an idle connection is closed
         idle = self.cycle.response_complete and not self.pipeline and not self.transport.is_closing()
-        if idle and self.timeout_keep_alive_task is None:
-            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        if idle:
+            self._await_next()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if self._heard or self.flow.write_paused:
@@ -88,6 +138,10 @@ class Protocol(HttpToolsProtocol):
             b"%b%bx-request-id: %b\r\n\r\n%b" % (head, b"".join(more), request.name.encode(), body if whole else b"")
         )
         self._admission.answered(request, refusal.status)
+        if refusal is OVERLOADED:
+            self._refused = request if keep_alive and whole else None
+            if not self.pipeline:  # of which each waits for the one before, and the loop comes round for each
+                self._admission.give_way_soon(self.loop)
         if not keep_alive:
             self.transport.close()
 

@@ -28,6 +28,8 @@ from zoo.service.versions import Source, Versions, Watch
 
 GRACE = 10
 """Seconds that running requests are given when the server is told to stop."""
+ACCEPTED = 16
+"""Connections accepted each time the event loop comes round: it takes one from each socket that listens, so the one is there as often."""
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +93,7 @@ def serve(
             ready(url, served)
         watch = Watch(look, settings.reload) if settings.reload else contextlib.nullcontext()
         with watch, contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listener])
+            uvicorn.Server(config).run(sockets=[listener, *(listener.dup() for _ in range(1, ACCEPTED))])
 
 
 def _loopback(host: str) -> str:
