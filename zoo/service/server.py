@@ -28,7 +28,7 @@ from zoo.service.versions import Source, Versions, Watch
 
 GRACE = 10
 """Seconds that running requests are given when the server is told to stop."""
-ACCEPTED = 16
+ACCEPTED = 32
 """Connections accepted each time the event loop comes round: it takes one from each socket that listens, so the one is there as often."""
 
 _log = logging.getLogger(__name__)
