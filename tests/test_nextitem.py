@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from zoo.nextitem.dropout import dropout
 from zoo.nextitem.loss import calibrated_binary_cross_entropy, linear_cross_entropy, sampled_cross_entropy
 from zoo.nextitem.model import FittedNextItem, fit_next_item, load_next_item
 from zoo.nextitem.network import Network
@@ -305,3 +306,18 @@ def test_one_item_and_one_long_history_are_learnt() -> None:
     data = TrainingData(batch_of([[2] * 20_000], 1), np.array([2.0]), np.ones(1), np.zeros(1, np.int64), Target("ranking"))
     model = fit(data, TINY.model_copy(update={"epochs": 1, "max_length": 200, "tokens": 4_000}))
     assert np.isfinite(model.score_items(data.batch)).all()
+
+
+def test_dropout_leaves_the_mean_and_no_pattern() -> None:
+    torch.manual_seed(0)
+    values = torch.ones(1_001, 64, requires_grad=True)
+    dropped = dropout(values, 0.25, training=True)
+    kept = dropped > 0
+    assert dropped[kept].unique().tolist() == pytest.approx([4 / 3])
+    # of bytes of one drawn number none is more often 0 than the others, and each place is drawn by itself
+    assert kept.view(-1, 8).double().mean(0).tolist() == pytest.approx([0.75] * 8, abs=0.02)
+    assert torch.corrcoef(kept.view(-1, 8).double().T).fill_diagonal_(0).abs().max() < 0.05
+    dropped.sum().backward()
+    assert torch.equal(values.grad, dropped.detach())
+    assert dropout(values, 0.25, training=False) is values
+    assert dropout(values, 0.0, training=True) is values

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zoo.nextitem.dropout import dropout
 from zoo.nextitem.params import TransformerParams
 
 
@@ -38,4 +39,4 @@ class Block(nn.Module):
         return state + self._drop(self.narrow(inner))
 
     def _drop(self, values: Tensor) -> Tensor:
-        return functional.dropout(values, self.dropout, self.training)
+        return dropout(values, self.dropout, self.training)

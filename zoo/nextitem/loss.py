@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-CHUNK = 128
+CHUNK = 192
 """Positions whose logits are in memory at once: few enough for a processor's cache, for every product reads or writes them."""
 LARGE = 40.0
 """Largest logit, by a bound on it, up to which exponentials and their sums stay within float32 as they are."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from zoo.nextitem.dropout import dropout
 from zoo.nextitem.params import NextItemParams
 from zoo.nextitem.sequences import GAPS
 from zoo.plugin import UNKNOWN
@@ -78,7 +78,7 @@ class Network(nn.Module, ABC):
             vectors = vectors + self.types(tokens.types)
         if self.gaps is not None:
             vectors = vectors + self.gaps(tokens.gaps)
-        return functional.dropout(vectors, self.embedding_dropout, self.training)
+        return dropout(vectors, self.embedding_dropout, self.training)
 
     @property
     def catalogue(self) -> tuple[Tensor, Tensor]:

@@ -138,13 +138,12 @@ class Trainer:
     def loss_of(self, window: Tokens, weight: Tensor) -> Tensor:
         """The loss of a batch of windows, weight (b, t)."""
         read, place = self.network.pose(window)
-        told = place >= 0
-        rows = torch.arange(len(place), device=self.device)[:, None].expand_as(place)[told]
-        target, share = window.items[rows, place[told]], weight[rows, place[told]]
-        real = share > 0
-        target, share = target[real] - (UNKNOWN + 1), share[real]
-        hidden = self.network.encode(read)[told][real]
-        share = share / share.sum().clamp(min=1e-9)
+        told = place.clamp(min=0)
+        share = torch.where(place >= 0, weight.gather(1, told), 0.0).flatten()
+        real = share.nonzero()[:, 0]
+        target = window.items.gather(1, told).flatten()[real] - (UNKNOWN + 1)
+        share = share[real] / share[real].sum().clamp(min=1e-9)
+        hidden = self.network.encode(read).flatten(0, 1).index_select(0, real)
         items, bias = self.network.catalogue
         if self.params.popularity_prior:
             bias = bias + self.params.popularity_prior * self.log_popularity

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zoo.nextitem.dropout import dropout
 from zoo.nextitem.network import Network, Tokens
 from zoo.plugin import UNKNOWN, Array
 
@@ -132,8 +133,8 @@ class TextNetwork(Network):
         back = (steps[:, None] - steps).float()
         fading = torch.exp(-torch.exp(self.rate)[:, None, None] * back.clamp(min=0)) * (back >= 0)
         means = torch.einsum("kts,bsd->btkd", fading / fading.sum(-1, keepdim=True), vectors)
-        read = functional.dropout(torch.cat([vectors[:, :, None], means], 2).flatten(2), self.dropout, self.training)
-        wide = functional.dropout(functional.gelu(self.mix(read)), self.dropout, self.training)
+        read = dropout(torch.cat([vectors[:, :, None], means], 2).flatten(2), self.dropout, self.training)
+        wide = dropout(functional.gelu(self.mix(read)), self.dropout, self.training)
         return self.norm(self.out(wide)) * (self.temperature * vectors.shape[-1] ** -0.5)
 
     @property

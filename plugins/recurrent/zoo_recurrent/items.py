@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn import functional
 
+from zoo.nextitem.dropout import dropout
 from zoo.nextitem.network import Network
 from zoo_recurrent.params import ItemParams
 
@@ -32,7 +32,7 @@ class ItemNetwork(Network):
 
     def states(self, vectors: Tensor, length: Tensor) -> Tensor:  # noqa: ARG002 - padding comes after what it could reach
         for number, cell in enumerate(self.cells):
-            told = functional.dropout(cell(vectors)[0], self.dropout, self.training)
+            told = dropout(cell(vectors)[0], self.dropout, self.training)
             vectors = told + vectors if number else told
         return self.last(self.project(vectors))
 
