@@ -22,6 +22,7 @@ if __name__ == "__main__":
             "T2": tasks_purchases.t2,
             "T3": tasks_retail.t3,
             "T7": tasks_behaviour.t7,
+            "T7b": tasks_behaviour.t7b,
             "T8": tasks_behaviour.t8,
             "T9": tasks_autogluon.t9,
             "T9b": tasks_autogluon.t9b,

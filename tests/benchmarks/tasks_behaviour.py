@@ -234,20 +234,20 @@ def relative(result: Result, what: str) -> list[Figure]:
     ]
 
 
-def t7(which: Sequence[str] = ("propensity", "behaviour")) -> list[Figure]:
-    """Purchase within 7 days of a cart or view, and the next action within a day."""
-    asked: dict[str, tuple[str, dict[str, Any]]] = {
-        "propensity": ("purchase within 7 days of a cart or view", {"after": ["view", "cart"], "horizon": "7d"}),
-        "behaviour": ("next action within a day", {"horizon": "1d"}),
-    }
-    out = []
+def t7() -> list[Figure]:
+    """Purchase within 7 days of a cart or view."""
+    return retailrocket("propensity", "purchase within 7 days of a cart or view", {"after": ["view", "cart"], "horizon": "7d"})
+
+
+def t7b() -> list[Figure]:
+    """The next action within a day."""
+    return retailrocket("behaviour", "next action within a day", {"horizon": "1d"})
+
+
+def retailrocket(task: str, what: str, settings: dict[str, Any]) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         features = opened(Path(folder) / "shop", SHARED / "retailrocket_mb/events.parquet")
-        found = plugins()
-        for name in which:
-            what, settings = asked[name]
-            out += relative(cut_result(features, found.task(name), settings, Path(folder) / "cache"), what)
-    return out
+        return relative(cut_result(features, plugins().task(task), settings, Path(folder) / "cache"), what)
 
 
 def t8() -> list[Figure]:
@@ -357,5 +357,5 @@ def imbalance() -> list[Figure]:
 
 
 if __name__ == "__main__":
-    for figure in {"t8": t8, "p": lambda: t7(["propensity"]), "b": lambda: t7(["behaviour"]), "i": imbalance}[sys.argv[1]]():
+    for figure in {"t7": t7, "t7b": t7b, "t8": t8, "i": imbalance}[sys.argv[1]]():
         print(figure, flush=True)
