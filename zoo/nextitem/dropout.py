@@ -15,5 +15,5 @@ def dropout(values: Tensor, share: float, training: bool) -> Tensor:
     if not training or not share or values.device.type != "cpu":
         return functional.dropout(values, share, training)
     cut, count = min(255, round(share * 256)), values.numel()
-    drawn = torch.empty(-(-count // 8), dtype=torch.int64).random_(-(2**63), None).view(torch.uint8)  # type: ignore[call-overload]
+    drawn = torch.empty(-(-count // 8), dtype=torch.int64).random_(-(2**63), None).view(torch.uint8)
     return values * (drawn[:count].view(values.shape) >= cut).to(values.dtype).mul_(256 / (256 - cut))
