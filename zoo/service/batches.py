@@ -36,7 +36,7 @@ the rest. In between it is twice what batches take, for two that are computed at
 of what a request's deadline leaves."""
 MOST = 16
 """Threads that compute, hanging ones among them."""
-TURN = 0.008
+TURN = 0.006
 """Seconds, at most, that the event loop gives way to a batch at once, see ``Batches.give_way``."""
 APART = 2.0
 """How many times as long as the most urgent of a batch, by whose deadline all are answered, the most patient may have left."""
