@@ -102,11 +102,29 @@ def test_a_process_that_dies_is_said_and_another_started(log, monkeypatch, caplo
     assert log.table()["event_id"].to_pylist() == ["a", "b"]
 
 
+def test_a_process_that_hangs_is_not_waited_for_without_end(log, monkeypatch):
+    monkeypatch.setattr(flush, "ROWS", 1)
+    monkeypatch.setattr(flush, "GRACE", 0.2)
+    push(log, "a")
+    until(lambda: children(os.getpid(), log.root))
+    (child,) = children(os.getpid(), log.root)
+    until(lambda: not log.lineage()["tail"])
+    os.kill(child, signal.SIGSTOP)
+    push(log, "b")
+    time.sleep(0.1)
+    began = time.monotonic()
+    log.close()
+    assert time.monotonic() - began < DEADLINE / 2
+    assert not children(os.getpid(), log.root)
+    assert EventLog.open(log.root).table()["event_id"].to_pylist() == ["a", "b"]
+
+
 def test_killed_at_any_moment_of_its_work_nothing_is_lost_or_doubled(log, monkeypatch):
     monkeypatch.setattr(flush, "ROWS", 20)
     monkeypatch.setattr(flush, "AGAIN", 0.01)
-    number, killed = 0, 0
+    number, killed, deadline = 0, 0, time.monotonic() + DEADLINE
     while killed < 5:
+        assert time.monotonic() < deadline
         for _ in range(10):
             push(log, f"{number}", f"{number}+")
             number += 1

@@ -161,7 +161,7 @@ def of_stack(record: Mapping[str, Any]) -> Iterator[str]:
     tried = ", ".join(f"{name} {cell(loss)}" for name, loss in losses.items())
     # the chosen one need not be the least: a default stays unless another beats it
     least = min(losses, key=lambda name: losses[name], default=final["chosen"])
-    kept = "" if least == final["chosen"] else ", which stays unless another is better by more than a standard error"
+    kept = "" if least == final["chosen"] else ", which stays unless another is better beyond chance"
     yield f"final model {final['chosen']}{kept}" + (
         f", by log-loss on {final['rows']:,} later training rows: {tried}" if tried else ""
     )

@@ -56,7 +56,7 @@ class Beside:
             answer = self._process.stdout.readline()
         except BrokenPipeError:
             answer = ""
-        if not answer:
+        if not answer.endswith("\n"):  # none, or what it had written when it was killed
             code = self.close()
             raise DiedError(f"the process that moves the tail of {self._root} into the log ended by itself (exit code {code})")
         said = json.loads(answer)
@@ -67,14 +67,22 @@ class Beside:
 
     def close(self) -> int | None:
         """Let it end what it is at, and wait for that; returns its exit code."""
-        process, self._process = self._process, None
+        process = self._process
         if process is None:
             return None
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
             with suppress(BrokenPipeError):  # what it was not told any more
                 pipe.close()
-        return process.wait()
+        code = process.wait()
+        self._process = None
+        return code
+
+    def kill(self) -> None:
+        """End it wherever it is, from another thread; who waits for it goes on."""
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def _start(self) -> subprocess.Popen[str]:
         # Not multiprocessing, which runs the starter's own main module again. Its group is its own: Ctrl-C is for the starter.

@@ -22,6 +22,8 @@ ROWS = 50_000
 """Events in the tail from which they are moved at once."""
 AGE = 10.0
 """Seconds after which they are moved however few they are."""
+GRACE = 10.0
+"""Seconds that the process is given to end what it is at when the log is closed."""
 AGAIN = 1.0
 """Seconds after which it is tried again while another writer is at work, or after the process that does it has died."""
 
@@ -94,6 +96,7 @@ class Flusher:
         self._over = threading.Event()
         self._guard = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._beside: Beside | None = None
         weakref.finalize(log, self.stop)
 
     def poke(self, pending: int) -> None:
@@ -107,17 +110,24 @@ class Flusher:
                 self._thread.start()
 
     def stop(self) -> None:
-        """End the thread and its process, and wait for what they move; the rest stays durable in the tail. A later push starts others."""
+        """End the thread and its process, and wait for what they move; the rest stays durable in the tail. A later push starts others.
+
+        A process that does not end within ``GRACE`` is killed: what it is at may hang, as a disk behind a network does.
+        """
         with self._guard:
             thread, self._thread = self._thread, None
             self._over.set()
             self._wake.set()
         if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            thread.join(GRACE)
+            while thread.is_alive() and (beside := self._beside) is not None:
+                beside.kill()
+                thread.join(1.0)
         self._wake.clear()
 
     def _run(self, over: threading.Event) -> None:
         with Beside(self._root) as beside:
+            self._beside = beside
             due = time.monotonic() + AGE
             while not over.is_set():
                 self._wake.wait(max(due - time.monotonic(), 0))

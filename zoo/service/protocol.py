@@ -45,10 +45,11 @@ class Protocol(HttpToolsProtocol):
         self._active = 0.0  # when one was refused again, of the loop's time
 
     def data_received(self, data: bytes) -> None:
-        if not (self._between and self._admission.limiter.full()):
+        end = data.find(END) + len(END) if self._between and not self._heard and self._admission.limiter.full() else 0
+        if end < len(END):
             super().data_received(data)
             return
-        head, heads = data[: data.find(END) + len(END)], self._admission.heads
+        head, heads = data[:end], self._admission.heads
         request, length = heads.get(head, (None, 0))
         idle = (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing()
         if request is not None and len(data) == length and idle and not self.flow.write_paused:
