@@ -96,7 +96,7 @@ class Flusher:
         self._over = threading.Event()
         self._guard = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._beside: Beside | None = None
+        self._beside = Beside(log.root)
         weakref.finalize(log, self.stop)
 
     def poke(self, pending: int) -> None:
@@ -105,8 +105,9 @@ class Flusher:
             self._wake.set()
         with self._guard:
             if self._thread is None and pending:
-                self._over = over = threading.Event()
-                self._thread = threading.Thread(target=self._run, args=(over,), name="zoo-flusher", daemon=True)
+                self._over, self._beside = threading.Event(), Beside(self._root)
+                work = self._over, self._beside
+                self._thread = threading.Thread(target=self._run, args=work, name="zoo-flusher", daemon=True)
                 self._thread.start()
 
     def stop(self) -> None:
@@ -115,19 +116,18 @@ class Flusher:
         A process that does not end within ``GRACE`` is killed: what it is at may hang, as a disk behind a network does.
         """
         with self._guard:
-            thread, self._thread = self._thread, None
+            thread, self._thread, beside = self._thread, None, self._beside
             self._over.set()
             self._wake.set()
         if thread is not None and thread is not threading.current_thread():
             thread.join(GRACE)
-            while thread.is_alive() and (beside := self._beside) is not None:
+            while thread.is_alive():
                 beside.kill()
                 thread.join(1.0)
         self._wake.clear()
 
-    def _run(self, over: threading.Event) -> None:
-        with Beside(self._root) as beside:
-            self._beside = beside
+    def _run(self, over: threading.Event, beside: Beside) -> None:
+        with beside:
             due = time.monotonic() + AGE
             while not over.is_set():
                 self._wake.wait(max(due - time.monotonic(), 0))
@@ -146,6 +146,8 @@ class Flusher:
                 except BusyError:
                     due = time.monotonic() + AGAIN
                 except DiedError as error:
+                    if over.is_set():  # killed by ``stop``
+                        return
                     _log.warning("%s; nothing of the log's tail is lost, and another process is started", error)
                     due = time.monotonic() + AGAIN
                 except Exception as error:  # noqa: BLE001 - whatever it is, nothing is lost, and the next round tries again
