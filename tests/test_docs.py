@@ -213,5 +213,5 @@ def test_calling_the_predictor_as_the_pages_say_answers(
 
 
 def test_make_lists_every_target() -> None:
-    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {line.split()[1] for line in listed.splitlines()} - {"bench-%"} == TARGETS
