@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from zoo.nextitem.dropout import dropout
 from zoo.nextitem.network import Network
+from zoo_recurrent.cells import states
 from zoo_recurrent.params import ItemParams
 
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
@@ -22,7 +23,7 @@ class ItemNetwork(Network):
         super().__init__(params, items, types)
         self.dropout = params.dropout
         wide = [params.width, *[params.hidden] * (params.layers - 1)]
-        self.cells = nn.ModuleList(CELLS[self.cell](width, params.hidden, batch_first=True) for width in wide)
+        self.cells = nn.ModuleList(CELLS[self.cell](width, params.hidden) for width in wide)
         self.project, self.last = nn.Linear(params.hidden, params.width), nn.LayerNorm(params.width)
         for cell in self.cells:
             for name, weight in cell.named_parameters():
@@ -31,10 +32,11 @@ class ItemNetwork(Network):
                         nn.init.orthogonal_(gate)
 
     def states(self, vectors: Tensor, length: Tensor) -> Tensor:  # noqa: ARG002 - padding comes after what it could reach
+        vectors = vectors.transpose(0, 1)
         for number, cell in enumerate(self.cells):
-            told = dropout(cell(vectors)[0], self.dropout, self.training)
+            told = dropout(states(cell, vectors), self.dropout, self.training)
             vectors = told + vectors if number else told
-        return self.last(self.project(vectors))
+        return self.last(self.project(vectors.transpose(0, 1)))
 
 
 class RNNItems(ItemNetwork):

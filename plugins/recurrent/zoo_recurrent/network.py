@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from zoo.plugin import UNKNOWN
+from zoo_recurrent.cells import states
 from zoo_recurrent.columns import Columns
 from zoo_recurrent.inputs import Inputs, Layout, Stream
 from zoo_recurrent.params import RecurrentParams
@@ -145,18 +146,18 @@ class Encoder(nn.Module):
 
     def forward(self, numbers: Tensor, codes: Tensor, length: Tensor, noise: Generator | None) -> Tensor:
         """numbers (t, b, f), codes (t, b, c), length (b,) -> (b, width)."""
-        states = torch.relu(self.project(self.mixer(numbers, codes, noise)))
+        told = torch.relu(self.project(self.mixer(numbers, codes, noise)))
         for i, cell in enumerate(self.cells):
-            states = cell(drop(states, self.dropout, noise) if i else states)[0]
-        pooled = states[(length - 1).clamp(min=0), torch.arange(len(length))]
+            told = states(cell, drop(told, self.dropout, noise) if i else told)
+        pooled = told[(length - 1).clamp(min=0), torch.arange(len(length))]
         if self.pooling != "last":
-            real = (torch.arange(len(states))[:, None] < length)[..., None]
+            real = (torch.arange(len(told))[:, None] < length)[..., None]
             if self.attention is None:
                 share = real / length.clamp(min=1)[:, None]
             else:
                 # the most negative float rather than -inf: an empty row's softmax would be NaN, and so would its gradient
-                share = torch.softmax(self.attention(states).masked_fill(~real, torch.finfo(torch.float32).min), 0)
-            pooled = torch.cat([pooled, (states * share).sum(0)], -1)
+                share = torch.softmax(self.attention(told).masked_fill(~real, torch.finfo(torch.float32).min), 0)
+            pooled = torch.cat([pooled, (told * share).sum(0)], -1)
         return torch.where(length[:, None] > 0, pooled, self.empty)
 
 
