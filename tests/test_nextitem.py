@@ -11,16 +11,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional
 
 from zoo.nextitem.dropout import dropout
 from zoo.nextitem.loss import calibrated_binary_cross_entropy, linear_cross_entropy, sampled_cross_entropy
-from zoo.nextitem.model import FittedNextItem, fit_next_item, load_next_item
+from zoo.nextitem.model import FittedNextItem, device_of, fit_next_item, load_next_item
 from zoo.nextitem.network import Network
 from zoo.nextitem.params import NextItemParams
 from zoo.nextitem.sequences import Sequences, buckets
-from zoo.nextitem.training import batches
+from zoo.nextitem.training import Trainer, batches
 from zoo.plugin import (
     NO_CHECKPOINT,
     PADDING,
@@ -273,6 +274,120 @@ def test_training_stops_where_held_out_items_are_told_no_better() -> None:
     assert told["best"] == len(told["passes"]) - 2
 
 
+def trainer(data: TrainingData, **change: Any) -> Trainer:
+    """Of a network that is the same whatever is changed."""
+    params = TINY.model_copy(update=change)
+    sequences = Sequences.of(data.batch, data.target.astype(np.int64))
+    torch.manual_seed(0)
+    network, counts = Decay(params, 9, 4), np.bincount(sequences.items, minlength=9).astype(np.float64)
+    weight = sequences.weights(params.event_weights, [], counts, params.item_weight)
+    return Trainer(network, params, sequences, counts, weight, 0)
+
+
+@pytest.mark.parametrize("score", [0.0, float("nan"), float("inf")])
+def test_items_that_score_alike_or_nothing_are_no_success(score: float) -> None:
+    own = trainer(cycle(400))
+    with torch.no_grad():
+        for weight in own.network.parameters():
+            weight.fill_(score)
+    assert own.judges.sum() >= 20
+    assert own.quality() == 0.0
+
+
+def test_the_best_weights_are_kept_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([0.1, 0.9, 0.3, 0.2])
+    seen: list[Tensor] = []
+
+    def quality(own: Trainer) -> float:
+        seen.append(own.network.items.weight.detach().clone())
+        return next(told)
+
+    monkeypatch.setattr(Trainer, "quality", quality)
+    model = fit(cycle(400))
+    assert model.training["best"] == 2
+    assert torch.equal(model.network.items.weight, seen[1])
+    assert not torch.equal(seen[1], seen[-1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"label_smoothing": 0.3},
+        {"item_weight": 0.9},
+        {"popularity_prior": 0.9},
+        {"embedding_dropout": 0.5},
+        {"loss": "sampled", "negatives": 4},
+        {"loss": "gbce", "negatives": 4},
+    ],
+)
+def test_an_option_changes_the_loss(change: dict[str, Any]) -> None:
+    assert abs(trainer(uneven(), **change).epoch(1) - trainer(uneven()).epoch(1)) > 1e-3
+
+
+def uneven() -> TrainingData:
+    """``cycle``, of whose items one is taken in the place of two others."""
+    data = cycle(60)
+    column = data.batch.column("items")
+    items = replace(column, values=np.where(column.values < 5, 2, column.values).astype(np.int32))
+    return replace(data, batch=replace(data.batch, blocks={"user": {"items": items}}))
+
+
+def test_the_sampled_loss_is_told_how_often_each_item_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Tensor] = []
+
+    def loss(*given: Tensor) -> Tensor:
+        told.append(given[-1])
+        return sampled_cross_entropy(*given)
+
+    monkeypatch.setattr("zoo.nextitem.training.sampled_cross_entropy", loss)
+    own = trainer(uneven(), loss="sampled", negatives=4)
+    own.epoch(1)
+    often = (own.counts[2:] + 1) ** 0.75
+    assert often.max() > 2 * often.min()
+    np.testing.assert_allclose(told[0].exp().numpy(), often / often.sum(), rtol=1e-5)
+
+
+def test_gbce_is_calibrated_as_asked() -> None:
+    first, other = (trainer(uneven(), loss="gbce", negatives=2, calibration=c).epoch(1) for c in (0.0, 1.0))
+    assert abs(first - other) > 1e-3
+
+
+def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def noted(own: torch.optim.AdamW, *given: Any) -> Any:
+        norms.append(float(torch.stack([p.grad.norm() for g in own.param_groups for p in g["params"] if p.grad is not None]).norm()))
+        return step(own, *given)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    own = trainer(cycle(60))
+    with torch.no_grad():
+        own.network.items.weight.mul_(100)
+    own.epoch(1)
+    assert max(norms) == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:77", ""])
+def test_a_device_that_is_not_there_is_said(device: str) -> None:
+    with pytest.raises(PluginError, match=f"device {device!r} cannot be used: .*; expected auto, cpu, or a device"):
+        device_of(device)
+
+
+@pytest.mark.parametrize(("there", "expected"), [(False, "cpu"), (True, "cuda")])
+def test_auto_is_a_gpu_where_torch_sees_one(monkeypatch: pytest.MonkeyPatch, there: bool, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # this machine need not have it
+    assert device_of("auto").type == expected
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0])
+def test_odd_weights_and_rates_are_refused(value: float) -> None:
+    for change in ({"event_weights": {"view": value}}, {"learning_rate": value}, {"weight_decay": value}):
+        with pytest.raises(ValidationError):
+            NextItemParams.model_validate(change)
+
+
 def test_the_global_generator_is_left_alone() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -284,9 +399,11 @@ def test_the_global_generator_is_left_alone() -> None:
     ("change", "said"),
     [
         ({"learning_rate": 1e30, "weight_decay": 1.0}, "the loss became (nan|inf) in pass 1 .*lower learning_rate"),
+        # one step: its loss is of the weights before it
+        ({"learning_rate": float("inf"), "epochs": 1, "tokens": 10**6}, "weights became infinite or NaN in pass 1 .*lower learning_rate"),
     ],
 )
-def test_a_loss_that_diverges_is_said(change: dict[str, Any], said: str) -> None:
+def test_what_diverges_is_said(change: dict[str, Any], said: str) -> None:
     with pytest.raises(PluginError, match=said):
         fit(cycle(60), TINY.model_copy(update=change))
 

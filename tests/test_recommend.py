@@ -229,6 +229,7 @@ def test_a_stranger_gets_what_is_popular_and_a_mark(predictor: Predictor) -> Non
         (("12",), {}, r"users is the text '12'; expected a list of identifiers"),
         (([1], 0), {}, "k is 0; expected how many items to list"),
         (([1],), {"where": {"colour": "red"}}, "unknown column of the item table 'colour'; choose one of: category"),
+        (([1],), {"exclude_seen": "no"}, "exclude_seen is 'no'; expected True, False or None"),
         (([1],), {"where": {"category": "cars"}}, "no item has category 'cars'"),
         (([1],), {"where": {"price": "cheap"}}, "price of items is a number of 64 bits; seen 'cheap'"),
         (([1],), {"where": {"price": 10**400}}, r"price of items is a number of 64 bits; seen 10{39}\.\.\.; expected such a one"),
@@ -332,6 +333,9 @@ def test_the_command_line_lists_the_same(predictor: Predictor, root: Path, capfd
     code, _, err = run(capfd, "--repo", root, "recommend", "--user", 3, "--where", "category")
     assert code == 2
     assert "--where 'category' cannot be read" in err
+    code, _, err = run(capfd, "--repo", root, "recommend", "--user", 3, "--where", "category=a", "--where", "category=b")
+    assert code == 2
+    assert "--where names category twice, as 'a' and 'b'" in err
 
 
 def test_the_command_line_trains_and_shows_rankings(root: Path, trained: Trained, capfd: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from zoo.errors import ArtefactError, UsageError
 from zoo.evaluation.ranking import of_rows
 from zoo.fitting import Member, PluginSource
 from zoo.plugin import UNKNOWN, Array, Artefact, Catalogue, FeatureBatch, TrainingData
-from zoo.recommender import Recommender, fit_recommender, ranked
+from zoo.recommender import Recommender, cold, fit_recommender, ranked, second_stage
 from zoo.reranking import rank_average
 from zoo.testing import Echo, Follower, toy
 from zoo.vocabulary import Vocabulary
@@ -51,14 +51,15 @@ def test_members_and_their_average_rank_the_same_rows(data: TrainingData, both: 
     batch = both.seen(held_out.batch)
     [stage] = both.stages(batch, exclude_seen=False)
     average = rank_average(stage.ranks)[:, 2:]
-    np.testing.assert_array_equal(both.score_items(batch)[:, 2:], average)
+    warm = ~cold(batch)
+    np.testing.assert_array_equal(both.score_items(batch)[warm, 2:], average[warm])
     target = both.vocabulary.target(held_out).astype(int)
     own = average[np.arange(200), target - 2]
-    np.testing.assert_array_equal(found["mean"].rank, (average >= own[:, None]).sum(axis=1))
+    np.testing.assert_array_equal(found["mean"].rank[warm], (average >= own[:, None]).sum(axis=1)[warm])
     assert all(of_rows(each)["hr@10"].mean() > 0.5 for each in found.values())
     alone = fit_recommender(MEMBERS[:1], data, source=SOURCE)
     assert list(alone.rankings(held_out)) == ["firm"]
-    np.testing.assert_array_equal(alone.score_items(batch)[:, 2:], stage.scores["firm"][:, 2:])
+    np.testing.assert_array_equal(alone.score_items(batch)[warm, 2:], stage.scores["firm"][warm, 2:])
 
 
 def test_codes_are_those_of_the_log_outside_and_of_training_inside(data: TrainingData) -> None:
@@ -109,6 +110,39 @@ def test_a_row_that_training_knows_nothing_of_is_answered_by_popularity_and_mark
     popular = np.argsort(-both.popularity, kind="stable")[:5]
     assert (lists.items[lists.cold] == both.vocabulary.log_codes("item_id", popular)).all()
     assert (np.diff(lists.score[lists.cold]) <= 0).all()
+
+
+@pytest.mark.parametrize("members", [MEMBERS, MEMBERS[:1]])
+def test_figures_are_of_what_is_answered(data: TrainingData, members: list[Member]) -> None:
+    held_out = toy(80, 3, "ranking")
+    recommender = fit_recommender(members, data, source=SOURCE)
+    if len(members) > 1:
+        recommender, choice = second_stage(recommender, toy(200, 4, "ranking"), final="blend", source=SOURCE)
+        assert choice.reranker.chosen == "blend"
+    lists = recommender.lists(held_out.batch, 20, exclude_seen=False)
+    assert 0 < lists.cold.sum() < len(held_out)
+    answer = list(recommender.rankings(held_out, exclude_seen=False).values())[-1]
+    codes = recommender.known(held_out.batch.catalogue).log_codes("item_id", answer.top)
+    np.testing.assert_array_equal(codes, lists.items)
+
+
+def test_the_second_stage_learns_nothing_of_rows_that_popularity_answers(both: Recommender) -> None:
+    rows = toy(200, 4, "ranking")
+    blind = cold(both.seen(rows.batch))
+    assert 0 < blind.sum() < len(rows)
+    users = np.arange(len(rows))
+    chosen = [
+        second_stage(both, each, users=own, source=SOURCE)[1]
+        for each, own in ((rows, users), (rows.take(np.flatnonzero(~blind)), users[~blind]))
+    ]
+    assert chosen[0].record["ndcg@10"] == chosen[1].record["ndcg@10"]
+    assert second_stage(both, rows.take(np.flatnonzero(blind)), source=SOURCE)[1].record == {}
+
+
+def test_more_items_than_there_are_take_no_more_room(both: Recommender) -> None:
+    batch = toy(5, 3, "ranking").batch
+    lists = both.lists(batch, 10**12, exclude_seen=False)
+    assert lists.items.shape[1] == both.vocabulary.size("item_id")
 
 
 def test_many_rows_are_answered_a_few_at_a_time(both: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:

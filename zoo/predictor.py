@@ -314,6 +314,8 @@ class Predictor:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise UsageError(f"k is {k!r}; expected how many items to list, at least 1")
         at, instant = None if at is None else moment(at), from_now(deadline)
+        if exclude_seen is not None and not isinstance(exclude_seen, bool):
+            raise UsageError(f"exclude_seen is {exclude_seen!r}; expected True, False or None")
         if exclude_seen is None:
             exclude_seen = bool(self.version.lineage["settings"].get("exclude_seen", True))
         view = self.features.reader.view()

@@ -143,12 +143,19 @@ class Recommender:
     def combine(self, stage: Stage, allowed: Array | None = None, k: int | None = None) -> Array:
         """float32 (n, codes), -inf for hidden items: of one member its own scores, of several what the second stage makes of them.
 
-        allowed: bool (codes,), only these may be candidates of the second stage. k: of each row only so many items are asked for.
+        Of a row that is ``cold`` they are how often training held each item. allowed: bool (codes,), only these may be candidates of the
+        second stage. k: of each row only so many items are asked for.
         """
         alone = self.members[0].name if len(self.members) == 1 else self.reranker.chosen
+        counts = self.counts_of(stage.batch)
         if alone in stage.scores:
-            return stage.listed(stage.scores[alone])
-        return self.reranker.scores(stage, self.counts_of(stage.batch), allowed, k)
+            scores = stage.listed(stage.scores[alone])
+        else:
+            scores = self.reranker.scores(stage, counts, allowed, k)
+        rows = cold(stage.batch)
+        if rows.any():
+            scores[rows] = np.where(stage.hidden[rows], np.float32(-np.inf), counts.popularity.astype(np.float32))
+        return scores
 
     def score_items(self, batch: FeatureBatch, items: Array | None = None) -> Array:
         """Of a batch in the members' codes, as ``zoo.plugin.ScoresItems`` has it, items of the history among them."""
@@ -158,7 +165,10 @@ class Recommender:
         return scores if items is None else scores[:, items]
 
     def rankings(self, data: TrainingData, *, exclude_seen: bool = True) -> dict[str, Ranking]:
-        """Each member's ranking of labelled rows in the log's codes, then, of several, that of their rank average and of the stack."""
+        """Each member's ranking of labelled rows in the log's codes, then, of several, that of their rank average and of the stack.
+
+        The last one is of what ``lists`` answers, cold rows by popularity among them.
+        """
         return self.survey(data, exclude_seen=exclude_seen)[0]
 
     def survey(
@@ -177,8 +187,7 @@ class Recommender:
             scores = {name: stage.listed(each) for name, each in stage.scores.items()}
             if several:
                 scores[MEAN] = rank_average(stage.ranks)
-            if STACK in found:
-                scores[STACK] = self.combine(stage)
+            scores[[*found][-1]] = self.combine(stage)
             part = {name: placed(each, own, items) for name, each in scores.items()}
             for name, each in part.items():
                 found[name].append(each)
@@ -189,30 +198,25 @@ class Recommender:
         return {name: joined(parts, items) for name, parts in found.items()}, Survey.joined(surveys) if surveys else None
 
     def lists(self, batch: FeatureBatch, k: int, *, exclude_seen: bool = True, among: Array | None = None) -> Lists:
-        """The first ``k`` items of each row of a batch in the log's codes; among: int32, the log's codes of items that may be listed.
+        """The first ``k`` items, or all, of each row of a batch in the log's codes. among: int32, the log's codes of items that may be listed.
 
         A row without any item that training knew is answered by popularity, and marked cold.
         """
         vocabulary, batch = self.known(batch.catalogue), self.seen(batch)
-        popularity = self.counts_of(batch).popularity.astype(np.float32)
+        depth = min(k, batch.catalogue.size(ITEMS))
         allowed = np.arange(batch.catalogue.size(ITEMS)) >= FIRST
         if among is not None:
             allowed &= np.isin(np.arange(len(allowed)), vocabulary.codes(ITEMS, among))
         parts = []
         for whole in self.stages(batch, exclude_seen):
             stage = whole if among is None else replace(whole, hidden=whole.hidden | ~allowed)
-            past = stage.batch.column(HISTORY)
-            who = np.repeat(np.arange(len(past)), past.lengths)
-            cold = np.bincount(who, past.values >= FIRST, minlength=len(past)) == 0
             final = stage.listed(self.combine(whole, None if among is None else allowed, k))
-            if cold.any():
-                final[cold] = stage.listed(popularity)[cold]
-            items = best(final, k)
+            items = best(final, depth)
             ranks = [stage.ahead(name, items) + 1 for name in stage.scores]
             codes = vocabulary.log_codes(ITEMS, items)
             score = np.take_along_axis(final, items, axis=1)
-            parts.append(Lists(codes, score.astype(np.float32), np.stack(ranks).astype(np.int32), cold))
-        return Lists.joined(parts, k, len(self.members))
+            parts.append(Lists(codes, score.astype(np.float32), np.stack(ranks).astype(np.int32), cold(stage.batch)))
+        return Lists.joined(parts, depth, len(self.members))
 
     def save(self) -> Artefact:
         about = {
@@ -282,11 +286,21 @@ def second_stage(
     """
     if len(recommender.members) < 2 and final is None:
         return recommender, Choice(recommender.reranker, {})
+    warm = np.flatnonzero(~cold(recommender.seen(validation.batch)))  # of the others popularity tells
+    if len(warm) < len(validation):
+        validation, users = validation.take(warm), None if users is None else users[warm]
     survey = recommender.survey(validation, exclude_seen=exclude_seen, depth=depth)[1]
     if survey is None:  # no row
         return recommender, Choice(recommender.reranker, {})
     choice = choose(survey, depth, final=final, params=params, seed=seed, users=users, source=source, progress=progress)
     return replace(recommender, reranker=choice.reranker), choice
+
+
+def cold(batch: FeatureBatch) -> Array:
+    """bool (n,): rows of a batch in the members' codes whose history holds no item that training knew."""
+    past = batch.column(HISTORY)
+    who = np.repeat(np.arange(len(past)), past.lengths)
+    return np.asarray(np.bincount(who, past.values >= FIRST, minlength=len(past)) == 0)
 
 
 def _against_best(members: Mapping[str, Ranking], answer: Ranking, rows: Array, users: Array) -> dict[str, Any]:

@@ -42,11 +42,26 @@ MODELS: dict[str, dict[str, Any]] = {
     "gbdt": {"num_trees": 50 if QUICK else 200},
     "gru": {"streams": ("visit_*",), "max_length": 30, "epochs": 1 if QUICK else 3},
 }
+NETWORK = {"loss": "sampled", "hidden": 64, "learning_rate": 0.003, "event_types": True, "gaps": True, "tokens": 3_200, "epochs": 4}
+
+
+def network(**more: Any) -> tuple[str, dict[str, Any]]:
+    return "gru", {"ranking": {**NETWORK, **({"epochs": 1} if QUICK else {}), **more}}
+
+
 RANKERS: dict[str, tuple[str, dict[str, Any]]] = {
     "covisit, normalise = 0": ("covisit", {"normalise": 0.0}),
     "covisit, normalise = 0.3": ("covisit", {"normalise": 0.3}),
     "covisit, normalise = 0.7": ("covisit", {"normalise": 0.7}),
+    "gru, loss = sampled": network(),
+    "gru, negatives = 64": network(negatives=64),
+    "gru, loss = gbce": network(loss="gbce"),
+    "gru, item_weight = 0.5": network(item_weight=0.5),
+    "gru, popularity_prior = 0.5": network(popularity_prior=0.5),
+    "gru, popularity_prior = 1": network(popularity_prior=1.0),
 }
+"""The first of each model is its neutral one. The catalogue is too large for the softmax over all of it."""
+PARTS = ("head items", "middle items", "tail items")
 METRICS = {"average precision": (average_precision, False), "log-loss": (log_loss, True), "calibration error": (ece, True)}
 
 
@@ -77,8 +92,8 @@ def fitted(model: str, params: dict[str, Any], train: TrainingData) -> Any:
 
 
 def ranking(features: Features) -> Iterator[Figure]:
-    """NDCG@10 on head, middle and tail items; the peer is the option's neutral value."""
-    from zoo.recommender import HISTORY, fit_recommender
+    """NDCG@10 on head, middle and tail items, and how well a network's softmax is calibrated; the peer is the option's neutral value."""
+    from zoo.recommender import FIRST, HISTORY, fit_recommender
 
     parts = recommendation.split(features.reader.view(), RANKING)
     train, test = (training_data(features, recommendation.TASK, part) for part in (parts.train, parts.validation))
@@ -90,18 +105,38 @@ def ranking(features: Features) -> Iterator[Figure]:
         batch, target = recommender.seen(test.batch), recommender.known(test.batch.catalogue).target(test)
         of = slices(batch.column(HISTORY).lengths, target, recommender.counts_of(batch).popularity)
         gain: Array = ndcg(found.rank)
-        for part in ("head items", "middle items", "tail items"):
+
+        def figure(what: str, said: str, value: float, unit: str, lower: bool, name: str = name, model: str = model) -> Figure:
+            first = next(n for n in RANKERS if n.startswith(model))
+            kept = {"peer": plain.setdefault((model, what), value), "peer_name": first, "lower_is_better": lower, "seeds": (0,)}
+            return Figure(what=f"{what}, {name} ({said})", ours=value, unit=unit, **kept)
+
+        for part in PARTS:
             value = float(gain[of[part]].mean())
-            peer = plain.setdefault((model, part), value)
-            yield Figure(
-                what=f"NDCG@10 on {part}, {name} ({int(of[part].sum()):,} rows)",
-                ours=value,
-                unit="NDCG@10",
-                peer=peer,
-                peer_name=next(n for n in RANKERS if n.startswith(model)),
-                lower_is_better=False,
-                seeds=(0,),
-            )
+            yield figure(f"NDCG@10 on {part}", f"{int(of[part].sum()):,} rows", value, "NDCG@10", lower=False)
+        if model == "covisit":  # its scores are no logits
+            continue
+        known = np.asarray(target) >= FIRST
+        chance, kept = softmax(recommender, batch), np.flatnonzero(known)
+        own = chance[kept, np.asarray(target)[kept].astype(np.int64)]
+        yield figure("log-loss among all items", f"{len(kept):,} rows", float(-np.log(own).mean()), "log-loss", lower=True)
+        every = np.arange(chance.shape[1])
+        whose = slices(np.ones(len(every), np.int64), every, recommender.counts_of(batch).popularity)
+        for part in PARTS:
+            told, seen = float(chance[kept][:, whose[part]].sum(axis=1).mean()), float(of[part][kept].mean())
+            said = f"{told:.3f} told, {seen:.3f} of the rows"
+            yield figure(f"probability of {part} apart from their share", said, abs(told - seen), "share", lower=True)
+
+
+def softmax(recommender: Any, batch: Any) -> Array:
+    """float64 (n, codes): probabilities of a network's only scores, 0 for what is no item."""
+    parts = []
+    for stage in recommender.stages(batch, exclude_seen=False):
+        [scores] = stage.scores.values()
+        whole = np.where(stage.hidden, -np.inf, scores.astype(np.float64))
+        parts.append(np.exp(whole - whole.max(axis=1, keepdims=True)))
+        parts[-1] /= parts[-1].sum(axis=1, keepdims=True)
+    return np.concatenate(parts)
 
 
 def shown(figures: Iterator[Figure]) -> list[Figure]:

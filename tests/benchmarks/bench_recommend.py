@@ -41,7 +41,7 @@ PUBLISHED = {
 }
 """MovieLens 1M, by model: the row, the least HR@10 and NDCG@10, and the best NDCG@10 published for the same protocol."""
 
-WHOLE = ("HISTORY = 1_000 ", "HISTORY = 100_000 ")
+WHOLE = ("HISTORY = 20_000 ", "HISTORY = 100_000 ")
 """In the definitions that ``zoo init`` writes: histories as long as they are."""
 
 
@@ -425,6 +425,7 @@ def figures(runs: list[dict[str, Any]]) -> list[Figure]:
                 lower_is_better=False,
                 interval=(value["low"], value["high"]),
                 seeds=(each["seed"],),
+                beside={"hr10": hit["value"]},
                 **bound,
             )
         )

@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ class Figure:
 
     id: the row in the issue that asks for it, or empty. interval: 95 % of ``ours`` or of the ratio, as ``what`` says. must: the bound
     in words, or empty. reached: whether it holds, None without a bound. why: what stands in the way of a bound that is not reached.
-    within: the bound says how many times the peer's figure ours may be.
+    within: the bound says how many times the peer's figure ours may be. beside: other figures of the same run, by name.
     """
 
     what: str
@@ -40,6 +40,7 @@ class Figure:
     must: str = ""
     reached: bool | None = None
     why: str = ""
+    beside: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if bool(self.must) != (self.reached is not None):
@@ -73,7 +74,12 @@ def machine() -> str:
 def rows(name: str, figures: Sequence[Figure]) -> list[dict[str, Any]]:
     """The figures as they are kept."""
     where = {"command": f"make bench-{name}", "machine": machine(), "date": datetime.now(UTC).date().isoformat()}
-    return [{**asdict(figure), "ratio": figure.ratio, **where} for figure in figures]
+    kept = []
+    for figure in figures:
+        own = asdict(figure)
+        beside = own.pop("beside")
+        kept.append({**own, **beside, "ratio": figure.ratio, **where})
+    return kept
 
 
 def chosen(name: str, parts: Mapping[str, Callable[[], Sequence[Figure]]], description: str | None) -> None:

@@ -123,7 +123,7 @@ def _sequences(shape: Shape) -> str:
         names = {"items": "item_id", "event_types": "event_type"} | ({"gaps": "gap", "ages": "age"} if shape.timed else {})
         lines += [
             "",
-            "HISTORY = 1_000  # newest events of a user that recommendations are learnt and made from",
+            "HISTORY = 20_000  # newest events of a user that recommendations are learnt and made from, and that exclude_seen knows",
             *_aggregation("history", "user_id", [f'last_n("{name}", "{column}", HISTORY),' for name, column in names.items()]),
             *_view(shape, "user_history", "user", "history", "A user's events, as long as histories are, aligned, oldest first"),
         ]

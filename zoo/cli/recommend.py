@@ -11,6 +11,8 @@ from zoo.cli.state import Json, state
 from zoo.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
 
@@ -26,7 +28,7 @@ def recommend(
     ] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(help="Only items with this value in the item table; may be repeated.", metavar="COLUMN=VALUE"),
+        typer.Option(help="Only items with this value in the item table; once a column.", metavar="COLUMN=VALUE"),
     ] = None,
     at: Annotated[str | None, typer.Option(help="Answer as of this time. Default: the project's clock.", metavar="TIME")] = None,
     as_json: Json = False,
@@ -39,7 +41,7 @@ def recommend(
     own = state(ctx)
     project = own.project
     moment = None if at is None else instant(at, project.timezone)
-    wanted = dict(_equal(text) for text in where or ())
+    wanted = _wanted(where or ())
     users = user_ids(project_log(own).schema, user)
     with own.progress(f"recommend {task}") as say:
         say(0.0, "loading the model")
@@ -59,10 +61,16 @@ def recommend(
     own.answer(as_json, {"task": task, "rows": answer.to_pylist()}, human)
 
 
-def _equal(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise UsageError(
-            f"--where {text!r} cannot be read; expected a column of the item table, =, and a value, as in category=toys"
-        )
-    return name, value
+def _wanted(where: Sequence[str]) -> dict[str, Any]:
+    """Column -> the value that items must have."""
+    out: dict[str, Any] = {}
+    for text in where:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise UsageError(
+                f"--where {text!r} cannot be read; expected a column of the item table, =, and a value, as in category=toys"
+            )
+        if name in out:
+            raise UsageError(f"--where names {name} twice, as {out[name]!r} and {value!r}; an item has one value: ask for each in turn")
+        out[name] = value
+    return out

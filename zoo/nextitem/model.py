@@ -100,4 +100,12 @@ def load_next_item(build: Build, params: type[NextItemParams], artefact: Artefac
 
 
 def device_of(name: str) -> torch.device:
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """Raises PluginError for a device that torch does not know or see here."""
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: torch is built without it
+        raise PluginError(
+            f"device {name!r} cannot be used: {str(error).splitlines()[0]}; expected auto, cpu, or a device that torch sees here"
+        ) from error
+    return device

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_validator
 
 
 class NextItemParams(BaseModel):
     """What is read, how the loss is made, how long is trained. A plugin's own parameters inherit from it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     width: int = Field(64, ge=1, description="Width of item embeddings and of the states that score them.")
     max_length: int = Field(200, ge=1, description="Events of a window; a longer history is trained on in several windows.")
@@ -31,7 +31,9 @@ class NextItemParams(BaseModel):
     popularity_prior: float = Field(
         0.0, ge=0, le=1, description="Share of log-popularity added to logits in training only, and so taken out of the scores."
     )
-    event_weights: dict[str, float] = Field(default_factory=dict, description="What positions weigh by the next event's type.")
+    event_weights: dict[str, NonNegativeFloat] = Field(
+        default_factory=dict, description="What positions weigh by the next event's type; types not named weigh 1."
+    )
 
     epochs: int = Field(40, ge=1, description="Most passes over the training rows.")
     patience: int = Field(8, ge=1, description="Passes without a better NDCG@10 on the held-out items before training stops.")
@@ -46,7 +48,7 @@ class NextItemParams(BaseModel):
         description="What the factors of matrix products are rounded to in training; sums, weights and scores stay float32. bfloat16 is "
         "quicker on processors that multiply it (avx512_bf16, amx_bf16) and no different on others.",
     )
-    device: str = Field("auto", description="auto: a GPU where torch sees one, else the processor; or a torch device.")
+    device: str = Field("auto", description="auto: a GPU where torch sees one, else the processor; or a torch device, such as cpu or cuda:1.")
 
 
 class TransformerParams(NextItemParams):

@@ -156,7 +156,7 @@ class Trainer:
         return calibrated_binary_cross_entropy(hidden, items, bias, target, share, drawn, self.params.calibration)
 
     def epoch(self, number: int) -> float:
-        """One pass in place; the mean loss. Raises PluginError where it is not finite."""
+        """One pass in place; the mean loss. Raises PluginError where it, or a weight after it, is not finite."""
         order = np.random.default_rng([self.seed, number])
         first, size = self.sequences.windows(self.params.max_length, self.judges, order)
         if not len(first):
@@ -179,16 +179,19 @@ class Trainer:
                 self.optimiser.step()
                 value = float(loss.detach())
                 if not isfinite(value):
-                    raise PluginError(
-                        f"the loss became {value} in pass {number} (learning_rate={self.params.learning_rate:g}); lower learning_rate"
-                    )
+                    raise self._diverged(f"the loss became {value}", number)
                 count = int(size[rows].sum())
                 total, tokens = total + value * count, tokens + count
         self.network.eval().settle()
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.network.parameters()):  # as the last step may leave them
+            raise self._diverged("weights became infinite or NaN", number)
         return total / tokens
 
+    def _diverged(self, what: str, number: int) -> PluginError:
+        return PluginError(f"{what} in pass {number} (learning_rate={self.params.learning_rate:g}); lower learning_rate")
+
     def quality(self) -> float:
-        """NDCG@10 of the held-out targets among all items."""
+        """NDCG@10 of the held-out targets among all items, equal scores before the target; 0 for targets without a finite score."""
         rows = np.flatnonzero(self.judges)
         ends = self.sequences.offsets[1:][rows] - 1
         size = np.minimum(ends - self.sequences.offsets[:-1][rows], self.params.max_length)
@@ -199,8 +202,8 @@ class Trainer:
             for at, hidden in last_states(self.network, self.flat, ends - size, size, self.params.tokens):
                 scores = torch.addmm(bias, hidden, items.t())
                 own = scores.gather(1, target[at][:, None])
-                rank = (scores > own).sum(1)
-                gain += float((1 / torch.log2(rank[rank < 10] + 2.0)).sum())
+                rank = torch.where(own.isfinite(), scores >= own, True).sum(1)  # the target itself is one of them
+                gain += float((1 / torch.log2(rank[rank <= 10] + 1.0)).sum())
         return gain / max(1, len(rows))
 
     def run(self, progress: Progress, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -25,9 +25,8 @@ DEFAULTS: Mapping[str, Any] = {
     "exclude_seen": True,
     "candidates": 100,
 }
-"""Split does not look at the last two. exclude_seen: whether items of a user's history are left out of rankings and lists.
-
-candidates: how many each member brings to the second stage.
+"""exclude_seen: whether items of a user's history are left out of rankings and lists. candidates: how many each member brings to the
+second stage.
 """
 
 
@@ -104,6 +103,10 @@ def split(view: LogView, settings: Mapping[str, Any], test_start: int | None = N
         raise UsageError(
             f"[tasks.recommendation] min_history is {chosen['min_history']!r}; expected a number of events, 0 or more"
         )
+    if type(chosen["candidates"]) is not int or chosen["candidates"] < 1:
+        raise UsageError(f"[tasks.recommendation] candidates is {chosen['candidates']!r}; expected a number of items, 1 or more")
+    if not isinstance(chosen["exclude_seen"], bool):
+        raise UsageError(f"[tasks.recommendation] exclude_seen is {chosen['exclude_seen']!r}; expected true or false")
     events = _Events.of(view, chosen)
     if chosen["protocol"] == "leave_one_out":
         if test_start is not None or test_end is not None or chosen["test_start"] is not None:

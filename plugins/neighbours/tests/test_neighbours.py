@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zoo_neighbours import Covisit, Ease, ItemKNN, Popularity, Slit
@@ -231,6 +232,25 @@ def test_an_item_that_training_did_not_see_comes_last(plugin: Any) -> None:
 
 def order(scores: Array) -> list[int]:
     return (np.argsort(-scores[2:], kind="stable") + 2).tolist()
+
+
+def test_a_penalty_too_small_for_the_data_is_said() -> None:
+    data = data_of([[2, 3, 4]] * 20)
+    with pytest.raises(PluginError, match="regularisation = 1e-300 is too small for items that always come together"):
+        fit(Ease(), data, regularisation=1e-300)
+
+
+def test_a_window_beyond_every_history_costs_no_more() -> None:
+    data = data_of([[2, 3, 4, 5], [3, 2]])
+    scores = [fit(Slit(), data, window=window).score_items(data.batch) for window in (5, 10**12)]
+    np.testing.assert_array_equal(*scores)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_numbers_that_are_none_are_refused(value: float) -> None:
+    for plugin, name in ((Popularity(), "own"), (Covisit(), "backward"), (Ease(), "regularisation")):
+        with pytest.raises(ValidationError, match=name):
+            plugin.spec.params()(**{name: value})
 
 
 def test_direction_matters_to_covisits_and_slit_and_not_to_ease() -> None:

@@ -111,21 +111,22 @@ def slit(data: TrainingData, params: SlitParams, progress: Progress) -> FittedLi
     place[kept] = np.arange(len(kept))
     known = np.flatnonzero(place[histories.items] >= 0)
     items, weight, k = place[histories.items], histories.weight, len(kept)
-    fade = faded(np.arange(1, params.window + 1), params.fade)
+    window = min(params.window, int(histories.back.max(initial=1)))  # no event has more before it
+    fade = faded(np.arange(1, window + 1), params.fade)
     after = histories.back - 1  # events that follow in the row: this one is in the window of as many, at most
     gram, cross = np.zeros((k, k)), np.zeros((k, k))
-    squares = np.concatenate([[0.0], np.cumsum(fade**2)])[np.minimum(after, params.window)] * weight**2
+    squares = np.concatenate([[0.0], np.cumsum(fade**2)])[np.minimum(after, window)] * weight**2
     single = np.bincount(items[known], squares[known], minlength=k)
-    for lag, older, newer in histories.pairs(params.window):
+    for lag, older, newer in histories.pairs(window):
         both = (items[older] >= 0) & (items[newer] >= 0)
         older, newer = older[both], newer[both]
         key = items[older] * k + items[newer]
         cross += np.bincount(key, fade[lag - 1] * weight[older], minlength=k * k).reshape(k, k)
-        if lag < params.window:
+        if lag < window:
             products = np.concatenate([[0.0], np.cumsum(fade[:-lag] * fade[lag:])])
-            together = products[np.minimum(after[newer], params.window - lag)] * weight[older] * weight[newer]
+            together = products[np.minimum(after[newer], window - lag)] * weight[older] * weight[newer]
             gram += np.bincount(key, together, minlength=k * k).reshape(k, k)
-        progress(0.5 * lag / params.window, f"pairs {lag} apart")
+        progress(0.5 * lag / window, f"pairs {lag} apart")
     gram += gram.T
     gram[np.arange(k), np.arange(k)] += single
     weights = _inverse(gram, params.regularisation) @ cross
@@ -144,7 +145,10 @@ def _inverse(gram: Array, regularisation: float) -> Array:
         return gram
     gram[np.arange(len(gram)), np.arange(len(gram))] += regularisation
     factor, failed = lapack.dpotrf(gram.T, lower=1, overwrite_a=1)
-    assert not failed  # positive definite: a Gram matrix and a positive penalty
+    if failed:  # positive definite but for rounding: a Gram matrix and a positive penalty
+        raise PluginError(
+            f"regularisation = {regularisation:g} is too small for items that always come together; expected more, 1 for instance"
+        )
     inverse, failed = lapack.dpotri(factor, lower=1, overwrite_c=1)
     assert not failed
     lower = np.tril(inverse)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat
 
 
 class _Params(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    event_weights: dict[str, float] = Field(
+    event_weights: dict[str, NonNegativeFloat] = Field(
         {}, description="How much an event of each type counts; types not named count 1. Empty: all alike."
     )
 

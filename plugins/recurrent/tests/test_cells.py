@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -48,10 +50,20 @@ def test_without_gradients_states_are_torchs_own() -> None:
         assert torch.equal(cells.states(cell, values), cell(values)[0])
 
 
-@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM])
-def test_other_cells_are_torchs_own(kind: type[nn.RNNBase]) -> None:
+OTHERS: tuple[tuple[type[nn.RNNBase], dict[str, Any]], ...] = (
+    (nn.RNN, {}),
+    (nn.LSTM, {}),
+    (nn.GRU, {"num_layers": 2}),
+    (nn.GRU, {"bidirectional": True}),
+    (nn.GRU, {"batch_first": True}),
+    (nn.GRU, {"bias": False}),
+)
+
+
+@pytest.mark.parametrize(("kind", "how"), OTHERS)
+def test_other_cells_are_torchs_own(kind: type[nn.RNNBase], how: dict[str, Any]) -> None:
     torch.manual_seed(4)
-    cell, values = kind(3, 4), torch.randn(6, 5, 3)
+    cell, values = kind(3, 4, **how), torch.randn(6, 5, 3)
     assert torch.equal(cells.states(cell, values), cell(values)[0])
 
 

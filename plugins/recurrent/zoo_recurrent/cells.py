@@ -85,12 +85,13 @@ class _GRU(torch.autograd.Function):
 
 
 def states(cell: nn.RNNBase, values: Tensor) -> Tensor:
-    """States (t, b, hidden) of ``cell``, of one layer in one direction, over values (t, b, width) from a state of zeros.
+    """What ``cell(values)`` gives as its states: (t, b, hidden) over values (t, b, width) from a state of zeros.
 
-    A GRU's in training on a processor are told by our own gradients, which cannot be differentiated again; all others by torch, from
-    which ours differ by rounding.
+    Those of a GRU of one layer in one direction, in training on a processor, have our own gradients, which cannot be differentiated again;
+    all others are torch's, from which ours differ by rounding.
     """
-    if isinstance(cell, nn.GRU) and torch.is_grad_enabled() and values.device.type == "cpu" and values.numel():
+    plain = isinstance(cell, nn.GRU) and cell.num_layers == 1 and cell.bias and not (cell.bidirectional or cell.batch_first)
+    if plain and torch.is_grad_enabled() and values.device.type == "cpu" and values.numel():
         weights = (cell.weight_ih_l0, cell.weight_hh_l0, cell.bias_ih_l0, cell.bias_hh_l0)
         told: Tensor = _GRU.apply(values.contiguous(), *weights)  # type: ignore[no-untyped-call]
         return told

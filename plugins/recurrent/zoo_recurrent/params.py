@@ -19,7 +19,7 @@ class ItemParams(NextItemParams):
 class RecurrentParams(BaseModel):
     """What to read, the shape of the network, and how it is trained."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     streams: tuple[str, ...] | None = Field(None, description="Patterns of the sequence columns to read; default: all.")
     scalars: bool | tuple[str, ...] = Field(True, description="Scalar columns for the head: all, none, or patterns.")
