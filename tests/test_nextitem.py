@@ -279,14 +279,15 @@ def trainer(data: TrainingData, **change: Any) -> Trainer:
     params = TINY.model_copy(update=change)
     sequences = Sequences.of(data.batch, data.target.astype(np.int64))
     torch.manual_seed(0)
-    network, counts = Decay(params, 9, 4), np.bincount(sequences.items, minlength=9).astype(np.float64)
+    size = data.batch.catalogue.size("item_id")
+    network, counts = Decay(params, size, 4), np.bincount(sequences.items, minlength=size).astype(np.float64)
     weight = sequences.weights(params.event_weights, [], counts, params.item_weight)
     return Trainer(network, params, sequences, counts, weight, 0)
 
 
 @pytest.mark.parametrize("score", [0.0, float("nan"), float("inf")])
 def test_items_that_score_alike_or_nothing_are_no_success(score: float) -> None:
-    own = trainer(cycle(400))
+    own = trainer(cycle(400, items=20))
     with torch.no_grad():
         for weight in own.network.parameters():
             weight.fill_(score)
@@ -357,7 +358,9 @@ def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
     step = torch.optim.AdamW.step
 
     def noted(own: torch.optim.AdamW, *given: Any) -> Any:
-        norms.append(float(torch.stack([p.grad.norm() for g in own.param_groups for p in g["params"] if p.grad is not None]).norm()))
+        norms.append(
+            float(torch.stack([p.grad.norm() for g in own.param_groups for p in g["params"] if p.grad is not None]).norm())
+        )
         return step(own, *given)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", noted)
@@ -400,7 +403,10 @@ def test_the_global_generator_is_left_alone() -> None:
     [
         ({"learning_rate": 1e30, "weight_decay": 1.0}, "the loss became (nan|inf) in pass 1 .*lower learning_rate"),
         # one step: its loss is of the weights before it
-        ({"learning_rate": float("inf"), "epochs": 1, "tokens": 10**6}, "weights became infinite or NaN in pass 1 .*lower learning_rate"),
+        (
+            {"learning_rate": float("inf"), "epochs": 1, "tokens": 10**6},
+            "weights became infinite or NaN in pass 1 .*lower learning_rate",
+        ),
     ],
 )
 def test_what_diverges_is_said(change: dict[str, Any], said: str) -> None:

@@ -225,7 +225,7 @@ def test_items_that_training_did_not_hold_are_listed_where_a_member_scores_them(
     assert (lists.items != 20).all()
     alone = fit_recommender([Member("by_name", "by_name")], training, source=source)
     asked = replace(data, batch=batch, target=np.full(len(data), 9.0))
-    assert (alone.rankings(asked, exclude_seen=False)["by_name"].rank == 1).all()
+    assert (alone.rankings(asked, exclude_seen=False)["by_name"].rank[~lists.cold] == 1).all()
     record, ranks = ranked(both, asked, None, np.arange(len(asked)), exclude_seen=False)
     assert record["slices"]["cold items"]["rows"] == len(asked)
     assert (ranks["by_name"] == 1).all()

@@ -148,10 +148,8 @@ class Recommender:
         """
         alone = self.members[0].name if len(self.members) == 1 else self.reranker.chosen
         counts = self.counts_of(stage.batch)
-        if alone in stage.scores:
-            scores = stage.listed(stage.scores[alone])
-        else:
-            scores = self.reranker.scores(stage, counts, allowed, k)
+        own = stage.scores.get(alone)
+        scores = self.reranker.scores(stage, counts, allowed, k) if own is None else stage.listed(own)
         rows = cold(stage.batch)
         if rows.any():
             scores[rows] = np.where(stage.hidden[rows], np.float32(-np.inf), counts.popularity.astype(np.float32))
@@ -198,7 +196,8 @@ class Recommender:
         return {name: joined(parts, items) for name, parts in found.items()}, Survey.joined(surveys) if surveys else None
 
     def lists(self, batch: FeatureBatch, k: int, *, exclude_seen: bool = True, among: Array | None = None) -> Lists:
-        """The first ``k`` items, or all, of each row of a batch in the log's codes. among: int32, the log's codes of items that may be listed.
+        """The first ``k`` items, or all, of each row of a batch in the log's codes. among: int32, the log's codes of items that may be
+        listed.
 
         A row without any item that training knew is answered by popularity, and marked cold.
         """

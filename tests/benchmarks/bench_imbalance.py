@@ -42,7 +42,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "gbdt": {"num_trees": 50 if QUICK else 200},
     "gru": {"streams": ("visit_*",), "max_length": 30, "epochs": 1 if QUICK else 3},
 }
-NETWORK = {"loss": "sampled", "hidden": 64, "learning_rate": 0.003, "event_types": True, "gaps": True, "tokens": 3_200, "epochs": 4}
+NETWORK = {
+    "loss": "sampled",
+    "hidden": 64,
+    "learning_rate": 0.003,
+    "event_types": True,
+    "gaps": True,
+    "tokens": 3_200,
+    "epochs": 4,
+}
 
 
 def network(**more: Any) -> tuple[str, dict[str, Any]]:

@@ -71,6 +71,8 @@ def _wanted(where: Sequence[str]) -> dict[str, Any]:
                 f"--where {text!r} cannot be read; expected a column of the item table, =, and a value, as in category=toys"
             )
         if name in out:
-            raise UsageError(f"--where names {name} twice, as {out[name]!r} and {value!r}; an item has one value: ask for each in turn")
+            raise UsageError(
+                f"--where names {name} twice, as {out[name]!r} and {value!r}; an item has one value: ask for each in turn"
+            )
         out[name] = value
     return out

@@ -48,7 +48,9 @@ class NextItemParams(BaseModel):
         description="What the factors of matrix products are rounded to in training; sums, weights and scores stay float32. bfloat16 is "
         "quicker on processors that multiply it (avx512_bf16, amx_bf16) and no different on others.",
     )
-    device: str = Field("auto", description="auto: a GPU where torch sees one, else the processor; or a torch device, such as cpu or cuda:1.")
+    device: str = Field(
+        "auto", description="auto: a GPU where torch sees one, else the processor; or a torch device, such as cpu or cuda:1."
+    )
 
 
 class TransformerParams(NextItemParams):

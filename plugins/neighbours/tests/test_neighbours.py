@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from zoo_neighbours import Covisit, Ease, ItemKNN, Popularity, Slit
 from zoo_neighbours.histories import UNSEEN, Histories
 
