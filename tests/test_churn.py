@@ -127,6 +127,11 @@ def test_value_at_risk_is_what_those_who_may_leave_spend(view):
     assert perfect["expected"] == pytest.approx(perfect["lost"])
     assert perfect["in_top_tenth"] >= told["in_top_tenth"]
     assert churn.facts(view, SETTINGS, rows, rows.target) == {}
+    twice = rows.take(np.repeat(np.arange(len(rows)), 2))
+    twice = replace(twice, time=twice.time - np.tile([0, 1], len(rows)))  # two cuts, a microsecond apart
+    both = churn.facts(view, own, twice, np.full(len(twice), 0.5))["value_at_risk"]
+    assert both["worth"] == pytest.approx(told["worth"])
+    assert both["lost"] == pytest.approx(told["lost"])
     with pytest.raises(UsageError, match="choose one of"):
         churn.facts(view, {**own, "value": "amuont"}, rows, rows.target)
 

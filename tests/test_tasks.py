@@ -163,6 +163,16 @@ def test_a_response_counts_after_the_sending_and_before_the_end_and_for_its_own_
     np.testing.assert_array_equal(rows.known_at, rows.time + 3 * DAY)
 
 
+def test_large_numbers_of_campaigns_tell_whose_response_it_is(tmp_path: Path) -> None:
+    users, large = range(1, 401), 9_000_000_000_000_000
+    sent = [(user, "campaign_sent", 10 + user * 1e-3, large - user % 3) for user in users]
+    answers = [(user, "coupon_redeemed", 11 + user * 1e-3, large - user % 3) for user in users if user % 2]
+    view = log_of(tmp_path, *sent, *answers)
+    rows = campaign.examples(view, {"within": "3d"}, shop.START, shop.START + 40 * DAY)
+    assert len(rows) == 400
+    np.testing.assert_array_equal(rows.target, rows.keys["user_id"] % 2)
+
+
 def test_settings_of_campaign_that_cannot_be_meant_are_named(view: LogView) -> None:
     with pytest.raises(
         UsageError, match=r"unknown setting in \[tasks\.campaign\] 'withn'; choose one of: response, sent, start, within"

@@ -101,6 +101,16 @@ def test_the_best_arm_is_taken_where_it_gains_within_the_budget():
     assert best_arms(uplift, 0).tolist() == [0, 0, 0, 0]
 
 
+def test_within_a_budget_equal_rows_are_drawn_wherever_they_stand_in_the_table():
+    treated = np.repeat([1, 0], 5_000)  # a table that has the treated ones first
+    outcome = np.where(np.arange(10_000) % 10 == 0, 1.0, 0.0)  # a tenth in either group
+    policy = best_arms(np.ones((10_000, 1)), 2_000)
+    assert (policy > 0).sum() == 2_000
+    assert policy[treated == 1].mean() == pytest.approx(0.2, abs=0.02)
+    found = policy_values(outcome, treated, {"some": policy}, resamples=0)["some"][0]
+    assert found.value == pytest.approx(0.1, abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("outcome", "uplift", "treated", "message"),
     [

@@ -42,12 +42,17 @@ STRONG = 0.5
 
 @dataclass(frozen=True)
 class Finding:
-    """What one guard saw. fine: nothing to do; else ``advice`` says what."""
+    """What one guard saw. fine: nothing to do; else ``advice`` says what. tried: whether it looked at all; ``seen`` says why not."""
 
     guard: str
     fine: bool
     seen: str
     advice: str = ""
+    tried: bool = True
+
+
+def untried(guard: str, why: str) -> Finding:
+    return Finding(guard, True, f"not tried: {why}", tried=False)
 
 
 def look(rows: Split, data: TrainingData, test: TrainingData) -> list[Finding]:
@@ -86,7 +91,7 @@ def overlap(rows: Split) -> Finding:
     first = {name: values[:1] for name, values in rows.train.keys.items()}
     user = next(iter(first), None)
     if user is None:
-        return Finding("overlap", True, "rows have no key")
+        return untried("overlap", "rows have no key")
     who, here = _codes(rows.train.keys[user], rows.test.keys[user])
     size = int(max(who.max(initial=-1), here.max(initial=-1))) + 1
     begins = np.full(size, np.iinfo(np.int64).max)
@@ -111,11 +116,11 @@ def overlap(rows: Split) -> Finding:
 def target_like(data: TrainingData) -> Finding:
     """No single feature tells the label by itself: an AUC above ``TARGET_LIKE`` is named."""
     if data.kind.kind not in ("binary", "multiclass"):
-        return Finding("target-like features", True, f"not looked for: the target is {data.kind.kind}")
+        return untried("target-like features", f"the target is {data.kind.kind}")
     found = single_features(data)
     named = {name: value for name, value in found.items() if value > TARGET_LIKE}
     if not found:
-        return Finding("target-like features", True, f"not looked for: fewer than {FEWEST} rows of a class")
+        return untried("target-like features", f"fewer than {FEWEST} rows of a class")
     if not named:
         name, value = max(found.items(), key=lambda each: each[1])
         return Finding("target-like features", True, f"the strongest single feature is {name}, AUC {value:.3f}")
@@ -192,10 +197,10 @@ def fits(
     names = ("shuffled labels", "canary")
     if not folds or data.kind.kind not in ("binary", "multiclass"):
         why = "there is no fold" if not folds else f"the target is {data.kind.kind}"
-        return [Finding(name, True, f"not tried: {why}") for name in names]
+        return [untried(name, why) for name in names]
     if took > PATIENCE and not anyhow:
-        why = f"not tried: the quickest member, {member.name}, takes {took:.0f} s a fit; ask for it with zoo train --check-leaks"
-        return [Finding(name, True, why) for name in names]
+        why = f"the quickest member, {member.name}, takes {took:.0f} s a fit; ask for it with zoo train --check-leaks"
+        return [untried(name, why) for name in names]
     rng = np.random.default_rng(0)
     train, scored = (np.sort(rng.permutation(part)[:SAMPLE]) for part in folds[-1])
     data, groups = data.take(np.concatenate([train, scored])), groups[np.concatenate([train, scored])]
@@ -218,7 +223,7 @@ def shuffled(member: Member, data: TrainingData, train: Array, scored: Array, ru
     ones = float(truth.sum())
     zeros = len(truth) - ones
     if min(ones, zeros) < FEWEST:
-        return Finding("shuffled labels", True, f"not tried: fewer than {FEWEST} rows of a class")
+        return untried("shuffled labels", f"fewer than {FEWEST} rows of a class")
     value, spread = _auc(truth, scores[:, kind]), sqrt((ones + zeros + 1) / (12 * ones * zeros))
     told = f"{member.name} on shuffled labels has AUC {value:.3f}; chance is 0.5, {SURE * spread:.3f} at most above it"
     if value <= 0.5 + SURE * spread:
@@ -237,7 +242,7 @@ def canary(member: Member, data: TrainingData, train: Array, scored: Array, grou
     model, _ = member.resolve(runs.source.load(), data.kind)
     beside = replace(data, batch=data.batch.with_block(CANARY, {CANARY: Column(np.random.default_rng(2).normal(size=len(data)))}))
     if CANARY not in beside.batch.select(model.plugin.spec.inputs):
-        return Finding("canary", True, f"not tried: {member.name} reads only {', '.join(model.plugin.spec.inputs)}")
+        return untried("canary", f"{member.name} reads only {', '.join(model.plugin.spec.inputs)}")
     plain = runs.scored(member, data, train, scored, 1)
     fit = Fit(f"{member.name} beside a random column", member, train)
     fitted = load_fitted(model.plugin, runs.of(fit, beside, 2))

@@ -107,13 +107,13 @@ def best_arms(uplift: Array, budget: int | None = None) -> Array:
     """The arm for each row, int64 (n,): 0 for no contact, else the arm of the greatest uplift above 0.
 
     uplift: (n, arms), of arms 1, 2, ... against none. budget: at most so many rows are contacted, those of the greatest uplift; of
-    equal ones the first.
+    equal ones some, drawn: a table may have its rows in an order that tells of their arms or outcomes.
     """
     uplift = np.asarray(uplift, np.float64)
     best = uplift.max(axis=1)
     chosen = np.where(best > 0, uplift.argmax(axis=1) + 1, 0)
     if budget is not None:
-        order = np.argsort(-best, kind="stable")
+        order = np.lexsort((np.random.default_rng(0).permutation(len(best)), -best))
         chosen[order[max(0, budget) :]] = 0
     return chosen
 

@@ -59,10 +59,16 @@ def guards(run: Run) -> Markup | None:
     if not found:
         return None
     rows = [
-        (each["guard"], "nothing found" if each["fine"] else "look at this", each["seen"], each["advice"] or None)
+        (each["guard"], _said(each), each["seen"], each["advice"] or None)
         for each in found
     ]
     return table(["guard", "", "saw", "what to do"], rows, [at for at, each in enumerate(found) if not each["fine"]])
+
+
+def _said(guard: Mapping[str, Any]) -> str:
+    if not guard.get("tried", True):
+        return "not tried"
+    return "nothing found" if guard["fine"] else "look at this"
 
 
 def made(run: Run) -> Markup | None:

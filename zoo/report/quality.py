@@ -60,8 +60,11 @@ def verdict(run: Run) -> str:
     metric = run.metric
     if run.answer is None or metric is None or len(members) < 2:
         return "One model only: there is no stack to compare it with."
+    members = {name: line for name, line in members.items() if line.get(metric) is not None}
+    if not members:
+        return f"The test rows do not tell which model is best: {words(metric)} is not defined on them."
     sign = -1.0 if _metric_of_tests(run) in LOWER else 1.0
-    best = max(members, key=lambda name: (-1.0 if metric in LOWER else 1.0) * float(members[name].get(metric) or 0))
+    best = max(members, key=lambda name: (-1.0 if metric in LOWER else 1.0) * float(members[name][metric]))
     value, between, p = _against(run, best)
     if value is None or between is None or between[0] is None:
         return f"The best single model on the test rows is {best}."

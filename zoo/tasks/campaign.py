@@ -37,12 +37,13 @@ def examples(view: LogView, settings: Mapping[str, Any], start: int, end: int) -
     sent = np.flatnonzero((kind == types[chosen["sent"]]) & (times >= start) & (times < end) & ~np.isnan(campaign))
     sent = sent[np.argsort(times[sent], kind="stable")]
     until = _ends(view, campaign[sent], times[sent], duration(chosen["within"]))
-    answered = np.flatnonzero(kind == types[chosen["response"]])
-    size = np.int64(np.nanmax(campaign, initial=0)) + 1
-    keys = users[answered] * size + np.nan_to_num(campaign[answered]).astype(np.int64)
+    answered = np.flatnonzero((kind == types[chosen["response"]]) & ~np.isnan(campaign))
+    # of (user, campaign), then of instants, their places among all there are: numbers small enough for one key of both
+    _, place = np.unique(campaign[np.concatenate([answered, sent])], return_inverse=True)
+    _, pair = np.unique(users[np.concatenate([answered, sent])] * np.int64(len(place) + 1) + place, return_inverse=True)
+    keys, wanted = pair[: len(answered)], pair[len(answered) :]
     order = np.lexsort((times[answered], keys))
     keys, answer_times = keys[order], times[answered][order]
-    wanted = users[sent] * size + campaign[sent].astype(np.int64)
     # the first response after the sending: search (key, time) pairs by rank
     stamps = np.concatenate([answer_times, times[sent]])
     _, rank = np.unique(stamps, return_inverse=True)

@@ -128,8 +128,9 @@ def baselines(view: LogView, settings: Mapping[str, Any], train: Examples, test:
 def facts(view: LogView, settings: Mapping[str, Any], test: Examples, scores: Array) -> dict[str, Any]:
     """Value at risk, of the longest horizon's test rows, where the setting ``value`` names an event column.
 
-    worth: what a user spent a horizon on average in the active window before the cut. expected, lost: its sum weighed by the score,
-    and over those who did stay away. in_top_tenth: the share of what was lost that the tenth of greatest score times worth had.
+    worth: what users spent a horizon on average in the active window before the cut, all of a cut together. expected, lost: of that, what
+    scores expect and what those had who did stay away. Of several cuts it is the mean, as the same users stand at each.
+    in_top_tenth: the share of what was lost that the tenth of greatest score times worth had.
     """
     chosen = _chosen(settings)
     if chosen["value"] is None or chosen["hazard"]:
@@ -139,14 +140,14 @@ def facts(view: LogView, settings: Mapping[str, Any], test: Examples, scores: Ar
     worth = _worth(view, chosen, test.take(rows)) * ahead / duration(chosen["active"])
     lost, risk = worth * test.target[rows], worth * scores[rows]
     top = np.argsort(-risk, kind="stable")[: max(1, len(rows) // 10)]
-    total = float(lost.sum())
+    total, cuts = float(lost.sum()), max(1, len(np.unique(test.time[rows])))
     return {
         "value_at_risk": {
             "column": chosen["value"],
             "horizon_days": ahead / DAY,
-            "worth": float(worth.sum()),
-            "expected": float(risk.sum()),
-            "lost": total,
+            "worth": float(worth.sum()) / cuts,
+            "expected": float(risk.sum()) / cuts,
+            "lost": total / cuts,
             "in_top_tenth": float(lost[top].sum()) / total if total else None,
         }
     }
