@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from zoo.errors import UsageError
 from zoo.evaluation.uplift import best_arms, qini
 from zoo.features import Features, apply
-from zoo.fitting import Member
+from zoo.fitting import Member, PluginSource
 from zoo.manager import plugins
 from zoo.project import Project
 from zoo.uplift.averaged import SIZES, averaged
@@ -111,6 +112,29 @@ def test_parts_hold_alike_many_of_each_arm_and_outcome():
         for outcome in (0, 1):
             counts = np.bincount(part[(rows.arm == arm) & (rows.outcome == outcome)], minlength=5)
             assert counts.max() - counts.min() <= 1
+
+
+def several(times: int = 6):
+    """A trial in which each user has as many rows, all alike."""
+    rows = trial(n=600)
+    return replace(rows.take(np.repeat(np.arange(600), times)), users=np.repeat(np.arange(600) * 7, times))
+
+
+def test_a_users_rows_are_in_one_part():
+    rows = several()
+    for parts in (2, 5):
+        part = dealt(rows, parts, np.random.default_rng(0))
+        assert (part.reshape(600, 6) == part[::6, None]).all()
+        assert np.bincount(part).min() > 0.9 * len(rows) / parts
+
+
+def test_rows_that_repeat_their_users_tell_no_more(found):
+    once, often = (study(rows, [LINEAR], source=PluginSource(), resamples=200).record for rows in (trial(n=600), several()))
+    [one], [many] = ([each["uplift"]["mail"]["lines"]["everyone"]["qini"]["interval"] for each in [which]] for which in (once, often))
+    assert one == many == [0.0, 0.0]
+    widths = [np.diff(which["policy"]["values"]["mail to all"]["value"]["interval"])[0] for which in (once, often)]
+    assert widths[1] == pytest.approx(widths[0], rel=0.3)  # rows drawn by themselves would make it 6 ** 0.5 times narrower
+    assert often["warning"] == ""  # a model knows rows again that it was fitted on
 
 
 def test_cross_fitting_scores_rows_that_took_no_part(found):

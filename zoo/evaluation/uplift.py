@@ -42,17 +42,21 @@ def qini_curve(outcome: Array, uplift: Array, treated: Array) -> Curve:
 
 def qini(outcome: Array, uplift: Array, treated: Array) -> float:
     """The Qini coefficient: 0 for an order at random, 1 for the perfect one; arguments as in ``qini_curve``."""
-    return float(_qini(outcome, uplift, treated, 0, 0)[0])
+    return float(_qini(outcome, uplift, treated, None, 0, 0)[0])
 
 
-def evaluate_qini(outcome: Array, uplift: Array, treated: Array, *, resamples: int = 1000, seed: int = 0) -> Estimate:
-    """The Qini coefficient with its percentile bootstrap interval over rows."""
-    return estimate_of(_qini(outcome, uplift, treated, resamples, seed))
+def evaluate_qini(
+    outcome: Array, uplift: Array, treated: Array, *, groups: Array | None = None, resamples: int = 1000, seed: int = 0
+) -> Estimate:
+    """The Qini coefficient with its percentile bootstrap interval over rows, or over ``groups`` (n,): whom each row is of."""
+    return estimate_of(_qini(outcome, uplift, treated, groups, resamples, seed))
 
 
-def compare_qini(outcome: Array, a: Array, b: Array, treated: Array, *, resamples: int = 1000, seed: int = 0) -> Difference:
-    """How much a's Qini coefficient exceeds b's, on the same resamples."""
-    of_a, of_b = (_qini(outcome, each, treated, resamples, seed) for each in (a, b))
+def compare_qini(
+    outcome: Array, a: Array, b: Array, treated: Array, *, groups: Array | None = None, resamples: int = 1000, seed: int = 0
+) -> Difference:
+    """How much a's Qini coefficient exceeds b's, on the same resamples; arguments as in ``evaluate_qini``."""
+    of_a, of_b = (_qini(outcome, each, treated, groups, resamples, seed) for each in (a, b))
     return difference_of("qini", of_a - of_b)
 
 
@@ -62,6 +66,7 @@ def policy_values(
     policies: Mapping[str, Array],
     *,
     against: str | None = None,
+    groups: Array | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, tuple[Estimate, Difference | None]]:
@@ -69,7 +74,7 @@ def policy_values(
 
     outcome (n,). arm: the arm that each row was given, int (n,). policies: name -> arm (n,) for each row. The propensity of an arm is
     its share of the rows, of each resample too (Hirano, Imbens and Ridder, 2003: estimated shares vary less than known ones). NaN
-    where a policy names an arm that no row was given.
+    where a policy names an arm that no row was given. groups: as in ``evaluate_qini``.
     """
     outcome, arm = np.asarray(outcome, np.float64), np.asarray(arm, np.int64)
     if not len(outcome) or len(arm) != len(outcome) or any(len(each) != len(outcome) for each in policies.values()):
@@ -77,7 +82,7 @@ def policy_values(
     if against is not None and against not in policies:
         raise UsageError(f"policy {against!r} is not among those to value: {', '.join(policies)}")
     samples = {
-        name: resampled(weighted_value(outcome, arm, np.asarray(policy)), len(outcome), None, resamples, seed)
+        name: resampled(weighted_value(outcome, arm, np.asarray(policy)), len(outcome), groups, resamples, seed)
         for name, policy in policies.items()
     }
     return {
@@ -163,9 +168,9 @@ def weighted_qini(outcome: Array, uplift: Array, treated: Array) -> Callable[[Ar
     return compute
 
 
-def _qini(outcome: Array, uplift: Array, treated: Array, resamples: int, seed: int) -> Array:
+def _qini(outcome: Array, uplift: Array, treated: Array, groups: Array | None, resamples: int, seed: int) -> Array:
     """float64 (1 + resamples,): on the rows themselves, then on each resample."""
-    return resampled(weighted_qini(outcome, uplift, treated), len(outcome), None, resamples, seed)
+    return resampled(weighted_qini(outcome, uplift, treated), len(outcome), groups, resamples, seed)
 
 
 def _area(x: Array, y: Array) -> Array:

@@ -59,7 +59,7 @@ class Output(BaseModel):
     name: str
     shape: list[int]
     datatype: str
-    data: list[float | bool]
+    data: list[float | bool | str]
 
 
 class InferResponse(BaseModel):

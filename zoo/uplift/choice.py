@@ -157,9 +157,19 @@ def cross_fitted(
 
 
 def dealt(rows: Trial, parts: int, rng: np.random.Generator) -> Array:
-    """int64 (n,): a part for each row, as many rows of each arm and outcome (of amounts: of none and some) in each."""
-    strata = rows.arm * 2 + (rows.outcome > 0)
-    out = np.empty(len(rows), np.int64)
+    """int64 (n,): a part for each row, as many rows of each arm and outcome (of amounts: of none and some) in each.
+
+    Where users have several rows, whole users are dealt: by the arm of their first row, and whether any of them has an outcome.
+    """
+    if rows.users is not None:
+        _, first, whose = np.unique(rows.users, return_index=True, return_inverse=True)
+        some = np.bincount(whose, rows.outcome > 0)
+        return _dealt(rows.arm[first] * 2 + (some > 0), parts, rng)[whose]
+    return _dealt(rows.arm * 2 + (rows.outcome > 0), parts, rng)
+
+
+def _dealt(strata: Array, parts: int, rng: np.random.Generator) -> Array:
+    out = np.empty(len(strata), np.int64)
     for each in np.unique(strata):
         inside = np.flatnonzero(strata == each)
         out[rng.permutation(inside)] = (np.arange(len(inside)) + rng.integers(parts)) % parts

@@ -21,7 +21,7 @@ def trial_of_log(features: Features, task: Task, settings: Mapping[str, Any], tr
     """Rows (user, campaign) at the time each was sent, with features before it, and whether the user answered by the campaign's end.
 
     treatment: the text column of sent events that names the arm; customers held back are events too, of the arm ``control``. Rows
-    whose time to answer is not over are left out. Raises UsageError for columns and arms that the log does not have.
+    whose time to answer is not over are left out; a user's rows stay together. Raises UsageError for columns and arms that the log does not have.
     """
     own = {name: value for name, value in settings.items() if name != "gap"}
     view = features.reader.view()
@@ -43,4 +43,4 @@ def trial_of_log(features: Features, task: Task, settings: Mapping[str, Any], tr
     arms = [control, *(each for each in arms if each != control)]
     batch = features.history(task.service, {**rows.keys, "time": rows.time}, task.context, labelled=True)
     place = np.array([arms.index(str(found[row])) for row in told], np.int64)
-    return Trial(batch.take(told).compact(), rows.target[told], place, tuple(arms))
+    return Trial(batch.take(told).compact(), rows.target[told], place, tuple(arms), users[told])

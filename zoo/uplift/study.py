@@ -61,14 +61,15 @@ def randomised(rows: Trial, base: Base, *, folds: int = 5, seed: int = 0, resamp
     found = {}
     for arm in range(1, len(rows.arms)):
         pair = rows.against(arm)
-        part = np.random.default_rng([seed, arm]).permutation(len(pair)) % folds
+        whose = np.arange(len(pair)) if pair.users is None else np.unique(pair.users, return_inverse=True)[1]
+        part = (np.random.default_rng([seed, arm]).permutation(whose.max() + 1) % folds)[whose]
         score = np.zeros(len(pair))
         for number in range(folds):
             inside, outside = np.flatnonzero(part != number), np.flatnonzero(part == number)
             model = base.fit(pair.batch.take(inside), pair.arm[inside].astype(np.float64))
             score[outside] = model(pair.batch.take(outside))
         found[rows.arms[arm]] = evaluate(
-            pair.arm.astype(np.float64), score, cuts=part, metrics=["auc"], resamples=resamples, seed=seed
+            pair.arm.astype(np.float64), score, groups=pair.users, cuts=part, metrics=["auc"], resamples=resamples, seed=seed
         )["auc"]
     return Randomised(found)
 
@@ -142,17 +143,16 @@ def _board(test: Trial, arm: int, scores: Mapping[str, Array], choice: Choice, r
     """Every candidate on the test rows of one arm and the first, with the curve of the chosen one and of the perfect order."""
     pair = np.flatnonzero((test.arm == arm) | (test.arm == 0))
     outcome, treated = test.outcome[pair], (test.arm[pair] == arm).astype(np.float64)
+    how: dict[str, Any] = {"groups": None if test.users is None else test.users[pair], "resamples": resamples, "seed": seed}
     lines = {}
     for name, each in scores.items():
         line: dict[str, Any] = {
-            "qini": _estimate(evaluate_qini(outcome, each[pair, arm - 1], treated, resamples=resamples, seed=seed))
+            "qini": _estimate(evaluate_qini(outcome, each[pair, arm - 1], treated, **how))
         }
         line["chosen_on"] = {"qini": float(np.nanmean(choice.values[name])), "against_chosen": list(choice.better[name])}
         if name != choice.chosen:
             chosen = scores[choice.chosen][pair, arm - 1]
-            line["difference"] = _difference(
-                compare_qini(outcome, each[pair, arm - 1], chosen, treated, resamples=resamples, seed=seed)
-            )
+            line["difference"] = _difference(compare_qini(outcome, each[pair, arm - 1], chosen, treated, **how))
         lines[name] = line
     curves = {"chosen": scores[choice.chosen][pair, arm - 1], "perfect": outcome * (2 * treated - 1)}
     thin = {name: qini_curve(outcome, each, treated).thinned() for name, each in curves.items()}
@@ -175,7 +175,8 @@ def _policies(
     policies = {**to_all, "best arm for each": best_arms(effects)}
     if budget is not None:
         policies["best arm within the budget"] = best_arms(effects, budget)
-    found = policy_values(test.outcome, test.arm, policies, against=f"{train.arms[best]} to all", resamples=resamples, seed=seed)
+    how: dict[str, Any] = {"groups": test.users, "resamples": resamples, "seed": seed}
+    found = policy_values(test.outcome, test.arm, policies, against=f"{train.arms[best]} to all", **how)
     out = {}
     for name, (value, apart) in found.items():
         line: dict[str, Any] = {"value": _estimate(value), "contacted": int((policies[name] > 0).sum())}

@@ -22,12 +22,14 @@ DISTINCT = 0.5
 @dataclass(frozen=True)
 class Trial:
     """batch: features, none of them newer than the treatment. outcome: float64 (n,), 0/1 or amounts. arm: int64 (n,), a place in
-    ``arms``, of which the first is the one to compare with (no treatment)."""
+    ``arms``, of which the first is the one to compare with (no treatment). users: (n,), whom each row is of; None: each of another.
+    """
 
     batch: FeatureBatch
     outcome: Array
     arm: Array
     arms: tuple[str, ...]
+    users: Array | None = None
 
     def __len__(self) -> int:
         return len(self.outcome)
@@ -37,7 +39,8 @@ class Trial:
         return bool(np.isin(self.outcome, (0, 1)).all())
 
     def take(self, rows: Array) -> Trial:
-        return replace(self, batch=self.batch.take(rows), outcome=self.outcome[rows], arm=self.arm[rows])
+        users = None if self.users is None else self.users[rows]
+        return replace(self, batch=self.batch.take(rows), outcome=self.outcome[rows], arm=self.arm[rows], users=users)
 
     def against(self, arm: int) -> Trial:
         """The rows of one arm and of the first one."""
