@@ -149,6 +149,18 @@ def test_the_same_training_again_is_the_same_version(trained: Trained, root: Pat
     assert again.version.number == trained.version.number
 
 
+def test_a_training_whose_like_is_retired_is_a_new_version(root: Path, features: Features) -> None:
+    project, numbers = Project.open(root), []
+    for _ in range(3):
+        version = train(project, "again", plugins=plugins(), features=features).version
+        assert version is not None
+        numbers.append(version.number)
+        if len(numbers) == 2:
+            with Registry.open(project.registry_url, project.artefacts) as registry:
+                registry.retire(version.model, version.number)
+    assert numbers == [1, 1, 2]
+
+
 def test_members_may_be_fitted_again_up_to_the_test_and_the_record_says_so(root: Path, features: Features) -> None:
     done = train(Project.open(root), "refitted", plugins=plugins(), features=features, register=False)
     assert done.record["refit"] is True
