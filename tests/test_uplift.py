@@ -130,7 +130,9 @@ def test_a_users_rows_are_in_one_part():
 
 def test_rows_that_repeat_their_users_tell_no_more(found):
     once, often = (study(rows, [LINEAR], source=PluginSource(), resamples=200).record for rows in (trial(n=600), several()))
-    [one], [many] = ([each["uplift"]["mail"]["lines"]["everyone"]["qini"]["interval"] for each in [which]] for which in (once, often))
+    [one], [many] = (
+        [each["uplift"]["mail"]["lines"]["everyone"]["qini"]["interval"] for each in [which]] for which in (once, often)
+    )
     assert one == many == [0.0, 0.0]
     widths = [np.diff(which["policy"]["values"]["mail to all"]["value"]["interval"])[0] for which in (once, often)]
     assert widths[1] == pytest.approx(widths[0], rel=0.3)  # rows drawn by themselves would make it 6 ** 0.5 times narrower

@@ -65,7 +65,11 @@ def registered(
         newest = registry.versions(settings.name)[-1:] if settings.name in registry.models() else []
         # the same content from the same everything is the same version: a rerun that reused everything adds nothing
         plain = json.loads(json.dumps(lineage))
-        same = newest and newest[0].status == "ready" and all(newest[0].lineage.get(name) == plain[name] for name in plain if name != "git")
+        same = (
+            newest
+            and newest[0].status == "ready"
+            and all(newest[0].lineage.get(name) == plain[name] for name in plain if name != "git")
+        )
         if same and newest[0].digest == registry.artefacts.write(artefact):
             return newest[0]
         return registry.register(settings.name, artefact, record, lineage)

@@ -58,10 +58,7 @@ def guards(run: Run) -> Markup | None:
     found = run.record.get("guards") or []
     if not found:
         return None
-    rows = [
-        (each["guard"], _said(each), each["seen"], each["advice"] or None)
-        for each in found
-    ]
+    rows = [(each["guard"], _said(each), each["seen"], each["advice"] or None) for each in found]
     return table(["guard", "", "saw", "what to do"], rows, [at for at, each in enumerate(found) if not each["fine"]])
 
 

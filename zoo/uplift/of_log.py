@@ -21,7 +21,8 @@ def trial_of_log(features: Features, task: Task, settings: Mapping[str, Any], tr
     """Rows (user, campaign) at the time each was sent, with features before it, and whether the user answered by the campaign's end.
 
     treatment: the text column of sent events that names the arm; customers held back are events too, of the arm ``control``. Rows
-    whose time to answer is not over are left out; a user's rows stay together. Raises UsageError for columns and arms that the log does not have.
+    whose time to answer is not over are left out; a user's rows stay together. Raises UsageError for columns and arms that the log
+    does not have.
     """
     own = {name: value for name, value in settings.items() if name != "gap"}
     view = features.reader.view()

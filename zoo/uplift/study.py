@@ -146,9 +146,7 @@ def _board(test: Trial, arm: int, scores: Mapping[str, Array], choice: Choice, r
     how: dict[str, Any] = {"groups": None if test.users is None else test.users[pair], "resamples": resamples, "seed": seed}
     lines = {}
     for name, each in scores.items():
-        line: dict[str, Any] = {
-            "qini": _estimate(evaluate_qini(outcome, each[pair, arm - 1], treated, **how))
-        }
+        line: dict[str, Any] = {"qini": _estimate(evaluate_qini(outcome, each[pair, arm - 1], treated, **how))}
         line["chosen_on"] = {"qini": float(np.nanmean(choice.values[name])), "against_chosen": list(choice.better[name])}
         if name != choice.chosen:
             chosen = scores[choice.chosen][pair, arm - 1]
