@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 from shop import Shop
 from test_service import opened, purchase, running
 
-from zoo.client import AccessError, AsyncClient, Client, DeadlineError, RequestError, UnavailableError
+from zoo.client import SLACK, AccessError, AsyncClient, Client, DeadlineError, RequestError, UnavailableError
 from zoo.service import app
 from zoo.service.access import PUSH, READ, Access, add_key
 from zoo.service.load import Limiter
@@ -49,6 +52,31 @@ def test_answers_are_typed(url: str, parts: Any) -> None:
     assert len({one.id, stranger.id, *(answer.id for answer in answers)}) == 4
 
 
+def test_explanations_are_typed_and_the_predictors(url: str, parts: Any) -> None:
+    asked: dict[str, Any] = {"users": [1, 999_999], "at": "2024-05-01T00:00:00Z", "top": 3, "events": 2}
+    with Client(url) as client:
+        found = client.explain("churn", **asked, deadline=60)
+        (pair,) = client.explain("campaign", [{"user_id": 8, "campaign_id": 2}])
+        with pytest.raises(RequestError, match="unknown output 'yes'"):
+            client.explain("churn", users=[1], output="yes")
+    expected = parts[0]["churn"].explain(**{**asked, "at": datetime.fromisoformat(asked["at"])})
+    for one, user, whole in zip(found, asked["users"], expected, strict=True):
+        own = {**vars(one)}
+        assert (own.pop("keys"), own.pop("version")) == ({"user_id": user}, "churn@1")
+        assert own == vars(whole)
+    assert found[0].events
+    assert (found[0].features["gbdt"], [one.known for one in found]) == (expected[0].features["gbdt"], [True, False])
+    assert (pair.keys, pair.units) == ({"user_id": 8, "campaign_id": 2}, "log-odds")
+
+    async def same() -> Any:
+        async with AsyncClient(url) as other:
+            with pytest.raises(RequestError, match="at most 100 items"):
+                await other.explain("churn", users=range(101))
+            return await other.explain("churn", **asked, deadline=60)
+
+    assert asyncio.run(same()) == found
+
+
 def test_errors_are_typed(url: str, parts: Any, tmp_path: Path) -> None:
     with Client(url) as client:
         with pytest.raises(RequestError, match="unknown model 'chrun'") as found:
@@ -82,3 +110,30 @@ def test_a_deadline_is_an_error_of_its_own(parts: Any) -> None:
         with pytest.raises(DeadlineError, match="no answer within the 40 ms"):
             client.predict("churn", users=[1], deadline=0.04)
         held.let.set()
+
+
+def test_a_deadline_is_kept_where_the_service_says_nothing_and_counts_in_the_place_of_the_timeout() -> None:
+    deadline, waited = 0.4, []
+
+    def ask(url: str, timeout: float) -> None:
+        with Client(url, timeout=timeout) as client:
+            begun = time.monotonic()
+            with pytest.raises(DeadlineError, match="did not answer"):
+                client.predict("churn", users=[1], deadline=deadline)
+            waited.append(time.monotonic() - begun)
+
+    async def same(url: str, timeout: float) -> None:
+        async with AsyncClient(url, timeout=timeout) as client:
+            begun = time.monotonic()
+            with pytest.raises(DeadlineError, match="did not answer"):
+                await client.explain("churn", users=[1], deadline=deadline)
+            waited.append(time.monotonic() - begun)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # as a stopped server: connections wait in its queue
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        for timeout in (30.0, 0.05):
+            ask(url, timeout)
+            asyncio.run(same(url, timeout))
+        with Client(url, timeout=0.05) as client, pytest.raises(DeadlineError):
+            client.models()  # without a deadline the timeout counts
+    assert all(deadline + SLACK - 0.05 <= seconds < deadline + SLACK + 5 for seconds in waited), waited

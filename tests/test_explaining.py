@@ -128,6 +128,7 @@ def test_many_members_still_sum_to_the_score() -> None:
 
 def test_columns_of_a_model_that_says_nothing_are_left_out_one_at_a_time() -> None:
     [one] = explain(ensemble(1.0), batch([0.25, 0.5], age=[-0.125]), HALF)
+    assert one.units == one.as_dict()["units"] == "log-odds"
     assert one.how == {"m1": "leaving out one column at a time"}
     assert dict(one.features["m1"]) == {"spent": pytest.approx(0.75, abs=1e-5), "age": pytest.approx(-0.125, abs=1e-5)}
     assert [column for column, _ in one.features["m1"]] == ["spent", "age"]  # the strongest first; shop moved nothing
@@ -155,6 +156,19 @@ def test_aligned_sequences_lose_the_same_event_and_codes_are_said_by_their_text(
     [one] = explain(ensemble(1.0), rows, HALF, sequences=[("items", "spent"), ("lost",)])
     assert [e["event"] for e in one.events] == [{"items": "milk", "spent": 0.5}, {"items": "tea", "spent": 0.25}]
     assert {e["sequence"] for e in one.events} == {"items"}
+
+
+def test_an_amount_that_json_has_no_number_for_is_said_as_none() -> None:
+    rows = batch([0.25, 0.5])
+    block = {**rows.blocks["user"], "price": Column(np.array([np.inf, 9.5]), np.array([0, 2]))}
+    [one] = explain(ensemble(1.0), replace(rows, blocks={"user": block}), HALF, sequences=[("spent", "price")])
+    assert [e["event"] for e in one.events] == [{"spent": 0.5, "price": 9.5}, {"spent": 0.25, "price": None}]
+    json.dumps(one.as_dict(), allow_nan=False)
+
+
+def test_values_are_explained_in_their_own_units() -> None:
+    [one] = explain(replace(ensemble(1.0), target=Target("value")), batch([0.25]), HALF)
+    assert (one.units, one.raw) == ("value", one.score)
 
 
 def test_importance_is_the_mean_absolute_move() -> None:

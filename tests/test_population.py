@@ -155,6 +155,8 @@ def test_async_answers_are_those_of_threads(churn: Predictor) -> None:
 
     answers = pa.concat_tables(asyncio.run(ask()))
     close(answers, churn.predict(users=EVERYONE[:100], at=AT))
+    told: dict[str, Any] = {"users": EVERYONE[:2], "at": AT, "top": 2, "events": 1}
+    assert asyncio.run(churn.explain_async(**told, deadline=60)) == churn.explain(**told)
 
 
 def test_async_errors_reach_the_caller_and_cancelling_harms_nobody(churn: Predictor) -> None:
@@ -163,6 +165,8 @@ def test_async_errors_reach_the_caller_and_cancelling_harms_nobody(churn: Predic
             await churn.predict_async()
         with pytest.raises(UsageError, match="ranks no items"):
             await churn.recommend_async([1])
+        with pytest.raises(UsageError, match="unknown output 'yes'"):
+            await churn.explain_async(users=[1], output="yes")
         with pytest.raises(LateError):
             await replace(churn, _scorer=Scorer()).predict_async(users=[1], deadline=1e-9)
         gone = asyncio.ensure_future(churn.predict_async(users=[1]))

@@ -318,6 +318,10 @@ def test_over_http_the_lists_are_the_predictors(predictor: Predictor, features: 
             assert (answer.status_code, said in answer.json()["error"]["message"]) == (status, True), answer.text
         refused = client.post("/v1/predict", json={"model": "recommendation", "users": [1]})
         assert (refused.status_code, refused.json()["error"]["type"]) == (422, "usage")
+        with pytest.raises(UsageError, match="ranks items; what moved a score") as same:
+            predictor.explain(users=[1])
+        refused = client.post("/v1/explain", json={"model": "recommendation", "users": [1]})
+        assert (refused.status_code, refused.json()["error"]) == (422, {"type": "usage", "message": str(same.value)})
         card = client.get("/v1/models").json()["models"][0]
         assert card["metrics"]["ndcg@10"] >= 0
 

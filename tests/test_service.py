@@ -29,7 +29,9 @@ from zoo.errors import RegistryError, UsageError, ZooError
 from zoo.features import Features
 from zoo.predictor import Predictor
 from zoo.service import app, serve
-from zoo.service.messages import MAX_ROWS, EventsRequest, PredictRequest
+from zoo.service.app import EXPLAINED
+from zoo.service.load import Limiter
+from zoo.service.messages import MAX_EXPLAINED, MAX_ROWS, EventsRequest, ExplainRequest, PredictRequest
 from zoo.service.problems import MAX_BODY
 from zoo.service.protocol import Protocol
 
@@ -169,6 +171,77 @@ def test_a_score_for_each_class_is_an_object(served: Served) -> None:
         (answer,) = client.post("/v1/predict", json={"model": "three", "users": [1]}).json()["answers"]
     assert answer["score"] == {"a": 0.25, "b": 0.25, "c": 0.5}
     assert answer["members"] == {"gbdt": answer["score"], "gru": answer["score"]}
+
+
+# Explanations
+
+
+def test_explanations_are_the_predictors_in_the_order_of_the_rows(served: Served) -> None:
+    asked, churn = [5, 3, 999_999], served.predictors["churn"]
+    body = {"model": "churn", "users": asked, "at": "2024-04-01T00:00:00Z", "top": 3, "events": 2}
+    answers = served.client.post("/v1/explain", json=body).raise_for_status().json()["answers"]
+    expected = churn.explain(users=asked, at=START + 91 * DAY, top=3, events=2)
+    assert answers == [
+        {"keys": {"user_id": user}, "version": "churn@1", **json.loads(json.dumps(each.as_dict()))}
+        for user, each in zip(asked, expected, strict=True)
+    ]
+    assert [answer["score"] for answer in answers] == pytest.approx(
+        [answer["score"] for answer in served.predict(users=asked, at=body["at"]).json()["answers"]]
+    )
+    assert [(answer["units"], answer["source"], answer["known"]) for answer in answers] == [
+        ("log-odds", "fresh", user != 999_999) for user in asked
+    ]
+    assert answers[0]["events"]
+    assert all(len(columns) <= 3 for answer in answers for columns in answer["features"].values())
+    assert served.client.post("/v1/explain", json={"model": "churn", "users": []}).json() == {"answers": []}
+
+
+def test_a_pair_is_explained_by_both_keys(served: Served) -> None:
+    rows = [{"user_id": 8, "campaign_id": 2}, {"user_id": 9, "campaign_id": 2}]
+    answers = served.client.post("/v1/explain", json={"model": "campaign", "rows": rows}).raise_for_status().json()["answers"]
+    assert [answer["keys"] for answer in answers] == rows
+    for answer in answers:
+        assert answer["base"] + sum(answer["members"].values()) == pytest.approx(answer["raw"], abs=1e-6)
+
+
+def test_a_class_may_be_asked_for(served: Served) -> None:
+    from test_predictor import ensemble_of
+
+    from zoo.contract import Target
+
+    three = ensemble_of(served.predictors["churn"], (0.25, 0.25, 0.5), Target("multiclass", classes=("a", "b", "c")))
+    with running(app({"three": three}, served.features)) as client:
+        ask = {"model": "three", "users": [1], "events": 0}
+        found = [client.post("/v1/explain", json=ask | more).json()["answers"][0] for more in ({}, {"output": "a"})]
+    assert [(answer["output"], answer["score"]) for answer in found] == [("c", 0.5), ("a", 0.25)]
+
+
+def test_an_explanation_keeps_neither_its_deadline_waiting_nor_predictions_out(
+    trained_shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let, given = threading.Event(), []
+
+    def explain(*_: Any, deadline: float | None, **__: Any) -> list[Any]:
+        given.append(deadline)
+        let.wait(60)
+        return []
+
+    limiter = Limiter()
+    with running(app(*opened(trained_shop), limiter=limiter)) as client:
+        monkeypatch.setattr(Predictor, "explain", explain)
+        body = {"model": "churn", "users": []}
+        try:
+            for _ in range(2 * EXPLAINED):  # more than are worked on at once
+                late = client.post("/v1/explain", json=body, headers={"X-Deadline-Ms": "200"})
+                assert problem(late)[:2] == (504, "deadline")
+            ready = client.get("/health/ready")  # in the pool of threads that pushes and lists have, too
+            assert (ready.status_code, limiter.running) == (200, 2 * EXPLAINED)
+        finally:
+            let.set()
+        assert len(given) == EXPLAINED
+        assert all(deadline is not None and 0 < deadline <= 0.2 for deadline in given)
+        assert client.post("/v1/explain", json=body).json() == {"answers": []}
+    assert (limiter.running, limiter.mean, limiter.limit) == (0, 0.0, 128.0)  # what took long is no sign of load
 
 
 # Pushes
@@ -348,6 +421,61 @@ BODIES: dict[str, tuple[str, Any, int, str, str]] = {
         "invalid_request",
         "at most 10000 items",
     ),
+    "unknown model to explain": (
+        "explain",
+        {"model": "chrun", "users": [1]},
+        404,
+        "unknown_model",
+        "choose one of: campaign, churn",
+    ),
+    "too many to explain": (
+        "explain",
+        {"model": "churn", "users": [1] * (MAX_EXPLAINED + 1)},
+        422,
+        "invalid_request",
+        "users: List should have at most 100 items",
+    ),
+    "too many rows to explain": (
+        "explain",
+        {"model": "churn", "rows": [{"user_id": 1}] * (MAX_EXPLAINED + 1)},
+        422,
+        "invalid_request",
+        "rows: List should have at most 100 items",
+    ),
+    "nobody to explain": ("explain", {"model": "churn"}, 422, "invalid_request", "either rows or users"),
+    "unknown option of an explanation": (
+        "explain",
+        {"model": "churn", "users": [1], "of": "yes"},
+        422,
+        "invalid_request",
+        "'of'; choose one of: at, events, model, output, rows, top, users",
+    ),
+    "unknown output": ("explain", {"model": "churn", "users": [1], "output": "yes"}, 422, "usage", "unknown output 'yes'"),
+    "no columns": ("explain", {"model": "churn", "users": [1], "top": 0}, 422, "invalid_request", "top: Input should be greater"),
+    "too many columns": ("explain", {"model": "churn", "users": [1], "top": 101}, 422, "invalid_request", "top: Input should be"),
+    "too many events to leave out": (
+        "explain",
+        {"model": "churn", "users": [1], "events": 51},
+        422,
+        "invalid_request",
+        "events: Input should be less than or equal to 50",
+    ),
+    "naive at of an explanation": (
+        "explain",
+        {"model": "churn", "users": [1], "at": "2024-02-01T00:00:00"},
+        422,
+        "invalid_request",
+        "has no offset",
+    ),
+    "unknown column to explain": (
+        "explain",
+        {"model": "churn", "rows": [{"user_id": 1, "usr": 2}]},
+        422,
+        "usage",
+        "row 0: unknown column 'usr'",
+    ),
+    "text for a number to explain": ("explain", {"model": "churn", "users": ["1"]}, 422, "identifier", "user_id '1' is string"),
+    "missing pair key to explain": ("explain", {"model": "campaign", "users": [1]}, 422, "usage", "no column 'campaign_id'"),
     "no events": ("events", {"events": []}, 422, "invalid_request", "at least 1 item"),
     "too many events": ("events", {"events": [{}] * (MAX_ROWS + 1)}, 422, "invalid_request", "at most 10000 items"),
     "events without ids": ("events", {"events": [purchase(1)]}, 422, "usage", "no event_id and the push has no idempotency key"),
@@ -595,6 +723,7 @@ def test_the_openapi_document_is_whole(served: Served) -> None:
         ("/v1/models", "get"),
         ("/v1/predict", "post"),
         ("/v1/recommend", "post"),
+        ("/v1/explain", "post"),
         ("/v1/events", "post"),
         ("/v1/reload", "post"),
         ("/v2/models/{name}/infer", "post"),
@@ -604,7 +733,7 @@ def test_the_openapi_document_is_whole(served: Served) -> None:
         for step in reference.split("/"):
             found = found[step]
         assert found
-    for path in ("/v1/predict", "/v1/events"):
+    for path in ("/v1/predict", "/v1/explain", "/v1/events"):
         responses = document["paths"][path]["post"]["responses"]
         assert {"200", "400", "413", "415", "422", "503"} <= responses.keys()
         for status in responses.keys() - {"200"}:
@@ -614,7 +743,9 @@ def test_the_openapi_document_is_whole(served: Served) -> None:
     assert len(set(operations)) == len(routes)
 
 
-@pytest.mark.parametrize(("message", "path"), [(PredictRequest, "/v1/predict"), (EventsRequest, "/v1/events")])
+@pytest.mark.parametrize(
+    ("message", "path"), [(PredictRequest, "/v1/predict"), (ExplainRequest, "/v1/explain"), (EventsRequest, "/v1/events")]
+)
 def test_the_examples_of_the_openapi_document_work(served: Served, message: Any, path: str) -> None:
     schemas = served.client.get("/openapi.json").json()["components"]["schemas"]
     (example,) = schemas[message.__name__]["examples"]
@@ -622,8 +753,11 @@ def test_the_examples_of_the_openapi_document_work(served: Served, message: Any,
 
 
 def test_answers_are_what_the_openapi_document_says(served: Served) -> None:
-    from zoo.service.messages import Models, Predictions, Report, Status
+    from zoo.service.messages import Explained, Explanations, Models, Predictions, Report, Status
 
+    explained = served.client.post("/v1/explain", json={"model": "churn", "users": [1, 999_999]})
+    Explanations.model_validate_json(explained.content, strict=True)
+    assert explained.json()["answers"][0].keys() == Explained.model_fields.keys()
     Predictions.model_validate_json(served.predict(users=[1, 999_999]).content, strict=True)
     Report.model_validate_json(served.push(purchase(24, "typed")).content, strict=True)
     Models.model_validate_json(served.client.get("/v1/models").content, strict=True)

@@ -166,6 +166,8 @@ def test_a_canary_answers_its_share_and_the_same_user_by_the_same_version(shop: 
         user = next(user for user, version in by.items() if version == "churn@2")
         rows = client.post("/v1/predict", json={"model": "churn", "rows": [{"user_id": user}]}).raise_for_status().json()
         assert rows["answers"][0]["version"] == "churn@2"
+        whys = client.post("/v1/explain", json={"model": "churn", "users": [user], "events": 0}).raise_for_status().json()
+        assert whys["answers"][0]["version"] == "churn@2"
         tensor = {"inputs": [{"name": "user_id", "shape": [1], "datatype": "INT64", "data": [user]}]}
         assert client.post("/v2/models/churn/infer", json=tensor).raise_for_status().json()["model_version"] == "2"
         for number in ("1", "2"):

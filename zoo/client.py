@@ -19,6 +19,8 @@ except ModuleNotFoundError as error:
 Id = int | str
 Score = float | Mapping[str, float]
 T = TypeVar("T")
+SLACK = 0.5
+"""Seconds past its deadline that a request waits for the service's own word about it."""
 
 
 class ServiceError(ZooError):
@@ -90,6 +92,29 @@ class Recommendation:
 
 
 @dataclass(frozen=True)
+class Explanation:
+    """What moved the score of one row, of one output: ``members`` sum to ``raw - base``. units: of all amounts, ``log-odds`` or ``value``.
+
+    features: member -> (column, how much it moved that member), the strongest first. how: member -> how its columns were weighed. events:
+    the newest first within a sequence, each with what ``moved`` without it. source: ``features`` of the answer that is explained.
+    """
+
+    keys: Mapping[str, Id]
+    version: str
+    units: str
+    output: str | None
+    score: float
+    raw: float
+    base: float
+    members: Mapping[str, float]
+    features: Mapping[str, Sequence[tuple[str, float]]]
+    how: Mapping[str, str]
+    events: Sequence[Mapping[str, Any]]
+    source: str
+    known: bool | None
+
+
+@dataclass(frozen=True)
 class Pushed:
     """What became of pushed events: ``rows`` is the sum of ``added``, ``repeated`` and all ``quarantined``."""
 
@@ -132,6 +157,13 @@ def _recommendations(body: Any) -> list[Recommendation]:
     return [_made(Recommendation, each) for each in answers]
 
 
+def _explanations(body: Any) -> list[Explanation]:
+    def columns(answer: Any) -> dict[str, list[tuple[str, float]]]:
+        return {name: [(each["column"], each["moved"]) for each in listed] for name, listed in answer["features"].items()}
+
+    return [_made(Explanation, {**each, "features": columns(each)}) for each in body["answers"]]
+
+
 def _models(body: Any) -> list[Model]:
     return [_made(Model, each) for each in body["models"]]
 
@@ -144,12 +176,19 @@ def _options(token: str | None) -> dict[str, str]:
     return {} if token is None else {"Authorization": f"Bearer {token}"}
 
 
-def _headers(deadline: float | None) -> dict[str, str]:
-    return {} if deadline is None else {"X-Deadline-Ms": str(max(1, round(deadline * 1e3)))}
+def _within(deadline: float | None) -> dict[str, Any]:
+    """What httpx is told of a deadline: the service's header, and how long it waits itself; without one, its client's own timeout."""
+    if deadline is None:
+        return {}
+    return {"headers": {"X-Deadline-Ms": str(max(1, round(deadline * 1e3)))}, "timeout": max(deadline, 0.0) + SLACK}
 
 
 def _predict(model: str, rows: Any, users: Any, at: str | None) -> dict[str, Any]:
     return {"model": model, **({"users": list(users)} if rows is None else {"rows": list(rows)}), "at": at}
+
+
+def _explain(model: str, rows: Any, users: Any, at: str | None, output: str | None, top: int, events: int) -> dict[str, Any]:
+    return {**_predict(model, rows, users, at), "output": output, "top": top, "events": events}
 
 
 def _recommend(model: str, users: Any, k: int, exclude_seen: bool | None, where: Any, at: str | None) -> dict[str, Any]:
@@ -183,7 +222,9 @@ class Client:
     """Asks one service, over connections that are kept. Thread-safe; close it, or use it in a ``with`` block.
 
     url: as ``http://127.0.0.1:8000``. token: an API key or a JWT. timeout: seconds for an answer without a deadline of its own.
-    deadlines (seconds) travel to the service. Every method raises AccessError, RequestError, DeadlineError and UnavailableError.
+    deadlines (seconds) travel to the service, which answers within them; where it does not, connecting, sending and the answer are each
+    given up ``SLACK`` seconds after that long, in the place of ``timeout``.
+    Every method raises AccessError, RequestError, DeadlineError and UnavailableError.
     """
 
     def __init__(self, url: str, token: str | None = None, timeout: float = 30.0, **httpx_options: Any) -> None:
@@ -200,7 +241,7 @@ class Client:
 
     def _ask(self, method: str, path: str, body: Any = None, deadline: float | None = None) -> Any:
         try:
-            return _checked(self._http.request(method, path, json=body, headers=_headers(deadline)))
+            return _checked(self._http.request(method, path, json=body, **_within(deadline)))
         except httpx.HTTPError as error:
             raise _failed(error) from error
 
@@ -231,6 +272,23 @@ class Client:
         body = _recommend(model, users, k, exclude_seen, where, at)
         return _recommendations(self._ask("POST", "/v1/recommend", body, deadline))
 
+    def explain(
+        self,
+        model: str,
+        rows: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        users: Sequence[Id] = (),
+        at: str | None = None,
+        output: str | None = None,
+        top: int = 10,
+        events: int = 10,
+        deadline: float | None = None,
+    ) -> list[Explanation]:
+        """What moved the score of each row or user, in order. output: the class; default: each row's likeliest. top: columns of each
+        member. events: newest ones of each sequence."""
+        body = _explain(model, rows, users, at, output, top, events)
+        return _explanations(self._ask("POST", "/v1/explain", body, deadline))
+
     def push(
         self, events: Sequence[Mapping[str, Any]], idempotency_key: str | None = None, deadline: float | None = None
     ) -> Pushed:
@@ -260,7 +318,7 @@ class AsyncClient:
 
     async def _ask(self, method: str, path: str, body: Any = None, deadline: float | None = None) -> Any:
         try:
-            return _checked(await self._http.request(method, path, json=body, headers=_headers(deadline)))
+            return _checked(await self._http.request(method, path, json=body, **_within(deadline)))
         except httpx.HTTPError as error:
             raise _failed(error) from error
 
@@ -290,6 +348,22 @@ class AsyncClient:
         """As ``Client.recommend``."""
         body = _recommend(model, users, k, exclude_seen, where, at)
         return _recommendations(await self._ask("POST", "/v1/recommend", body, deadline))
+
+    async def explain(
+        self,
+        model: str,
+        rows: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        users: Sequence[Id] = (),
+        at: str | None = None,
+        output: str | None = None,
+        top: int = 10,
+        events: int = 10,
+        deadline: float | None = None,
+    ) -> list[Explanation]:
+        """As ``Client.explain``."""
+        body = _explain(model, rows, users, at, output, top, events)
+        return _explanations(await self._ask("POST", "/v1/explain", body, deadline))
 
     async def push(
         self, events: Sequence[Mapping[str, Any]], idempotency_key: str | None = None, deadline: float | None = None

@@ -41,7 +41,7 @@ class Explanation:
     how its columns were weighed. events: newest first within a sequence; ``moved`` by line (``stack`` and members): how much less it
     would be without that event. source: where the features came from, as ``features`` of an answer: ``fresh`` or, while the store is
     down, ``last_known`` or ``cold``. known: False of a user without events before the instant, answered as new; None where the store did
-    not say.
+    not say. units: of ``raw`` and all that moved it, ``log-odds`` or ``value``.
     """
 
     output: str | None
@@ -54,6 +54,7 @@ class Explanation:
     events: Sequence[Mapping[str, Any]]
     source: str = "fresh"
     known: bool | None = None
+    units: str = "log-odds"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -108,6 +109,7 @@ def explain(
                 features,
                 {name: how for name, (how, _, _) in found.items()},
                 _events(batch, left, row, k, raw[row], scale(scores)[row, :, k], ensemble.members, scale),
+                units="log-odds" if _odds(ensemble) else "value",
             )
         )
     return out
@@ -245,12 +247,14 @@ def account(fitted: FittedModel, batch: FeatureBatch) -> Contributions | None:
     return Contributions(names, values, base)
 
 
+def _odds(ensemble: Ensemble) -> bool:
+    """Whether its scores are probabilities."""
+    return ensemble.target.kind in ("binary", "multiclass")
+
+
 def _scale(ensemble: Ensemble) -> Any:
     """From scores to where contributions add up: log-odds of probabilities, values as they are."""
-    if ensemble.target.kind not in ("binary", "multiclass"):
-        return lambda scores: np.asarray(scores, np.float64)
-
-    return logits
+    return logits if _odds(ensemble) else lambda scores: np.asarray(scores, np.float64)
 
 
 # Leaving out
@@ -366,4 +370,4 @@ def _said(batch: FeatureBatch, name: str, row: int, back: int) -> Any:
         return str(batch.catalogue.names[column.dictionary][value]) if value != PADDING else None
     if column.is_text:
         return str(value)
-    return None if np.isnan(float(value)) else float(value)
+    return float(value) if np.isfinite(float(value)) else None  # JSON has no other

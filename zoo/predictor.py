@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from zoo.events.view import LogView
     from zoo.explaining import Explanation
 
+T = TypeVar("T")
 RESERVE = 0.005
 """Seconds before a deadline from which on members are late: their scores are combined after that."""
 BATCH = 4_096
@@ -366,7 +367,22 @@ class Predictor:
         ask = partial(self.recommend, users, k, exclude_seen=exclude_seen, where=where, at=at, deadline=deadline)
         return await self._asked(ask)
 
-    async def _asked(self, work: Callable[[], pa.Table]) -> pa.Table:
+    async def explain_async(
+        self,
+        rows: Any = None,
+        *,
+        users: Sequence[Any] | None = None,
+        at: int | datetime | None = None,
+        output: str | None = None,
+        top: int = 10,
+        events: int = 10,
+        deadline: float | None = None,
+    ) -> list[Explanation]:
+        """As ``explain``, in a thread."""
+        asked: dict[str, Any] = {"output": output, "top": top, "events": events, "deadline": deadline}
+        return await self._asked(partial(self.explain, rows, users=users, at=at, **asked))
+
+    async def _asked(self, work: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self._callers.submit(work))
 
     def rows(self, rows: Any = None, users: Sequence[Any] | None = None) -> pa.Table:

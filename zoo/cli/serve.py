@@ -26,7 +26,7 @@ def serve(
 ) -> None:
     """Answer predictions over HTTP.
 
-    POST /v1/predict, POST /v1/recommend and POST /v1/events, until Ctrl-C. The log on stderr says the address once it listens, --json
+    POST /v1/predict, /v1/recommend, /v1/explain and /v1/events, until Ctrl-C. The log on stderr says the address once it listens, --json
     prints it.
     """
     own = state(ctx)

@@ -23,6 +23,8 @@ PARTICULAR = b"x-request-id", b"transfer-encoding", b"expect", b"upgrade"
 LONGEST_DEADLINE = 600_000
 USUAL = 65_536
 """Bytes of a body up to which its time counts as a sign of load."""
+DEAR = frozenset({"/v1/explain"})
+"""Routes whose time is no sign of it: their work is that of many predictions, and done a few at a time."""
 OVERLOADED = Refusal(
     503,
     "overloaded",
@@ -37,8 +39,8 @@ _access = logging.getLogger("zoo.access")
 class Request:
     """What is known of a request before its body. headers: by name in lower case.
 
-    name: its id, the caller's or ours. began: of ``time.perf_counter()``. within: seconds that its caller waits. usual: whether the body
-    is of a usual size. counted: whether it is among those that the limiter counts.
+    name: its id, the caller's or ours. began: of ``time.perf_counter()``. within: seconds that its caller waits. usual: whether its time
+    is a sign of load. counted: whether it is among those that the limiter counts.
     """
 
     method: str
@@ -116,7 +118,7 @@ class Admission:
         if not self.limiter.enter(within):
             return OVERLOADED
         self.metrics.running.inc()
-        request.usual, request.counted = int(length) <= USUAL, True
+        request.usual, request.counted = int(length) <= USUAL and rule.path not in DEAR, True
         return None
 
     def refused_again(self, request: Request) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from time import perf_counter
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from zoo.deadline import Threads
 from zoo.errors import LateError, UsageError, choices
 from zoo.features import Features
 from zoo.predictor import Predictor
@@ -23,6 +25,8 @@ from zoo.service.messages import (
     Comparisons,
     ErrorBody,
     EventsRequest,
+    ExplainRequest,
+    Explanations,
     Health,
     ModelCard,
     Models,
@@ -41,6 +45,8 @@ from zoo.service.shadow import Shadows
 from zoo.service.v2 import add_v2
 from zoo.service.versions import Versions
 
+EXPLAINED = 2
+"""Requests for explanations that are worked on at once, in threads of their own: pushes, lists and predictions must not wait for those."""
 LINEAGE = ("log", "service_hash", "plugins", "seed", "git")
 MISTAKES: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "The body is not JSON"},
@@ -62,8 +68,8 @@ def app(
 ) -> FastAPI:
     """The application that answers for these predictors, by model name, and takes events for the log behind ``features``.
 
-    Predictions asked for at once are computed together (``Batches``), other routes run in a pool of threads, so predictors must be
-    thread-safe (they are). hosts: names that requests
+    Predictions asked for at once are computed together (``Batches``), explanations in threads of their own, other routes run in a pool of
+    threads, so predictors must be thread-safe (they are). hosts: names that requests
     may call the server by, without port; None for any. access: who may ask; None for anyone, see ``serve``. limiter: how many requests
     are worked on at once. Raises UsageError where a route declares no role.
     """
@@ -72,7 +78,7 @@ def app(
     quiet: Any = {"tracing": False, "metrics": False, "logs": False}
     api = FastAPI(title="feature-zoo", version="1", docs_url=None, redoc_url=None, openapi_url=None, telemetry=quiet)
     versions = predictors if isinstance(predictors, Versions) else Versions(predictors)
-    rules, metrics, batches, shadows = Rules(), Metrics(), Batches(), Shadows()
+    rules, metrics, batches, shadows, explaining = Rules(), Metrics(), Batches(), Shadows(), Threads(EXPLAINED)
     handle(api)
     api.state.admission = Admission(
         hosts=hosts, rules=rules, access=access, limiter=limiter or Limiter(), metrics=metrics, give_way=batches.give_way
@@ -196,6 +202,37 @@ def app(
                 deadline=in_time(http),
             )
         return Json({"answers": _lists(predictor, request.users, table.to_pylist())})
+
+    @api.post(
+        "/v1/explain",
+        response_model=Explanations,
+        openapi_extra=asks,
+        responses={404: {"model": ErrorBody}, **MISTAKES},
+        tags=["models"],
+    )
+    async def explain(http: Request, request: ExplainRequest) -> Json:
+        """Say what moved the score of every row, in order: members, their columns and single events."""
+        predictor = known(request.model, _first(request.users or request.rows))
+        if request.rows is not None:
+            _only_known(predictor, request.rows)
+
+        def work() -> Json:
+            found = predictor.explain(
+                request.rows,
+                users=request.users,
+                at=request.instant(),
+                output=request.output,
+                top=request.top,
+                events=request.events,
+                deadline=in_time(http),
+            )
+            keys = predictor.rows(request.rows, request.users).select(predictor.entities).to_pylist()
+            version = predictor.version.reference
+            answers = [{"keys": key, "version": version, **each.as_dict()} for key, each in zip(keys, found, strict=True)]
+            return Json({"answers": answers})
+
+        with metrics.of(predictor):
+            return await asyncio.wrap_future(explaining.submit(work))
 
     @api.post("/v1/events", response_model=Report, openapi_extra={**needs(PUSH), **DEADLINE}, responses=MISTAKES, tags=["events"])
     def events(http: Request, request: EventsRequest) -> Json:

@@ -152,6 +152,94 @@ class Predictions(BaseModel):
     answers: list[Answer]
 
 
+MAX_EXPLAINED = 100
+"""Rows of one request for explanations: each costs what many predictions do."""
+
+
+class ExplainRequest(PredictRequest):
+    """Whom to explain the score of, as in a request for predictions, and in what detail."""
+
+    model_config = example(
+        {"model": "churn", "users": [42], "at": None, "output": None, "top": 10, "events": 10},
+        extra="forbid",
+    )
+
+    rows: list[dict[str, Value]] | None = Field(
+        None,
+        max_length=MAX_EXPLAINED,
+        description="One object a row: the model's key columns, and its context columns where it has some.",
+    )
+    users: list[Id] | None = Field(None, max_length=MAX_EXPLAINED, description='Short for rows of {"user_id": ...}.')
+    output: StrictStr | None = Field(
+        None, description="One of the model's outputs (classes, horizons), where it has several. Default: each row's likeliest."
+    )
+    top: StrictInt = Field(10, ge=1, le=100, description="Columns of each member to list, the strongest first.")
+    events: StrictInt = Field(10, ge=0, le=50, description="Newest events of each sequence to leave out, one at a time.")
+
+
+class MovedColumn(BaseModel):
+    column: str
+    moved: float = Field(description="How much it moved the member's own raw score.")
+
+
+class MovedEvent(BaseModel):
+    """An event of the row's own, and how much lower scores would be without it."""
+
+    sequence: str = Field(description="The first column of the sequence that it stands in.")
+    back: int = Field(description="Places before the newest event of that sequence, which is 0.")
+    event: dict[str, float | str | None] = Field(description="What the sequence's columns say of it.")
+    moved: dict[str, float] = Field(description='By line: "stack", and each member.')
+
+
+class Explained(BaseModel):
+    """What moved the score of one row: ``members`` sum to ``raw`` less ``base``."""
+
+    keys: dict[str, Id]
+    version: str = Field(description="The model version that answered.")
+    units: Literal["log-odds", "value"] = Field(description="Of raw, base and all that moved: of probabilities log-odds.")
+    output: str | None = Field(description="The class or horizon that is explained; null where the model has one score.")
+    score: float = Field(description="The ensemble's answer, as in a prediction.")
+    raw: float = Field(description="The score in units.")
+    base: float = Field(description="What the ensemble answers where every member says the base rate.")
+    members: dict[str, float] = Field(description="How much each member moved the ensemble: Shapley values.")
+    features: dict[str, list[MovedColumn]] = Field(description="By member.")
+    how: dict[str, str] = Field(description="By member, how its columns were weighed.")
+    events: list[MovedEvent] = Field(description="Those that moved anything, the newest first within a sequence.")
+    source: Literal["fresh", "last_known", "cold"] = Field(
+        description="Where the features are from, as `features` of a prediction."
+    )
+    known: bool | None = Field(description="As in a prediction.")
+
+
+class Explanations(BaseModel):
+    """One explanation a row, in the order of the rows: what `zoo explain --json` says of it."""
+
+    model_config = example(
+        {
+            "answers": [
+                {
+                    **{"keys": {"user_id": 42}, "version": "churn@3", "units": "log-odds", "output": None},
+                    **{"score": 0.31, "raw": -0.8, "base": -0.25, "members": {"gbdt": -0.5, "gru": -0.05}},
+                    "features": {
+                        "gbdt": [{"column": "purchases_30d", "moved": -0.6}],
+                        "gru": [{"column": "items, ages", "moved": -0.1}],
+                    },
+                    "how": {"gbdt": "TreeSHAP", "gru": "leaving out one column at a time"},
+                    "events": [
+                        {
+                            **{"sequence": "items", "back": 0, "event": {"items": "7", "ages": 1.5}},
+                            "moved": {"stack": -0.02, "gbdt": 0.0, "gru": -0.04},
+                        }
+                    ],
+                    **{"source": "fresh", "known": True},
+                }
+            ]
+        }
+    )
+
+    answers: list[Explained]
+
+
 MAX_USERS = 1_000
 """Users of one request for lists."""
 MAX_LISTED = 1_000
