@@ -290,3 +290,16 @@ def test_the_event_loop_does_not_give_way_to_what_hangs(churn: Predictor, gate: 
         return gone
 
     assert asyncio.run(ask()) < 10
+
+
+def test_a_thread_that_cannot_be_begun_fails_one_request_and_no_other(churn: Predictor, gate: Gate, no_thread_once: None) -> None:
+    gate.opened.set()
+    batches = Batches(patience=(60, 60))
+
+    async def ask() -> list[float]:
+        with pytest.raises(RuntimeError, match="start new thread"):
+            await batches.predict(churn, None, scores, users=[1])
+        return await asyncio.wait_for(batches.predict(churn, None, scores, users=[2]), 30)
+
+    assert len(asyncio.run(ask())) == 1
+    assert gate.rows == [1]  # nobody waits for the first any more

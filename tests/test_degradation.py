@@ -257,6 +257,13 @@ def test_threads_without_work_end_and_others_begin() -> None:
     assert all(future.result(30) for future in held)
 
 
+def test_a_thread_that_cannot_be_begun_takes_no_place(no_thread_once: None) -> None:
+    pool = Threads(most=1)
+    with pytest.raises(RuntimeError, match="start new thread"):
+        pool.submit(lambda: 1)
+    assert pool.submit(lambda: 2).result(30) == 2
+
+
 # What is kept for it
 
 

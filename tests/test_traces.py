@@ -225,6 +225,18 @@ def test_a_reader_that_keeps_forgotten_bytes_in_the_file_is_told_of(tmp_path: Pa
     assert b"a secret" not in b"".join(path.read_bytes() for path in tmp_path.glob("traces.db*"))
 
 
+def test_a_thread_that_cannot_be_begun_loses_one_trace_and_fails_no_answer(
+    tmp_path: Path, no_thread_once: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    traces = Traces(tmp_path / "traces.db", 10)
+    traces.add([trace(1, 1)])
+    assert "1 traces are not kept in" in caplog.text
+    traces.add([trace(2, 2)])
+    assert traces.find("id-2")
+    with pytest.raises(UsageError, match="no trace"):
+        traces.find("id-1")
+
+
 def test_a_process_that_ends_or_forks_keeps_its_traces(tmp_path: Path) -> None:
     code = """
 import os, sys

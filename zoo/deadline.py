@@ -81,7 +81,10 @@ class Threads:
         self._threads = self._idle = 0
 
     def submit(self, work: Callable[[], T], instant: float | None = None) -> Future[T]:
-        """Begin the work, in the caller's context and under this deadline; its answer, or its exception, is the future's."""
+        """Begin the work, in the caller's context and under this deadline; its answer, or its exception, is the future's.
+
+        Raises RuntimeError where no thread can be begun; nothing of it is left then.
+        """
         context, future = copy_context(), Future[T]()
 
         def run() -> T:
@@ -92,8 +95,8 @@ class Threads:
             if self._idle:
                 self._idle -= 1  # the thread that waits is this work's
             elif self._threads < self._most:
-                self._threads += 1
                 threading.Thread(target=self._run, name="zoo-answer", daemon=True).start()
+                self._threads += 1  # last: one that cannot be begun (RuntimeError) is none
         self._work.put((future, lambda: context.run(run)))
         return future
 

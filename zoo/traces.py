@@ -64,8 +64,12 @@ class Traces:
 
     def add(self, traces: Sequence[Trace]) -> None:
         """Keep traces, soon: a thread writes them. An answer must neither fail nor wait for its trace: what goes wrong is logged."""
-        if not _writer(self.path).put(self, traces):
-            _log.warning("%d traces are not kept in %s: %d wait to be written already", len(traces), self.path, WAITING)
+        try:
+            kept, why = _writer(self.path).put(self, traces), f"{WAITING} wait to be written already"
+        except RuntimeError as error:  # no thread can be begun
+            kept, why = False, str(error)
+        if not kept:
+            _log.warning("%d traces are not kept in %s: %s", len(traces), self.path, why)
 
     def flush(self, seconds: float = PATIENCE) -> bool:
         """Wait for what was added in this process to be written; whether it is."""
@@ -163,14 +167,13 @@ class _Writer:
         self._writes = 0
 
     def put(self, to: Traces, traces: Sequence[Trace]) -> bool:
-        """Whether they will be written: there is room for them."""
+        """Whether they will be written: there is room for them. Raises RuntimeError where no thread can be begun, and keeps none."""
         with self._lock:
             if len(self._waiting) + len(traces) > WAITING:
                 return False
-            begin = not self._waiting
+            if not self._waiting:
+                self._done = self._threads.submit(lambda: self._write(to))  # which waits for this lock
             self._waiting += traces
-            if begin:
-                self._done = self._threads.submit(lambda: self._write(to))
             return True
 
     def flush(self, seconds: float) -> bool:

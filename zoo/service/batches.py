@@ -89,12 +89,13 @@ class Batches:
             return await run_in_threadpool(_alone, asked)
         with self._lock:
             self._waiting.append(asked)
-        timer = (
-            None if self._begin(1) else asyncio.get_running_loop().call_later(self._wait(instant), self._begin, self._most, asked)
-        )
+        timer = None
         try:
+            if not self._begin(1):
+                timer = asyncio.get_running_loop().call_later(self._wait(instant), self._begin, self._most, asked)
             found: T = await asyncio.wrap_future(asked.future)
         finally:
+            asked.future.cancel()  # where it did not come to an answer, nobody waits for one
             if timer is not None:
                 timer.cancel()
         return found
@@ -121,7 +122,12 @@ class Batches:
             if self._busy >= most or (asked is not None and asked not in self._waiting):
                 return False
             self._busy += 1
-        self._threads.submit(self._work)
+        try:
+            self._threads.submit(self._work)
+        except RuntimeError:  # no thread can be begun
+            with self._lock:
+                self._busy -= 1
+            raise
         return True
 
     def _work(self) -> None:
