@@ -38,11 +38,11 @@ def registry(shop: Shop) -> Registry:
     return Registry.open(project.registry_url, project.artefacts)
 
 
-def register_again(shop: Shop) -> int:
+def register_again(shop: Shop, model: str = "churn") -> int:
     """The champion's artefact under the next number, so that two versions answer alike."""
     with registry(shop) as found:
-        version, artefact = found.load("churn")
-        again = found.register("churn", artefact, version.metrics, version.lineage)
+        version, artefact = found.load(model)
+        again = found.register(model, artefact, version.metrics, version.lineage)
     return again.number
 
 
@@ -61,9 +61,9 @@ def shop(trained_shop: Shop, tmp_path: Path) -> Iterator[Shop]:
     shutil.rmtree(copy.root)
 
 
-def promote(shop: Shop, number: int, alias: str = "champion") -> None:
+def promote(shop: Shop, number: int, alias: str = "champion", model: str = "churn") -> None:
     with registry(shop) as found:
-        found.promote("churn", number, alias)
+        found.promote(model, number, alias)
 
 
 def corrupt(versions: Versions) -> None:
@@ -140,6 +140,29 @@ def test_a_registry_that_does_not_answer_leaves_versions_as_they_are(shop: Shop)
         moved.rename(path)
         versions.look()
         assert client.get("/health").json()["status"] == "ok"
+
+
+def test_a_reference_that_is_gone_keeps_no_other_model_from_following(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    promote(shop, 1, "live")
+    references = {"churn": "churn@live", "campaign": "campaign"}
+    features = Features.open(shop.root)
+    source = Source(Project.open(shop.root), features)
+    versions = Versions({model: source.load(reference) for model, reference in references.items()}, references, source)
+    with registry(shop) as found:
+        found.demote("churn", "live")
+    promote(shop, register_again(shop, "campaign"), model="campaign")
+    assert versions.look() == {"campaign": "campaign@2"}
+    assert versions["churn"].version.reference == "churn@1"
+    versions.look()
+    assert caplog.text.count("churn@live names no version, churn@1 goes on") == 1  # at one look, not at every one
+    with running(app(versions, features)) as client:
+        health = client.get("/health").json()
+        assert (health["status"], health["registry"]) == ("degraded", True)
+        told = {model: (each["candidate"], each["trouble"]) for model, each in health["models"].items()}
+        assert told == {"churn": ("churn@live", "UnknownReferenceError"), "campaign": (None, None)}
+    promote(shop, 2, "live")
+    assert versions.look() == {"churn": "churn@2"}
+    assert versions.troubles == {}
 
 
 def test_a_version_named_by_number_stays(shop: Shop) -> None:

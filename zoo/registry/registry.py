@@ -160,7 +160,7 @@ class Registry:
             ready = select(VersionRow).where(VersionRow.model == asked.model, VersionRow.status == "ready")
             newest = session.scalar(ready.order_by(VersionRow.number.desc()).limit(1))
             if newest is None:
-                raise RegistryError(
+                raise UnknownReferenceError(
                     f"every version of {asked.model!r} is retired; name one: it has {_contents(session, asked.model)}"
                 )
             return _version(newest)

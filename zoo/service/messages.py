@@ -427,7 +427,7 @@ class Serving(BaseModel):
 
     version: str
     candidate: str | None = Field(
-        description="The version that the alias names and that could not be loaded; null where all is well."
+        description="The version that the alias names and that could not be loaded, or the alias, where it is gone; null where all is well."
     )
     trouble: str | None = Field(description="What kind of error that was; the server's log says all of it.")
     canary: str | None = Field(description="The version that answers a share of the requests; null where there is none.")

@@ -38,18 +38,25 @@ class Source:
 
     def registered(
         self, references: Mapping[str, str], aside: Iterable[str] = ()
-    ) -> tuple[dict[str, Version], dict[str, Version]]:
-        """Model -> the version that its reference means at this moment; and those of ``aside`` (``churn@canary``) that there are.
+    ) -> tuple[dict[str, Version], dict[str, Version], dict[str, UnknownReferenceError]]:
+        """Model -> the version that its reference means at this moment; those of ``aside`` (``churn@canary``) that there are; and model ->
+        why its reference means none.
 
         Raises RegistryError.
         """
-        beside = {}
+        found: dict[str, Version] = {}
+        beside: dict[str, Version] = {}
+        gone: dict[str, UnknownReferenceError] = {}
         with Registry.of(self.project, create=False) as registry:
-            found = {model: registry.get(reference) for model, reference in references.items()}
+            for model, reference in references.items():
+                try:
+                    found[model] = registry.get(reference)
+                except UnknownReferenceError as error:
+                    gone[model] = error
             for reference in aside:
                 with suppress(UnknownReferenceError):
                     beside[reference] = registry.get(reference)
-        return found, beside
+        return found, beside, gone
 
     def load(self, reference: str) -> Predictor:
         """The version, loaded and warm. Raises as ``Predictor.load``."""
@@ -60,9 +67,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Trouble:
-    """A version that an alias names and that cannot answer.
+    """A version that an alias names and that cannot answer, or an alias that names none any more.
 
-    kind: the error's type. again: the monotonic time from which it is tried once more.
+    version: or the reference, as in ``churn@live``. kind: the error's type. again: the monotonic time from which it is tried once more.
     """
 
     version: str
@@ -145,23 +152,33 @@ class Versions(Mapping[str, Predictor]):
         """Ask the registry once, and swap what moved. Returns model -> the version that took over.
 
         A version that cannot be loaded or does not answer leaves the one before it serving, and is tried again after ``RETRY`` seconds
-        or at once with ``retry``. Raises nothing of zoo's: what went wrong is in ``troubles``, ``unreachable`` and the log.
+        or at once with ``retry``. So does a reference that means none any more; other models follow theirs. Raises nothing of zoo's: what
+        went wrong is in ``troubles``, ``unreachable`` and the log.
         """
         if self._source is None or not self._moving:
             return {}
         with self._one_look:
             try:
-                registered, named = self._source.registered(self._moving, self._shares)
+                registered, named, gone = self._source.registered(self._moving, self._shares)
             except ZooError as error:
                 if self.unreachable is None:
                     _log.warning("the registry does not answer, versions stay as they are: %s", error)
                 self.unreachable = str(error)
                 return {}
             self.unreachable = None
+            for model, why in gone.items():
+                self._lost(model, why)
             swapped = {m: version.reference for m, version in registered.items() if self._follow(self._source, m, version, retry)}
             for name in self._shares:
                 self._follow_aside(self._source, name, named.get(name), retry)
             return swapped
+
+    def _lost(self, model: str, why: UnknownReferenceError) -> None:
+        """The alias that a model was asked for by is gone: the version that serves goes on, and other models follow theirs."""
+        known, asked = self.troubles.get(model), self._moving[model]
+        if known is None or known.version != asked:
+            self._settle(model, Trouble(asked, type(why).__name__, time.monotonic()))
+            _log.error("%s names no version, %s goes on: %s", asked, self._serving[model].version.reference, why)
 
     def _follow_aside(self, source: Source, name: str, version: Version | None, retry: bool) -> None:
         """name: model and alias, as in ``churn@canary``."""
