@@ -6,13 +6,16 @@ import json
 import os
 import re
 import signal
+import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
@@ -22,6 +25,7 @@ from test_service import opened, running
 
 from zoo.service import app
 from zoo.service.load import LEAST, SOON, Limiter
+from zoo.traces import Traces
 
 
 @dataclass
@@ -31,8 +35,13 @@ class Server:
 
 
 @contextmanager
-def served_by_command(shop: Shop, host: str = "127.0.0.1", **environment: str) -> Iterator[Server]:
-    """``zoo serve churn`` in a process of its own; its log is whole after the block. environment: variables beside this process's."""
+def served_by_command(
+    shop: Shop, host: str = "127.0.0.1", stop: signal.Signals = signal.SIGINT, **environment: str
+) -> Iterator[Server]:
+    """``zoo serve churn`` in a process of its own; its log is whole after the block.
+
+    stop: what ends it. environment: variables beside this process's.
+    """
     code = f"from zoo.service import serve; serve({str(shop.root)!r}, ['churn'], {host!r}, 0)"
     more = {**os.environ, **environment}
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=more) as process:
@@ -45,7 +54,7 @@ def served_by_command(shop: Shop, host: str = "127.0.0.1", **environment: str) -
                     server.url = found[1]
                     break
             yield server
-            process.send_signal(signal.SIGINT)
+            process.send_signal(stop)
             server.log += process.stderr.readlines()
             assert process.wait() == 0
         finally:
@@ -143,6 +152,34 @@ def test_the_limit_comes_down_under_congestion_and_goes_up_again() -> None:
     limiter.mean = 1.0
     assert not limiter.enter(within=0.5)
     assert limiter.enter(within=2)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_told_to_stop_ends_what_it_began(trained_shop: Shop, tmp_path: Path, stop: signal.Signals) -> None:
+    shop = trained_shop.copy(tmp_path / "shop")
+    with (shop.root / "zoo.toml").open("a") as file:
+        file.write("\n[traces]\nkeep = 500\n")
+    traces, body = Traces(shop.root / "data" / "traces.db", 500), json.dumps(BODY).encode()
+    head = "POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+    with (
+        socket.socket() as caller,
+        closing(sqlite3.connect(traces.path, isolation_level=None, check_same_thread=False)) as writer,
+    ):
+        with served_by_command(shop, stop=stop) as server:
+            writer.execute("BEGIN IMMEDIATE")  # traces wait until it ends
+            first = httpx.post(f"{server.url}/v1/predict", json=BODY, timeout=60).json()["answers"][0]["id"]
+            caller.connect(("127.0.0.1", httpx.URL(server.url).port))
+            caller.settimeout(60)
+            caller.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
+            assert caller.recv(1_000).startswith(b"HTTP/1.1 100")  # it waits for the body
+            rest = threading.Timer(1, lambda: (caller.sendall(body), writer.execute("ROLLBACK")))
+            rest.start()
+        rest.join()
+        answer = b"".join(iter(lambda: caller.recv(100_000), b""))
+    assert answer.startswith(b"HTTP/1.1 200")
+    second = json.loads(answer.partition(b"\r\n\r\n")[2])["answers"][0]["id"]
+    for id in (first, second):
+        assert traces.find(id)["model"] == "churn@1"
 
 
 def tensor(*users: int, **more: Any) -> dict[str, Any]:

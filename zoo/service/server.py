@@ -6,9 +6,11 @@ import contextlib
 import gc
 import ipaddress
 import logging
+import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -92,8 +94,24 @@ def serve(
         if ready is not None:
             ready(url, served)
         watch = Watch(look, settings.reload) if settings.reload else contextlib.nullcontext()
-        with watch, contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt), _stopped_alike(), watch:
             uvicorn.Server(config).run(sockets=[listener, *(listener.dup() for _ in range(1, ACCEPTED))])
+
+
+@contextlib.contextmanager
+def _stopped_alike() -> Iterator[None]:
+    """SIGTERM in this block is what Ctrl-C is, a KeyboardInterrupt, unless this process does something of its own about it.
+
+    uvicorn, once it has stopped, raises the signal that stopped it again, and by SIGTERM a process ends before anything is closed.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _loopback(host: str) -> str:
