@@ -483,6 +483,7 @@ def test_a_rollback_is_one_command_and_goes_forward_again(shop: Shop) -> None:
         ("[service]\nrelaod = 1", "unknown key in .service. 'relaod'"),
         ("[service]\nreload = 'often'", "reload is 'often'"),
         ("[service]\nreload = -1", "reload is -1"),
+        ("[service]\nread_timeout = 'long'", "read_timeout is 'long'"),
         ("[service.canary]\nchrun = 0.1", "unknown key in .service.canary. 'chrun'"),
         ("[tasks.churn]\nmembers = ['gbdt']\n[service.canary]\nchurn = 1", "churn is 1; expected a share"),
         ("[tasks.churn]\nmembers = ['gbdt']\n[service.canary]\nchurn = 'some'", "churn is 'some'; expected a share"),

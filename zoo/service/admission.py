@@ -14,7 +14,7 @@ from random import getrandbits
 from zoo.service.access import Access, Rule, Rules
 from zoo.service.load import Limiter
 from zoo.service.metrics import Metrics
-from zoo.service.problems import MAX_BODY, Refusal, too_large
+from zoo.service.problems import MAX_BODY, READ_TIMEOUT, Refusal, too_large
 
 PORT = re.compile(r":\d*$")
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -60,7 +60,8 @@ class Request:
 
 @dataclass
 class Admission:
-    """The door of one application. limit: bytes of a body, stated or not. hosts: what a request may call this server; None for anything.
+    """The door of one application. limit: bytes of a body, stated or not. read_timeout: seconds that a caller may take to send a head, and
+    its body; 0 for any time. hosts: what a request may call this server; None for anything.
     give_way: what the event loop calls after it refused all that came for want of time, see ``Batches.give_way``. heads: of requests that
     were refused so, and the length of each with its body, see ``Protocol``.
 
@@ -69,6 +70,7 @@ class Admission:
     """
 
     limit: int = MAX_BODY
+    read_timeout: float = READ_TIMEOUT
     hosts: Collection[str] | None = None
     rules: Rules = field(default_factory=Rules)
     access: Access | None = None
@@ -93,8 +95,11 @@ class Admission:
     def refusal(self, request: Request) -> Refusal | None:
         """Why this request is refused, which is counted; None for one that is let in, which counts as running until ``leave``."""
         refusal = self._refusal(request)
-        if refusal is not None:
-            self.metrics.refused(refusal.kind).inc()
+        return None if refusal is None else self.refused(refusal)
+
+    def refused(self, refusal: Refusal) -> Refusal:
+        """Count one."""
+        self.metrics.refused(refusal.kind).inc()
         return refusal
 
     def _refusal(self, request: Request) -> Refusal | None:

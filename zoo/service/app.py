@@ -40,7 +40,7 @@ from zoo.service.messages import (
 )
 from zoo.service.metrics import CONTENT_TYPE, Metrics
 from zoo.service.page import add_page
-from zoo.service.problems import Json, UnknownModelError, handle
+from zoo.service.problems import READ_TIMEOUT, Json, UnknownModelError, handle
 from zoo.service.shadow import Shadows
 from zoo.service.v2 import add_v2
 from zoo.service.versions import Versions
@@ -50,9 +50,11 @@ EXPLAINED = 2
 LINEAGE = ("log", "service_hash", "plugins", "seed", "git")
 MISTAKES: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "The body is not JSON"},
+    408: {"model": ErrorBody, "description": "The request was not sent whole in time"},
     413: {"model": ErrorBody, "description": "The body is too large"},
     415: {"model": ErrorBody, "description": "The body is not announced as JSON"},
     422: {"model": ErrorBody, "description": "The request cannot be meant; the message says what was expected"},
+    431: {"model": ErrorBody, "description": "Target and headers are too large"},
     503: {"model": ErrorBody, "description": "Features or log cannot be used at present, or there is too much work: Retry-After"},
     504: {"model": ErrorBody, "description": "No answer within X-Deadline-Ms"},
 }
@@ -65,13 +67,15 @@ def app(
     hosts: Collection[str] | None = None,
     access: Access | None = None,
     limiter: Limiter | None = None,
+    read_timeout: float = READ_TIMEOUT,
 ) -> FastAPI:
     """The application that answers for these predictors, by model name, and takes events for the log behind ``features``.
 
     Predictions asked for at once are computed together (``Batches``), explanations in threads of their own, other routes run in a pool of
     threads, so predictors must be thread-safe (they are). hosts: names that requests
     may call the server by, without port; None for any. access: who may ask; None for anyone, see ``serve``. limiter: how many requests
-    are worked on at once. Raises UsageError where a route declares no role.
+    are worked on at once. read_timeout: seconds that a caller may take to send a head, and its body; 0 for any
+    time. Raises UsageError where a route declares no role.
     """
     # no pages that load scripts from elsewhere: they would run in the origin that pushes events
     # FastAPI's own telemetry would send the query, in which a page's user stands, and the text of errors: see zoo.spans
@@ -81,7 +85,13 @@ def app(
     rules, metrics, batches, shadows, explaining = Rules(), Metrics(), Batches(), Shadows(), Threads(EXPLAINED)
     handle(api)
     api.state.admission = Admission(
-        hosts=hosts, rules=rules, access=access, limiter=limiter or Limiter(), metrics=metrics, give_way=batches.give_way
+        hosts=hosts,
+        rules=rules,
+        access=access,
+        limiter=limiter or Limiter(),
+        metrics=metrics,
+        give_way=batches.give_way,
+        read_timeout=read_timeout,
     )
     api.add_middleware(Guard, admission=api.state.admission)
 

@@ -22,6 +22,8 @@ LATE = 0.02
 """Seconds past its deadline after which a request is answered without what it asked for."""
 LET_IN = "zoo.let_in"
 """Key of a scope: the ``Request`` that was let in before the application was called, see ``zoo.service.protocol``."""
+TOO_SLOW = "zoo.too_slow"
+"""Key of a scope: the ``Refusal`` of a request whose body is no longer waited for."""
 
 _log = logging.getLogger(__name__)
 
@@ -114,9 +116,13 @@ class Guard:
         async def receive_up_to_limit() -> Message:
             nonlocal size
             message = await receive()
+            # HTTPException is the one kind of exception that FastAPI lets through while it reads a body
+            if TOO_SLOW in scope and message.get("more_body"):
+                refusal = self.admission.refused(scope[TOO_SLOW])
+                raise HTTPException(refusal.status, refusal.message)
             size += len(message.get("body", b""))
             if size > self.admission.limit:
-                raise HTTPException(413)  # the one kind of exception that FastAPI lets through while it reads a body
+                raise HTTPException(413)
             return message
 
         async def send_and_note(message: Message) -> None:

@@ -22,9 +22,11 @@ MISTAKES: dict[type[ZooError], str] = {UsageError: "usage", SchemaError: "schema
 """Errors that the caller can mend (422), and the type they are told as."""
 FAILURES: dict[type[ZooError], str] = {FeatureError: "features", ZooError: "unavailable"}
 """Errors that another try may not meet (503). The first that fits counts."""
-STATUS_TYPES = {404: "not_found", 405: "method_not_allowed"}
+STATUS_TYPES = {404: "not_found", 405: "method_not_allowed", 408: "too_slow"}
 MAX_BODY = 4 * 1024 * 1024
 """Bytes of one request's body."""
+READ_TIMEOUT = 20.0
+"""Seconds that a caller may take to send a head, and as many for its body."""
 SHOWN = 5
 """Mistakes in one body that are told."""
 SEEN = 40
@@ -82,6 +84,12 @@ class Refusal:
 
 def too_large(limit: int) -> Refusal:
     return Refusal(413, "too_large", f"the body is larger than {limit} bytes; send fewer rows in one request")
+
+
+def too_slow(seconds: float) -> Refusal:
+    return Refusal(
+        408, "too_slow", f"the request did not come whole within {seconds:g} seconds; send its head and its body at once"
+    )
 
 
 def handle(app: FastAPI) -> None:

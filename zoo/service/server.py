@@ -66,7 +66,14 @@ def serve(
         own = f"[{address}]" if ":" in address else address
         # a page elsewhere cannot know a key, so only a server without authentication must look at the name it is called by
         hosts = (own, *({"localhost", "127.0.0.1", "[::1]"} - {own})) if access is None else None
-        api = app(versions, features, hosts=hosts, access=access, limiter=Limiter(settings.in_flight))
+        api = app(
+            versions,
+            features,
+            hosts=hosts,
+            access=access,
+            limiter=Limiter(settings.in_flight),
+            read_timeout=settings.read_timeout,
+        )
         certificate, key = settings.tls or (None, None)
         config = uvicorn.Config(
             api,

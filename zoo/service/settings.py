@@ -9,8 +9,14 @@ from typing import Any
 
 from zoo.errors import UsageError, choices
 from zoo.project import FILE, Project
+from zoo.service.problems import READ_TIMEOUT
 
-_KINDS: dict[str, tuple[type, ...]] = {"reload": (int, float), "in_flight": (int,), "access_log": (bool,)}
+_KINDS: dict[str, tuple[type, ...]] = {
+    "reload": (int, float),
+    "in_flight": (int,),
+    "read_timeout": (int, float),
+    "access_log": (bool,),
+}
 _AUTH = {"keys", "jwt"}
 _JWT: dict[str, type] = {"algorithms": list, "issuer": str, "audience": str, "key": str}
 _TLS = ("certificate", "key")
@@ -29,6 +35,7 @@ class Jwt:
 @dataclass(frozen=True)
 class Settings:
     """reload: seconds between looks at the registry, 0 for never. in_flight: most requests worked on at once.
+    read_timeout: seconds that a caller may take to send the head of a request, and its body; 0 for any time.
 
     canary: model -> the share of its requests, more than 0 and less than 1, that its version named ``canary`` answers. shadow: model ->
     the share, up to 1, of which its version named ``shadow`` is asked a copy.
@@ -37,6 +44,7 @@ class Settings:
 
     reload: float = 2.0
     in_flight: int = 128
+    read_timeout: float = READ_TIMEOUT
     access_log: bool = True
     keys: Path | None = None
     jwt: Jwt | None = None
