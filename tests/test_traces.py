@@ -211,6 +211,21 @@ def test_an_answer_does_not_wait_while_another_process_writes(tmp_path: Path, mo
         traces.find("id-4")
 
 
+def test_answers_given_close_together_are_written_together_and_sooner_where_somebody_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SOON", 60.0)
+    written, write = [], Traces._write
+    monkeypatch.setattr(Traces, "_write", lambda own, made, trim: written.append(len(made)) or write(own, made, trim))
+    traces = Traces(tmp_path / "traces.db", 10)
+    for number in range(5):
+        traces.add([trace(number, number)])
+    assert traces.flush(10)
+    assert written == [5]
+    traces.add([trace(5, 5)])
+    assert traces.find("id-5")
+
+
 def test_a_reader_that_keeps_forgotten_bytes_in_the_file_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE", 0.5)
     traces = Traces(tmp_path / "traces.db", 10)

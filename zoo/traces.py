@@ -24,6 +24,8 @@ OFTEN = 64
 """Writes between two looks at whether there are too many."""
 WAITING = 5_000
 """Traces that wait to be written, beyond which further ones are not kept."""
+SOON = 0.05
+"""Seconds that a trace waits for others, to be written with them, and for its answer, which would share the interpreter with the write."""
 PATIENCE = 5.0
 """Seconds that a write waits for another process's, and that whoever needs the file as it is waits for what is being written."""
 _TABLES = """
@@ -163,6 +165,7 @@ class _Writer:
     def __init__(self) -> None:
         self._lock, self._threads = threading.Lock(), Threads(most=1)
         self._waiting: list[Trace] = []
+        self._hurry = threading.Event()
         self._done: Future[None] | None = None
         self._writes = 0
 
@@ -172,13 +175,15 @@ class _Writer:
             if len(self._waiting) + len(traces) > WAITING:
                 return False
             if not self._waiting:
-                self._done = self._threads.submit(lambda: self._write(to))  # which waits for this lock
+                self._hurry.clear()
+                self._done = self._threads.submit(lambda: self._write(to))
             self._waiting += traces
             return True
 
     def flush(self, seconds: float) -> bool:
         with self._lock:
             done = self._done  # the newest write: what waits is in it, and those before it are over by then
+            self._hurry.set()
         try:
             if done is not None:
                 done.result(seconds)
@@ -187,6 +192,7 @@ class _Writer:
         return True
 
     def _write(self, to: Traces) -> None:
+        self._hurry.wait(SOON)
         with self._lock:
             traces, self._waiting = self._waiting, []
         to._write(traces, trim=self._writes % OFTEN == 0 or len(traces) >= OFTEN)
