@@ -105,13 +105,14 @@ def test_loss_is_finite_where_logits_are_huge() -> None:
     assert torch.isfinite(hidden.grad).all()
 
 
-def test_a_sample_of_every_item_gives_the_whole_softmax() -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_a_sample_of_every_item_gives_the_whole_softmax(smoothing: float) -> None:
     torch.manual_seed(0)
     hidden, weight, bias, target = torch.randn(9, 4), torch.randn(6, 4), torch.randn(6), torch.randint(6, (9,))
     share = torch.full((9,), 1 / 9)
     uniform = torch.full((6,), -np.log(6.0))
-    sampled = sampled_cross_entropy(hidden, weight, bias, target, share, torch.arange(6), uniform)
-    torch.testing.assert_close(sampled, functional.cross_entropy(hidden @ weight.T + bias, target))
+    sampled = sampled_cross_entropy(hidden, weight, bias, target, share, torch.arange(6), uniform, smoothing)
+    torch.testing.assert_close(sampled, functional.cross_entropy(hidden @ weight.T + bias, target, label_smoothing=smoothing))
 
 
 def test_frequent_negatives_are_corrected_for() -> None:
@@ -325,6 +326,13 @@ def test_an_option_changes_the_loss(change: dict[str, Any]) -> None:
     assert abs(trainer(uneven(), **change).epoch(1) - trainer(uneven()).epoch(1)) > 1e-3
 
 
+def test_smoothing_is_of_sampled_losses_too_and_refused_where_it_means_nothing() -> None:
+    smooth, plain = (trainer(uneven(), loss="sampled", negatives=4, label_smoothing=each).epoch(1) for each in (0.3, 0.0))
+    assert abs(smooth - plain) > 1e-3
+    with pytest.raises(PluginError, match=r"label_smoothing=0.3 .* 'gbce' .* use loss = 'sampled'"):
+        trainer(uneven(), loss="gbce", label_smoothing=0.3)
+
+
 def uneven() -> TrainingData:
     """``cycle``, of whose items one is taken in the place of two others."""
     data = cycle(60)
@@ -336,8 +344,8 @@ def uneven() -> TrainingData:
 def test_the_sampled_loss_is_told_how_often_each_item_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Tensor] = []
 
-    def loss(*given: Tensor) -> Tensor:
-        told.append(given[-1])
+    def loss(*given: Any) -> Tensor:
+        told.append(given[6])
         return sampled_cross_entropy(*given)
 
     monkeypatch.setattr("zoo.nextitem.training.sampled_cross_entropy", loss)

@@ -81,17 +81,28 @@ def linear_cross_entropy(
 
 
 def sampled_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor, share: Tensor, drawn: Tensor, log_drawn: Tensor
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    target: Tensor,
+    share: Tensor,
+    drawn: Tensor,
+    log_drawn: Tensor,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Softmax over the target and ``drawn`` items (k,), with logQ correction (Bengio and Senecal 2008), float32 ().
 
     log_drawn: (m,), log of the probability that a draw gives an item. Drawn items equal to a row's target are left out of that row.
     The target is there for certain, so it alone is not corrected: the sum of exponentials is then the catalogue's in the mean.
+    smoothing: share of the target spread over all m; the mean of their logits is linear in the state, so it is not sampled.
     """
     own = (hidden * weight[target]).sum(1) + bias[target]
     others = torch.addmm(bias[drawn] - log_drawn[drawn] - log(len(drawn)), hidden, weight[drawn].t())
     others = others.masked_fill(drawn[None] == target[:, None], torch.finfo(others.dtype).min)
-    return ((torch.logaddexp(own, others.logsumexp(1)) - own) * share).sum()
+    wanted = own
+    if smoothing:
+        wanted = (1 - smoothing) * own + smoothing * (hidden @ weight.mean(0) + bias.mean())
+    return ((torch.logaddexp(own, others.logsumexp(1)) - wanted) * share).sum()
 
 
 def calibrated_binary_cross_entropy(

@@ -26,7 +26,7 @@ class NextItemParams(BaseModel):
     )
     negatives: int = Field(512, ge=1, description="Sampled items, shared by the positions of a batch.")
     calibration: float = Field(0.75, ge=0, le=1, description="gSASRec's t: 0 is plain binary cross-entropy, 1 wholly calibrated.")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over the catalogue; softmax only.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over the catalogue; not with gbce.")
     item_weight: float = Field(0.0, ge=0, le=1, description="A position weighs its target's count to minus this power.")
     popularity_prior: float = Field(
         0.0, ge=0, le=1, description="Share of log-popularity added to logits in training only, and so taken out of the scores."

@@ -124,6 +124,11 @@ class Trainer:
         self.log_drawing = (self.drawing / self.drawing.sum()).log()
         items = len(counts)
         self.loss = self.params.loss if self.params.loss != "auto" else "softmax" if items <= FULL else "sampled"
+        if self.loss == "gbce" and self.params.label_smoothing:
+            raise PluginError(
+                f"label_smoothing={self.params.label_smoothing:g} spreads the target of a softmax, and loss = 'gbce' tells each item by "
+                "itself; use loss = 'sampled', or no label_smoothing"
+            )
         self.judges = self._held_out()
 
     def _held_out(self) -> Array:
@@ -151,7 +156,8 @@ class Trainer:
             return linear_cross_entropy(hidden, items, bias, target, share, self.params.label_smoothing)
         if self.loss == "sampled":
             drawn = torch.multinomial(self.drawing, self.params.negatives, replacement=True)
-            return sampled_cross_entropy(hidden, items, bias, target, share, drawn, self.log_drawing)
+            smoothing = self.params.label_smoothing
+            return sampled_cross_entropy(hidden, items, bias, target, share, drawn, self.log_drawing, smoothing)
         drawn = torch.randint(len(items), (self.params.negatives,), device=self.device)
         return calibrated_binary_cross_entropy(hidden, items, bias, target, share, drawn, self.params.calibration)
 
