@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ from zoo.candidates import Candidates, ItemCounts
 from zoo.errors import UsageError
 from zoo.evaluation.ranking import of_rows
 from zoo.fitting import Member, PluginSource
-from zoo.plugin import Catalogue, Column, FeatureBatch, PluginError, Target, TrainingData
+from zoo.plugin import Array, Artefact, Catalogue, Column, FeatureBatch, PluginError, Target, TrainingData
 from zoo.recommender import Recommender, fit_recommender, ranked, second_stage
 from zoo.reranking import MEAN, STACK, Reranker
 from zoo.testing import Follower, contract, toy
+from zoo.testing.follower import FittedFollower
 
 test_blend_contract = contract(Blend())
 
@@ -116,6 +118,76 @@ def test_candidates_are_the_union_of_the_members_first_items_with_what_a_loop_fi
             apart = math.log1p(price[item]) - np.log1p(price[newest]).mean()
             assert columns["apart:price"][at] == pytest.approx(apart, rel=1e-4, abs=1e-5)
         assert (columns["events"][begin:end] == np.float32(np.log1p(len(history)))).all()
+
+
+@dataclass(frozen=True)
+class FittedReader(FittedFollower):
+    """A follower with vectors of items: a length and a direction by category, none for items without a price above 3."""
+
+    asked: list[Catalogue] = field(default_factory=list)
+
+    def scorable(self, catalogue: Catalogue) -> Array:
+        return catalogue.items["price"].values > 3.0
+
+    def item_vectors(self, catalogue: Catalogue) -> Array:
+        self.asked.append(catalogue)
+        code = catalogue.items["category"].values
+        vectors = np.stack([np.cos(code), np.sin(code)], axis=1) * (1.0 + np.arange(len(code)))[:, None]
+        return np.where(self.scorable(catalogue)[:, None], vectors, np.nan).astype(np.float32)
+
+
+class Reader(Follower):
+    def __init__(self) -> None:
+        super().__init__("reader")
+
+    def fit(self, data: TrainingData, **how: Any) -> FittedReader:  # type: ignore[override]
+        fitted = super().fit(data, **how)
+        assert isinstance(fitted, FittedFollower)
+        return FittedReader(fitted.followed)
+
+    def load(self, artefact: Artefact) -> FittedReader:  # type: ignore[override]
+        return FittedReader(artefact.arrays["followed"])
+
+
+def test_a_candidate_is_as_like_the_newest_items_as_their_vectors_are() -> None:
+    source = PluginSource(extra=(Reader(),))
+    recommender = fit_recommender([Member("texts", "reader"), MEMBERS[1]], shop(200, 1), source=source)
+    data = shop(8, 2)
+    found = candidates(recommender, data, 20)
+    again = candidates(recommender, data, 20)
+    batch = recommender.seen(data.batch)
+    fitted = recommender.members[0].fitted
+    assert isinstance(fitted, FittedReader)
+    assert fitted.asked == [batch.catalogue]  # once for all requests
+    vectors = fitted.item_vectors(batch.catalogue)
+    able = fitted.scorable(batch.catalogue)
+    told = found.batch.column("like:texts").values
+    np.testing.assert_array_equal(told, again.batch.column("like:texts").values)
+    assert not any(name.startswith("like:") and name != "like:texts" for name in found.batch.names)
+    seen = 0
+    for at, (row, item) in enumerate(zip(found.rows, found.items, strict=True)):
+        newest = [old for old in batch.column("items").take(np.array([row])).values[-10:] if able[old]]
+        if not (able[item] and newest):
+            assert np.isnan(told[at])
+            continue
+        mean = np.mean([vectors[old] / np.linalg.norm(vectors[old]) for old in newest], axis=0)
+        cosine = vectors[item] @ mean / np.linalg.norm(vectors[item]) / np.linalg.norm(mean)
+        assert told[at] == pytest.approx(cosine, abs=1e-5)
+        seen += 1
+    assert 0 < seen < len(told)
+    alone = recommender.stages(batch.take(np.array([3])), exclude_seen=False)
+    own = Candidates.of(next(iter(alone)), 20, recommender.counts).batch.column("like:texts").values
+    np.testing.assert_array_equal(own, told[found.rows == 3])
+
+
+def test_vectors_of_another_shape_are_refused_by_name() -> None:
+    source = PluginSource(extra=(Reader(),))
+    recommender = fit_recommender([Member("texts", "reader"), MEMBERS[1]], shop(60, 1), source=source)
+    cut = replace(recommender.members[0].fitted, followed=recommender.members[0].fitted.followed)
+    object.__setattr__(cut, "item_vectors", lambda catalogue: np.zeros((3, 2), np.float32))
+    broken = replace(recommender, members=(replace(recommender.members[0], fitted=cut), recommender.members[1]))
+    with pytest.raises(PluginError, match=r"texts gave item vectors of shape \(3, 2\); expected \(62, d\) finite numbers"):
+        candidates(broken, shop(8, 2), 4)
 
 
 def typed(data: TrainingData, names: list[str]) -> TrainingData:

@@ -6,7 +6,7 @@ It must not know which model reads the columns, nor how candidates are chosen am
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -111,11 +111,13 @@ class Stage:
     """What the first stage, the members, says of a few rows.
 
     batch: the rows, in the members' codes. hidden: bool (n, codes), what may not be listed. scores: by member, float32 (n, codes).
+    vectors: by member that has them, float32 (codes, d) of length 1, or zeros for items that the member cannot score.
     """
 
     batch: FeatureBatch
     hidden: Array
     scores: Mapping[str, Array]
+    vectors: Mapping[str, Array] = field(default_factory=dict)
 
     @cached_property
     def ranks(self) -> Mapping[str, Array]:
@@ -201,7 +203,7 @@ class Candidates:
 
         allowed: bool (codes,), only these are candidates; scores and ranks are told as without it. Columns of a candidate: ``score:M``
         (standardised among the row's candidates), ``rank:M`` (logarithm), ``margin:M`` (how far below M's best candidate, in standard
-        deviations), ``listed`` (by how many members), and those of ``_items`` and ``_history``.
+        deviations), ``listed`` (by how many members), and those of ``_items``, ``_history``, ``_attributes`` and ``_alike``.
         """
         batch, barred = stage.batch, None if allowed is None else stage.hidden | ~allowed
         chosen = np.zeros(stage.hidden.shape, bool)
@@ -224,6 +226,7 @@ class Candidates:
             columns |= _of_member(name, each[row, items], stage.ranks_of(name, row, items), offsets)
         columns["listed"] = listed[row, items]
         columns |= _items(counts, items) | _history(batch, counts, row, items) | _attributes(batch, row, items)
+        columns |= _alike(batch, stage.vectors, row, items)
         block: Block = {name: Column(values.astype(np.float32)) for name, values in columns.items()}
         user: Block = {"events": Column(np.log1p(batch.column(HISTORY).lengths).astype(np.float32))}
         table = FeatureBatch(
@@ -347,4 +350,16 @@ def _attributes(batch: FeatureBatch, row: Array, items: Array) -> dict[str, Arra
         there: Array = known & np.isfinite(numbers[newest])
         mean = np.where(there, numbers[newest], 0.0).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
         out[f"apart:{name}"] = np.where(np.any(there, axis=1)[row], numbers[items] - mean[row], np.nan)
+    return out
+
+
+def _alike(batch: FeatureBatch, vectors: Mapping[str, Array], row: Array, items: Array) -> dict[str, Array]:
+    """``like:MEMBER``: the cosine of a candidate's vector and the mean of those of the row's newest items; NaN where either is unknown."""
+    newest = batch.column(HISTORY).padded(LATELY)
+    out: dict[str, Array] = {}
+    for name, each in vectors.items():
+        mean = each[newest].sum(axis=1)  # what is no item has a vector of zeros
+        length = np.linalg.norm(mean, axis=1)[row]
+        there = each[items].any(axis=1) & (length > 0)
+        out[f"like:{name}"] = np.where(there, (each[items] * mean[row]).sum(axis=1) / np.where(there, length, 1.0), np.nan)
     return out

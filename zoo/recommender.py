@@ -22,7 +22,18 @@ from zoo.evaluation.slices import against_best, as_dict
 from zoo.fitting import Member, PluginSource, silent
 from zoo.jobs import Executor, Serial
 from zoo.manager import Plugins
-from zoo.plugin import Array, Artefact, Catalogue, FeatureBatch, Progress, ScoresItems, ScoresUnseen, Target, TrainingData
+from zoo.plugin import (
+    Array,
+    Artefact,
+    Catalogue,
+    EncodesItems,
+    FeatureBatch,
+    Progress,
+    ScoresItems,
+    ScoresUnseen,
+    Target,
+    TrainingData,
+)
 from zoo.reranking import DEPTH, MEAN, STACK, Choice, Reranker, Survey, choose, rank_average
 from zoo.stacking import INSTALLED, UNREADABLE, Fitted, fit_members
 from zoo.vocabulary import ITEMS, PART, Vocabulary
@@ -104,6 +115,29 @@ class Recommender:
         self._counts[:] = [(size, wide)]
         return wide
 
+    def vectors_of(self, batch: FeatureBatch) -> Mapping[str, Array]:
+        """Vectors of a batch's items by members that have some, as ``Stage`` has them; made once a catalogue."""
+        able = {member.name: member.fitted for member in self.members if isinstance(member.fitted, EncodesItems)}
+        for met, held in self._vectors[:1]:
+            if met is batch.catalogue:
+                return held
+        found: dict[str, Array] = {}
+        for name, fitted in able.items():
+            vectors, scorable = np.asarray(fitted.item_vectors(batch.catalogue), np.float32), fitted.scorable(batch.catalogue)
+            size = batch.catalogue.size(ITEMS)
+            if vectors.ndim != 2 or len(vectors) != size or not np.isfinite(vectors[scorable]).all():
+                raise PluginError(f"{name} gave item vectors of shape {vectors.shape}; expected ({size}, d) finite numbers")
+            known = scorable & (np.arange(size) >= FIRST)
+            unit = np.zeros_like(vectors)
+            unit[known] = vectors[known] / np.maximum(np.linalg.norm(vectors[known], axis=1, keepdims=True), 1e-12)
+            found[name] = unit
+        self._vectors[:] = [(batch.catalogue, found)]
+        return found
+
+    @cached_property
+    def _vectors(self) -> list[tuple[Catalogue, Mapping[str, Array]]]:
+        return []
+
     @cached_property
     def _wide(self) -> list[tuple[Catalogue, Vocabulary]]:
         return []
@@ -132,13 +166,14 @@ class Recommender:
     def stages(self, batch: FeatureBatch, exclude_seen: bool) -> Iterator[Stage]:
         """Of a batch in the members' codes, a few rows at a time, each member asked once."""
         size = batch.catalogue.size(ITEMS)
+        vectors = self.vectors_of(batch) if len(self.members) > 1 else {}
         for begin in range(0, len(batch), step := max(1, CELLS // size)):
             rows = batch.take(np.arange(begin, min(begin + step, len(batch)))).compact()
             hidden = np.repeat((np.arange(size) < FIRST)[None], len(rows), axis=0)
             if exclude_seen:
                 past = rows.column(HISTORY)
                 hidden[np.repeat(np.arange(len(rows)), past.lengths), past.values] = True
-            yield Stage(rows, hidden, {member.name: self.scores_of(member, rows) for member in self.members})
+            yield Stage(rows, hidden, {member.name: self.scores_of(member, rows) for member in self.members}, vectors)
 
     def combine(self, stage: Stage, allowed: Array | None = None, k: int | None = None) -> Array:
         """float32 (n, codes), -inf for hidden items: of one member its own scores, of several what the second stage makes of them.
