@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from zoo.evaluation import class_leaderboard
 from zoo.events.log import EventLog
 from zoo.events.schema import LogSchema
 from zoo.events.view import LogView
-from zoo.tasks import behaviour, propensity
+from zoo.project import TaskSettings
+from zoo.tasks import behaviour, propensity, recommendation
+from zoo.training import split
 
 HOUR = 3_600_000_000
 MINUTE = 60_000_000
@@ -182,6 +185,25 @@ def test_training_rows_have_labels_known_before_the_test_begins(tmp_path: Path, 
         assert parts.train.known_at.max() <= parts.test.time.min()
         assert parts.test.known_at.max() <= view.end + 1
         assert (len(np.unique(parts.test.time)) == 1) == bool(cuts)
+
+
+def test_a_gap_and_open_labels_reach_the_tasks_that_split_their_rows_themselves(tmp_path: Path) -> None:
+    view, start = view_of(tmp_path, events()), shop.START + 60 * HOUR
+    for task in (behaviour.TASK, propensity.TASK):
+        plain = TaskSettings(task.name, task.name, ("gbdt",), own={"horizon": "3h"})
+        near, far = (split(task, each, view, start, None) for each in (plain, replace(plain, gap="6h")))
+        assert near.train.known_at.max() > start - 6 * HOUR
+        assert 0 < len(far.train) < len(near.train)
+        assert far.train.known_at.max() <= start - 6 * HOUR
+        late = split(task, plain, view, start, None, open_labels=True).test
+        assert late.known_at.max() > view.end + 1 >= near.test.known_at.max()
+        assert set(near.test.time) < set(late.time)
+
+
+def test_a_task_without_a_gap_refuses_one(tmp_path: Path) -> None:
+    settings = TaskSettings("recommendation", "recommendation", ("gru",), gap="6h")
+    with pytest.raises(UsageError, match=r"setting in \[tasks.recommendation\] 'gap'"):
+        split(recommendation.TASK, settings, view_of(tmp_path, events()), None, None)
 
 
 def test_the_leaderboard_of_classes_agrees_with_scikit_learn() -> None:

@@ -490,7 +490,9 @@ class Task:
     examples: ``(log, settings, start, end) -> Examples`` drawn at ``start <= time < end``; settings are the task's table in
         zoo.toml.
     split: ``(log, settings, test_start, test_end) -> Split`` where a task's rows are not parted by one instant (leave-one-out), or
-        want rows of another kind on either side; instants in microseconds UTC or None.
+        want rows of another kind on either side; instants in microseconds UTC or None. ``gap`` (a duration between the last label of
+        training and the test) and ``open_labels`` (True: test rows keep labels that are not certain yet) are among the settings where
+        they are asked for.
     targets: ``(log, settings) -> Target`` where the classes are the log's (``target`` then says the kind only).
     contexts: ``(settings) -> context`` where the request columns depend on the settings.
     baselines: ``(log, settings, train, test) -> scores (test rows,) by name``, what the leaderboard always shows beside the members.

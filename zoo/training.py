@@ -75,10 +75,12 @@ def split(
 
     open_labels: keep test rows whose label is not yet certain when the log ends, with the label seen so far.
     The gap between the last label of training and the first test row is one label window (``horizon``), or ``settings.gap``.
-    A task that has a ``split`` of its own answers by that.
+    A task that has a ``split`` of its own answers by that; ``gap`` and ``open_labels``, where asked for, are then among its settings,
+    and one that has no such setting refuses it.
     """
     if task.split is not None:
-        return task.split(view, settings.own, test_start, test_end)
+        asked = {"gap": settings.gap, "open_labels": open_labels or None}
+        return task.split(view, {**settings.own, **{k: v for k, v in asked.items() if v is not None}}, test_start, test_end)
     from importlib import import_module
 
     own = settings.own

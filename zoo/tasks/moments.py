@@ -23,13 +23,23 @@ SESSION = "session"
 TEST_SHARE = 0.2
 """Of the rows with known labels, the newest ones that are tested on where no test start is named."""
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {"every": None, "after": None, "active": "28d", "horizon": "7d", "silence": "30m", "start": None}
+    {
+        "every": None,
+        "after": None,
+        "active": "28d",
+        "horizon": "7d",
+        "silence": "30m",
+        "start": None,
+        "gap": None,
+        "open_labels": False,
+    }
 )
 """every: rows stand at cuts this far apart, one for each user with an event in the ``active`` before; None: a row just after each event.
 
 after: event types that a row follows (None: all), of rows after events. horizon: how far a row looks ahead, or ``"session"``: to the end
 of the session of the row's event. silence: after so long without an event a session is over; it also parts sessions where the log
-names none. start: no row before this.
+names none. start: no row before this. gap: so long before the test starts training labels are known (None: just before). open_labels:
+whether test rows stay whose label is not yet certain at the log's end, with what was seen by then.
 """
 
 
@@ -121,10 +131,11 @@ def split(
     test_start: int | None,
     test_end: int | None,
 ) -> Split:
-    """Rows whose label was known at ``test_start`` to train on, rows from there on (before ``test_end``) to test on.
+    """Rows whose label was known at ``test_start``, or ``gap`` before, to train on, rows from there on (before ``test_end``) to test on.
 
     test_start: by default the newest cut with known labels, or the instant after which lie a fifth of the rows after events.
-    test_end: by default after the first cut, or, of rows after events, the log's end. Test rows have labels that the log knows.
+    test_end: by default after the first cut, or, of rows after events, the log's end. Test rows have labels that the log knows, unless
+    ``open_labels``.
     """
     begin, end = (view.start() or 0) if chosen["start"] is None else instant(chosen["start"]), (view.end or 0) + 1
     if test_start is None:
@@ -136,8 +147,10 @@ def split(
     if test_end is None:
         test_end = end if chosen["every"] is None else test_start + 1
     train, test = examples(view, begin, test_start), examples(view, test_start, test_end)
-    train = train.take(np.flatnonzero(train.known_at <= test_start))
-    test = test.take(np.flatnonzero(test.known_at <= end))
+    gap = 0 if chosen["gap"] is None else duration(chosen["gap"])
+    train = train.take(np.flatnonzero(train.known_at + gap <= test_start))
+    if not chosen["open_labels"]:
+        test = test.take(np.flatnonzero(test.known_at <= end))
     for name, part in (("training", train), ("test", test)):
         if not len(part):
             at = datetime.fromtimestamp(test_start / 1e6, UTC).isoformat()
