@@ -22,11 +22,19 @@ def rows(n: int = 400, seed: int = 0) -> TestScores:
 
 
 def line(auc: float, **more: Any) -> dict[str, Any]:
-    return {"auc": auc, "auc_interval": [auc - 0.02, auc + 0.02], "log_loss": 0.5, "seconds": 1.5, **more}
+    loss = 1.3 - auc
+    metrics = {"auc": auc, "log_loss": loss}
+    between = {f"{name}_interval": [value - 0.02, value + 0.02] for name, value in metrics.items()}
+    return {**metrics, **between, "seconds": 1.5, **more}
 
 
 def apart(value: float, low: float, high: float) -> dict[str, Any]:
-    return {"metric": "auc", "value": value, "interval": [low, high], "p_value": 0.01}
+    return {"value": value, "interval": [low, high], "p_value": 0.01}
+
+
+def against(log_loss: tuple[float, float, float], auc: tuple[float, float, float] | None = None) -> dict[str, Any]:
+    """How a line differs from the stack: value, low and high, by metric."""
+    return {"log_loss": apart(*log_loss)} | ({"auc": apart(*auc)} if auc else {})
 
 
 def record(**more: Any) -> dict[str, Any]:
@@ -38,10 +46,10 @@ def record(**more: Any) -> dict[str, Any]:
         "train": ["2024-01-01", "2024-04-01"],
         "test": ["2024-05-01", "2024-05-01"],
         "members": {
-            "good": line(0.8, fold_seconds=3.0, difference=apart(-0.01, -0.03, 0.01)),
-            "poor": line(0.5, fold_seconds=0.1, difference=apart(-0.31, -0.35, -0.27)),
+            "good": line(0.8, fold_seconds=3.0, differences=against((0.01, -0.01, 0.03), (-0.01, -0.03, 0.01))),
+            "poor": line(0.5, fold_seconds=0.1, differences=against((0.31, 0.27, 0.35), (-0.31, -0.35, -0.27))),
         },
-        "mean": line(0.79, difference=apart(-0.02, -0.04, 0.0)),
+        "mean": line(0.79, differences=against((0.02, 0.0, 0.04))),
         "stack": line(0.81),
         "best_member": "good",
         "base_rate": 0.5,

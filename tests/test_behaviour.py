@@ -223,11 +223,11 @@ def test_the_leaderboard_of_classes_agrees_with_scikit_learn() -> None:
     assert shown["average_precision"] == pytest.approx(np.mean(each))
     assert "average_precision:d" not in shown  # a class that does not occur
     assert shown["average_precision_interval"][0] < shown["average_precision"] < shown["average_precision_interval"][1]
-    difference = shown["difference"]
-    assert difference["metric"] == "log_loss"
+    assert list(shown["differences"]) == ["log_loss"]
+    difference = shown["differences"]["log_loss"]
     assert difference["value"] == pytest.approx(shown["log_loss"] - np.log(4), rel=1e-5)
     assert difference["p_value"] < 0.01
-    assert "difference" not in lines[1].as_dict()
+    assert "differences" not in lines[1].as_dict()
     with pytest.raises(UsageError, match="scores of shape"):
         class_leaderboard(target, {"a": good[:, :3]}, ("a", "b", "c", "d"))
     with pytest.raises(UsageError, match="numbers of 2 classes"):

@@ -156,9 +156,12 @@ def test_the_leaderboard_is_data_that_json_takes():
     assert first["base_rate"] == pytest.approx(target.mean())
     assert first["rows"] == 400
     assert first["seconds"] == 2.5
-    assert first["difference"]["p_value"] < 0.05
+    assert list(first["differences"]) == ["log_loss", "auc"]  # the one that stacks are chosen by first
+    assert all(each["p_value"] < 0.05 for each in first["differences"].values())
+    assert first["differences"]["auc"]["value"] == pytest.approx(first["auc"] - 0.5)
+    assert first["differences"]["log_loss"]["value"] == pytest.approx(first["log_loss"] - np.log(2))
     assert second["seconds"] is None
-    assert "difference" not in second
+    assert "differences" not in second
 
 
 def json_round_trip(lines):

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from sample_run import EVERY, HOSTILE, apart, line, record, rows, trial
+from sample_run import EVERY, HOSTILE, against, apart, line, record, rows, trial
 from shop import Shop
 
 from zoo.artefacts import ArtefactStore
@@ -116,24 +116,45 @@ def test_what_a_run_does_not_have_is_said_and_not_drawn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("difference", "told"),
+    ("differences", "told"),
     [
-        (apart(-0.01, -0.03, 0.01), "The stack and good, the best of the others, do not differ beyond the interval"),
-        (apart(-0.05, -0.07, -0.03), "The stack is better than good, the best of the others, beyond the interval"),
+        (apart(0.01, -0.01, 0.03), "The stack and good, the best of the others, do not differ beyond the interval"),
+        (apart(0.05, 0.03, 0.07), "The stack is better than good, the best of the others, beyond the interval"),
         (
-            apart(0.05, 0.03, 0.07),
-            "good alone is better than the stack (AUC +0.0500, 95 % +0.0300 to +0.0700, p 0.01): the simple model wins",
+            apart(-0.05, -0.07, -0.03),
+            "good alone is better than the stack (log-loss -0.0500, 95 % -0.0700 to -0.0300, p 0.01): the simple model wins",
         ),
-        ({**apart(0.05, 0.03, 0.07), "metric": "log_loss"}, "The stack is better than good, the best of the others"),
     ],
 )
-def test_the_verdict_follows_the_interval_of_the_paired_difference(difference: dict[str, Any], told: str) -> None:
-    members = {"good": line(0.8, difference=difference), "poor": line(0.5, difference=apart(0.4, 0.3, 0.5))}
+def test_the_verdict_follows_the_interval_of_the_paired_difference(differences: dict[str, Any], told: str) -> None:
+    members = {
+        "good": line(0.8, differences={"log_loss": differences}),
+        "poor": line(0.5, differences=against((-0.4, -0.5, -0.3))),
+    }
     assert verdict(Run("r", record(members=members))).startswith(told)
 
 
+def test_a_stack_is_not_called_better_for_its_order_alone() -> None:
+    """The verdict is that of probabilities; what AUC says stands beside it."""
+    good = line(0.8, differences=against((-0.05, -0.07, -0.03), (-0.02, -0.03, -0.01)))
+    said = verdict(Run("r", record(members={"good": good, "poor": line(0.5)})))
+    assert said.startswith("good alone is better than the stack (log-loss -0.0500")
+    assert said.endswith("By AUC the stack is better beyond the interval (AUC -0.0200, 95 % -0.0300 to -0.0100, p 0.01).")
+    old = line(0.8, difference={**apart(-0.02, -0.03, -0.01), "metric": "auc"})  # as records had it
+    said = verdict(Run("r", record(members={"good": old, "poor": line(0.5)})))
+    assert said.startswith(
+        "The best single model on the test rows is good, by log-loss, of which nothing tells the interval. By AUC"
+    )
+
+
+def test_paired_tests_of_every_metric_are_shown() -> None:
+    said = "".join(Page(render(Run("churn@3", record(), {}, rows()))).text)
+    for each in ("log-loss less stack", "AUC less stack", "0.2700 to 0.3500", "-0.3500 to -0.2700"):
+        assert each in said
+
+
 def test_a_baseline_that_beats_the_stack_is_named() -> None:
-    baselines = {"bg_nbd": line(0.85, difference=apart(0.04, 0.02, 0.06))}
+    baselines = {"bg_nbd": line(0.85, differences=against((-0.04, -0.06, -0.02)))}
     found = Run("churn@1", record(baselines=baselines))
     assert verdict(found).startswith("bg_nbd alone is better than the stack")
     assert list(found.lines) == ["good", "poor", "bg_nbd", "mean", "stack"]

@@ -82,6 +82,11 @@ def train(
 
         shown = rankings if "comparisons" in trained.record else leaderboard
         console.print(shown(f"{task}: scores on the test rows", trained.record))
+        if len(trained.record.get("members", ())) > 1:
+            from zoo.report.quality import verdict
+            from zoo.report.run import Run
+
+            console.print(verdict(Run(task, trained.record)))
         second = trained.record.get("second_stage")
         if second:
             console.print(

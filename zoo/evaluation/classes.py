@@ -61,10 +61,10 @@ def class_leaderboard(
         by_class = samples_of_classes(number, score, "average_precision", groups, resamples, seed)
         metrics["average_precision"] = estimate_of(np.mean(list(by_class.values()), axis=0))
         metrics |= {f"average_precision:{classes[k]}": estimate_of(samples) for k, samples in by_class.items()}
-        difference: Difference | None = None
+        apart: dict[str, Difference] = {}
         if against is not None and name != against:
-            difference = difference_of_means("log_loss", losses[name], losses[against], **drawn)
+            apart["log_loss"] = difference_of_means("log_loss", losses[name], losses[against], **drawn)
         lines.append(
-            Row(name, len(number), float(counts.max() / max(1, len(number))), metrics, seconds.get(name, math.nan), difference)
+            Row(name, len(number), float(counts.max() / max(1, len(number))), metrics, seconds.get(name, math.nan), apart)
         )
     return lines

@@ -25,11 +25,13 @@ def leaderboard(run: Run) -> Markup | None:
         return None
     metric = run.metric
     shown = [name for name in SHOWN if any(line.get(name) is not None for line in run.lines.values())]
+    tested = list(dict.fromkeys(m for name in run.lines for m in run.tests(name)))
     rows = []
     for name, line in run.lines.items():
-        tests = _against(run, name)
+        tests = [each for m in tested for each in run.tests(name).get(m, (None, None, None))]
         rows.append([name, *(line.get(each) for each in shown), interval(line, metric), *tests, line.get("seconds")])
-    heads = ["model", *map(words, shown), f"95 % of {words(metric)}", f"less {run.answer}", "95 %", "p", "seconds to fit"]
+    apart = [head for m in tested for head in (f"{words(m)} less {run.answer}", "95 %", "p")]
+    heads = ["model", *map(words, shown), f"95 % of {words(metric)}", *apart, "seconds to fit"]
     plot = intervals(
         "leaderboard",
         f"{words(metric)} on {run.record.get('test_rows', 0):,} test rows with 95 % intervals over users; {run.better}",
@@ -43,19 +45,8 @@ def leaderboard(run: Run) -> Markup | None:
     return joined([tag("p", verdict(run)), plot, table(heads, rows), told])
 
 
-def _against(run: Run, name: str) -> list[Any]:
-    """How a line differs from the one that is served: value, interval, p value."""
-    found = run.lines[name].get("difference")
-    if found:
-        return [found["value"], tuple(found["interval"]), found["p_value"]]
-    for each in run.record.get("comparisons") or ():
-        if each["a"] == name:
-            return [each["value"], (each["low"], each["high"]), each["p_holm"]]
-    return [None, None, None]
-
-
 def verdict(run: Run) -> str:
-    """Whether the stack is worth having here, in a sentence."""
+    """Whether the stack is worth having here: by the task's main metric, then what the others say."""
     members = {name: line for name, line in run.lines.items() if name not in ("mean", "stack")}
     metric = run.metric
     if run.answer is None or metric is None or len(members) < 2:
@@ -63,24 +54,29 @@ def verdict(run: Run) -> str:
     members = {name: line for name, line in members.items() if line.get(metric) is not None}
     if not members:
         return f"The test rows do not tell which model is best: {words(metric)} is not defined on them."
-    sign = -1.0 if _metric_of_tests(run) in LOWER else 1.0
     best = max(members, key=lambda name: (-1.0 if metric in LOWER else 1.0) * float(members[name][metric]))
-    value, between, p = _against(run, best)
-    if value is None or between is None or between[0] is None:
-        return f"The best single model on the test rows is {best}."
+    said = [_said(run, best, each, found) for each, found in run.tests(best).items()]
+    if metric not in run.tests(best):
+        said.insert(
+            0, f"The best single model on the test rows is {best}, by {words(metric)}, of which nothing tells the interval."
+        )
+    return " ".join(said)
+
+
+def _said(run: Run, best: str, metric: str, found: tuple[float, tuple[float, float], float]) -> str:
+    """A sentence on one paired difference; short where the metric is not the main one."""
+    value, between, p = found
+    sign = -1.0 if metric in LOWER else 1.0
     low, high = sorted(sign * each for each in between)
-    what = f"({words(_metric_of_tests(run))} {value:+.4f}, 95 % {between[0]:+.4f} to {between[1]:+.4f}, p {p:.3g})"
+    what = f"({words(metric)} {value:+.4f}, 95 % {between[0]:+.4f} to {between[1]:+.4f}, p {p:.3g})"
+    if metric != run.metric:
+        more = f"{best} is better" if low > 0 else f"the {run.answer} is better" if high < 0 else "neither is better"
+        return f"By {words(metric)} {more} beyond the interval {what}."
     if low > 0:
         return f"{best} alone is better than the {run.answer} {what}: the simple model wins here."
     if high < 0:
         return f"The {run.answer} is better than {best}, the best of the others, beyond the interval {what}."
     return f"The {run.answer} and {best}, the best of the others, do not differ beyond the interval {what}."
-
-
-def _metric_of_tests(run: Run) -> str:
-    """What the paired tests compare by."""
-    found = [line["difference"]["metric"] for line in run.lines.values() if line.get("difference")]
-    return str(found[0]) if found else run.metric or ""
 
 
 def calibration(run: Run) -> Markup | None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from zoo.evaluation.kept import TestScores
 
-METRICS = ("ndcg@10", "auc", "log_loss")
-"""What a leaderboard is ordered by: the first that its lines have."""
+METRICS = ("ndcg@10", "log_loss", "auc")
+"""What tells which line is better: the first that the lines have. Stacks are chosen by the same."""
 LOWER = frozenset({"log_loss", "brier", "ece", "squared_error"})
 """Metrics of which less is better."""
 WORDS = {
@@ -66,6 +66,19 @@ class Run:
             ):
                 out |= {f"{name} {part}": lines for part, lines in found.items()}
         return out
+
+    def tests(self, name: str) -> dict[str, tuple[float, tuple[float, float], float]]:
+        """How a line differs from the one that is served: value, interval and p value by metric, the main one first."""
+        line = self.lines[name]
+        found: dict[str, Any] = dict(line.get("differences") or {})
+        if line.get("difference"):  # records of before lines were compared by more than one metric
+            found = {line["difference"]["metric"]: line["difference"]}
+        for each in self.record.get("comparisons") or ():
+            if each["a"] == name:
+                found = {str(self.metric): {**each, "interval": (each["low"], each["high"]), "p_value": each["p_holm"]}}
+        known = {m: d for m, d in found.items() if d["value"] is not None and d["interval"][0] is not None}
+        order = sorted(known, key=lambda metric: metric != self.metric)
+        return {m: (known[m]["value"], tuple(known[m]["interval"]), known[m]["p_value"]) for m in order}
 
     @property
     def better(self) -> str:
