@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.cache import Cache
+from zoo.errors import UsageError
 from zoo.evaluation import calibration, decision, reliability, threshold_of_capacity, threshold_of_costs
 from zoo.evaluation.drift import drift
 from zoo.evaluation.slices import by_slice, of_log
@@ -18,7 +19,7 @@ from zoo.finals import Chosen
 from zoo.fitting import Member, PluginSource, seen, silent
 from zoo.jobs import Executor
 from zoo.leaks import fits, look
-from zoo.plugin import Array, Examples, FeatureBatch, Progress, Split, TrainingData
+from zoo.plugin import Array, Examples, FeatureBatch, Progress, Split, Target, TrainingData
 from zoo.project import TaskSettings
 from zoo.recommender import Recommender
 from zoo.stacking import Ensemble, Fitted
@@ -27,6 +28,8 @@ from zoo.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from zoo.events.view import LogView
 
+ALONE = 0.5
+"""Share of instants with one row from which on rows are not of cuts, so that a number of rows at one instant means nothing."""
 TIMED = 256
 """Test rows that a member is timed on, in one call; the quicker of two."""
 
@@ -116,10 +119,31 @@ def calibrated(target: Array, scores: Array, groups: Array) -> dict[str, Any]:
     return plain
 
 
+def actionable(settings: TaskSettings, kind: Target, train: Examples) -> None:
+    """Raises UsageError for stated costs or a stated capacity that this task's rows give no meaning to."""
+    stated = {name: getattr(settings, name) for name in ("cost_ratio", "capacity") if getattr(settings, name) is not None}
+    if stated and kind.kind != "binary":
+        name, value = next(iter(stated.items()))
+        raise UsageError(
+            f"[tasks.{settings.name}] {name} is {value:g}, and the task is {kind.kind}: a threshold is chosen for questions of yes or "
+            "no; take it out"
+        )
+    capacity = stated.get("capacity", 0)
+    instants, counts = np.unique(train.time, return_counts=True)
+    alone = float(np.mean(counts == 1))
+    if capacity >= 1 and alone > ALONE:
+        raise UsageError(
+            f"[tasks.{settings.name}] capacity is {capacity:g} rows at one instant, and of {len(instants):,} instants of its training "
+            f"rows {alone:.0%} have one row alone; expected a share of rows below 1, such as capacity = 0.05, or a task with rows at cuts"
+        )
+
+
 def decisions(
     settings: TaskSettings, made: Chosen, train: Examples, test: TrainingData, scores: Array, groups: Array
 ) -> dict[str, Any]:
-    """What acting by the stated costs and capacity does on the test rows; the capacity's threshold comes from held-out training rows."""
+    """What acting by the stated costs and capacity does on the test rows; the capacity's threshold comes from held-out training rows: a
+    number of rows is that of one instant (the newest of them), a share is of them all. See ``actionable``.
+    """
     if test.kind.kind != "binary":
         return {}
     ratio, out = settings.cost_ratio, {}

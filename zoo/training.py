@@ -26,7 +26,7 @@ from zoo.features import Features
 from zoo.finals import Scores, choose
 from zoo.fitting import Member, PluginSource, silent
 from zoo.jobs import Executor, Serial
-from zoo.judging import calibrated, command, cost, decisions, judged, shares
+from zoo.judging import actionable, calibrated, command, cost, decisions, judged, shares
 from zoo.manager import Plugins
 from zoo.project import Project, TaskSettings
 from zoo.recommender import Recommender, fit_recommender, ranked, second_stage
@@ -177,6 +177,7 @@ def train(
     say(0.0, "examples")
     begin, end = (None if t is None else instant(t) for t in (test_start, test_end))
     rows = split(task, settings, view, begin, end, open_labels)
+    actionable(settings, task.target, rows.train)
     data, test = training_data(features, task, rows.train), training_data(features, task, rows.test)
     say(STEPS["features"], "features")
     work: dict[str, Any] = {"source": source, "executor": executor, "cache": cache}
