@@ -232,11 +232,25 @@ def test_the_policy_decides_by_row_where_the_treatment_harms_some():
 
 
 def test_treatment_that_features_tell_is_warned_of(found):
-    base = Base(LINEAR, found)
-    assert randomised(trial(), base).warning == ""
-    warning = randomised(trial(biased=True), base).warning
+    bases = [Base(LINEAR, found)]
+    assert randomised(trial(), bases).warning == ""
+    warning = randomised(trial(biased=True), bases).warning
     assert "not given at random" in warning
     assert "mail: AUC 0.8" in warning
+    assert "of linear" in warning
+
+
+def test_treatment_that_only_another_member_tells_is_warned_of(found):
+    """Mail went to customers of kind a with much and to those of kind b with little: no column alone tells of it."""
+    frame = table(n=1500)
+    odd = (frame["x"] > 0) == (frame["kind"] == "a")
+    sent = pl.Series(np.where(np.random.default_rng(3).random(1500) < 0.3 + 0.4 * odd.to_numpy(), "mail", "none"))
+    rows = trial_of(frame.with_columns(sent=sent), "sent", "visit", "none", ["id"])[0]
+    trees = Member("gbdt", "gbdt", {"num_trees": 20, "num_threads": 1, "min_data_in_leaf": 50, "feature_fraction": 1.0})
+    first, both = [Base(LINEAR, found)], [Base(LINEAR, found), Base(trees, found)]
+    assert randomised(rows, first, resamples=200).warning == ""
+    assert "of gbdt" in randomised(rows, both, resamples=200).warning
+    assert randomised(trial(n=1500), both, resamples=200).warning == ""
 
 
 def test_three_arms_are_compared_with_the_first_and_a_budget_is_kept():
@@ -253,6 +267,14 @@ def test_three_arms_are_compared_with_the_first_and_a_budget_is_kept():
     assert len(curve["gain"]) == 101
     assert record["warning"] == ""
     assert done.policy(rows.batch).shape == (2000, 2)
+
+
+def test_a_budget_is_of_the_rows_that_are_decided_on():
+    """Ten of forty rows to be decided on: choice and test contact a quarter of theirs."""
+    policy = study(trial(n=800), [LINEAR], budget=10, of_rows=40, resamples=20).record["policy"]
+    assert (policy["budget"], policy["share"]) == (10, 0.25)
+    assert 80 <= policy["values"]["best arm within the budget"]["contacted"] <= 100
+    assert study(trial(n=800), [LINEAR], budget=80, of_rows=40, resamples=20).record["policy"]["share"] == 1
 
 
 def test_a_budget_goes_to_those_who_gain_most_where_everybody_gains():
@@ -370,6 +392,7 @@ def test_the_command_warns_records_and_decides(tmp_path):
     assert "(chosen)" in shown.output
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["warning"]
+    assert record["policy"]["share"] == 10 / 50
     decided = pl.read_csv(tmp_path / "out.csv")
     assert decided["id"].to_list() == pl.read_parquet(tmp_path / "new.parquet")["id"].to_list()
     assert (decided["contact"] == "mail").sum() == record["scored"]["contacted"] <= 10

@@ -49,7 +49,12 @@ def uplift(
         list[str] | None,
         typer.Option(help="A model that learners stand on; may be repeated. Default: linear and gbdt.", metavar="MODEL"),
     ] = None,
-    budget: Annotated[int | None, typer.Option(help="Contact at most so many rows.", min=0, metavar="N")] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            help="Contact at most so many rows of --score, without it of FILE; tested on the same share.", min=0, metavar="N"
+        ),
+    ] = None,
     not_randomised: Annotated[
         bool, typer.Option("--not-randomised", help="Say that the treatment was not given at random.")
     ] = False,
@@ -95,6 +100,7 @@ def uplift(
             rows,
             [Member(name, name, seed=seed) for name in names],
             budget=budget,
+            of_rows=None if new is None else len(new),
             declared=False if not_randomised else None,
             seed=seed,
             source=PluginSource(own.without),
@@ -158,8 +164,8 @@ def _answer(own: State, as_json: bool, document: Mapping[str, Any]) -> None:
         title = f"{document['outcome']} a row by policy, {document['test_rows']:,} rows; effects by {policy['chosen']}"
         console.print(table(title, ["policy", "contacted", "value", "95 %", "p against reference"], rows))
         facts = {"rows to choose, to test": f"{document['rows']:,}, {document['test_rows']:,}"}
-        told = {arm: each["interval"] for arm, each in document["randomised"]["auc"].items()}
-        facts["treatment told by features"] = "; ".join(f"{arm}: AUC {a:.3f} to {b:.3f}" for arm, (a, b) in told.items())
+        told = document["randomised"]["auc"].items()
+        facts["treatment told by features"] = "; ".join(f"{arm}: AUC {_each(by)}" for arm, by in told)
         if document["left_out"]:
             facts["no features"] = ", ".join(document["left_out"])
         if "scored" in document:
@@ -167,6 +173,10 @@ def _answer(own: State, as_json: bool, document: Mapping[str, Any]) -> None:
         console.print(pairs("", facts))
 
     own.answer(as_json, document, human)
+
+
+def _each(by: Mapping[str, Any]) -> str:
+    return ", ".join("{} {:.3f} to {:.3f}".format(name, *line["interval"]) for name, line in by.items())
 
 
 def _interval(each: Mapping[str, Any]) -> list[Any]:

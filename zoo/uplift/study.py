@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from zoo.errors import UsageError
-from zoo.evaluation import evaluate
+from zoo.evaluation import compare
 from zoo.evaluation.bootstrap import Difference, Estimate
 from zoo.evaluation.uplift import best_arms, compare_qini, evaluate_qini, policy_values, qini_curve
 from zoo.fitting import Member, PluginSource, silent
@@ -24,6 +24,8 @@ LEAST = 50
 SOME = 10
 """Outcomes other than 0 among them: fewer are in no part of a cross-fitting."""
 RESPONSE = "response:"
+SURE = 0.05
+"""Chance, at most, of being told that a trial is none although it is one, for each arm."""
 
 
 @dataclass(frozen=True)
@@ -36,41 +38,54 @@ class Study:
 
 @dataclass(frozen=True)
 class Randomised:
-    """How well features tell who was treated, on held-out rows. auc: by arm; its whole interval above 0.5 says: not at random."""
+    """How well features tell who was treated, on held-out rows: by arm and by the model that tries, the AUC and the p value of its being
+    0.5. Where one is above 0.5, with ``SURE`` shared out among the models (Bonferroni), treatment was not given at random."""
 
-    auc: Mapping[str, Estimate]
+    auc: Mapping[str, Mapping[str, tuple[Estimate, float]]]
 
     @property
-    def told(self) -> list[str]:
-        return [arm for arm, each in self.auc.items() if each.low > 0.5]
+    def told(self) -> dict[str, tuple[str, Estimate]]:
+        """Arm -> the model that tells best, and its AUC."""
+        out = {}
+        for arm, by in self.auc.items():
+            above = {name: auc for name, (auc, p) in by.items() if auc.value > 0.5 and p * len(by) < SURE}
+            if above:
+                out[arm] = max(above.items(), key=lambda each: each[1].value)
+        return out
 
     @property
     def warning(self) -> str:
         """Empty where there is nothing to warn of."""
         if not self.told:
             return ""
-        seen = "; ".join(f"{arm}: AUC {self.auc[arm]}" for arm in self.told)
+        seen = "; ".join(f"{arm}: AUC {auc} of {name}" for arm, (name, auc) in self.told.items())
         return (
             f"treatment was not given at random: features tell who was treated ({seen}). Uplift, Qini and policy values below are then "
             "differences between unlike customers. Leave out columns that became known after the treatment, or run a randomised trial"
         )
 
 
-def randomised(rows: Trial, base: Base, *, folds: int = 5, seed: int = 0, resamples: int = 500) -> Randomised:
-    """Whether treatment can be predicted from features: each arm against the first, every row scored by a model of other rows."""
+def randomised(rows: Trial, bases: Sequence[Base], *, folds: int = 5, seed: int = 0, resamples: int = 500) -> Randomised:
+    """Whether treatment can be predicted from features: each arm against the first, every row scored by models of other rows.
+
+    bases: each tries, for what a straight line does not see trees may.
+    """
     found = {}
     for arm in range(1, len(rows.arms)):
         pair = rows.against(arm)
         whose = np.arange(len(pair)) if pair.users is None else np.unique(pair.users, return_inverse=True)[1]
         part = (np.random.default_rng([seed, arm]).permutation(whose.max() + 1) % folds)[whose]
-        score = np.zeros(len(pair))
-        for number in range(folds):
-            inside, outside = np.flatnonzero(part != number), np.flatnonzero(part == number)
-            model = base.fit(pair.batch.take(inside), pair.arm[inside].astype(np.float64))
-            score[outside] = model(pair.batch.take(outside))
-        found[rows.arms[arm]] = evaluate(
-            pair.arm.astype(np.float64), score, groups=pair.users, cuts=part, metrics=["auc"], resamples=resamples, seed=seed
-        )["auc"]
+        treated, chance, by = pair.arm.astype(np.float64), np.zeros(len(pair)), {}
+        for base in bases:
+            score = np.zeros(len(pair))
+            for number in range(folds):
+                inside, outside = np.flatnonzero(part != number), np.flatnonzero(part == number)
+                model = base.fit(pair.batch.take(inside), treated[inside])
+                score[outside] = model(pair.batch.take(outside))
+            how: dict[str, Any] = {"groups": pair.users, "cuts": part, "resamples": resamples, "seed": seed}
+            apart = compare(treated, score, chance, metric="auc", **how)  # that of equal scores is 0.5 in every resample
+            by[base.member.name] = Estimate(0.5 + apart.value, 0.5 + apart.low, 0.5 + apart.high), apart.p_value
+        found[rows.arms[arm]] = by
     return Randomised(found)
 
 
@@ -79,6 +94,7 @@ def study(
     members: Sequence[Member],
     *,
     budget: int | None = None,
+    of_rows: int | None = None,
     declared: bool | None = None,
     seed: int = 0,
     resamples: int = 1000,
@@ -88,7 +104,8 @@ def study(
 ) -> Study:
     """Choose on one half of the rows, test on the other, then fit what was chosen on all.
 
-    budget: of all the rows, how many may be contacted; the test half is given its share. declared: what the caller says of the
+    budget: of ``of_rows`` rows that are to be decided on (None: of all these), how many may be contacted; choice and test are within the
+    same share of their rows. declared: what the caller says of the
     treatment; False is warned of like a failed test. Raises UsageError for arms of too few rows.
     """
     for arm, name in enumerate(rows.arms):
@@ -99,10 +116,10 @@ def study(
                 f"arm {name!r} has {some} rows with an outcome; expected at least {SOME}: wait for more, or leave it out"
             )
     plugins, of = source.load(), candidates(members)
-    check = randomised(rows, Base(members[0], plugins), seed=seed)
+    check = randomised(rows, [Base(member, plugins) for member in members], seed=seed)
     half = dealt(rows, 2, np.random.default_rng([seed, 7]))
     train, test = (rows.take(np.flatnonzero(half == side)) for side in (0, 1))
-    share = None if budget is None else budget / len(rows)
+    share = None if budget is None else min(1.0, budget / max(1, len(rows) if of_rows is None else of_rows))
     values = cross_fitted(
         of, train, seed=seed, share=share, source=source, executor=executor, progress=lambda d, t: progress(0.8 * d, t)
     )
@@ -125,10 +142,16 @@ def study(
         "test_rows": len(test),
         "arms": {name: int((rows.arm == arm).sum()) for arm, name in enumerate(rows.arms)},
         "features": list(rows.batch.names),
-        "randomised": {"declared": declared, "auc": {arm: _estimate(each) for arm, each in check.auc.items()}},
+        "randomised": {
+            "declared": declared,
+            "auc": {
+                arm: {name: {**_estimate(auc), "p_value": _finite(p)} for name, (auc, p) in by.items()}
+                for arm, by in check.auc.items()
+            },
+        },
         "warning": warning,
         "uplift": board,
-        "policy": {"chosen": policy.chosen, "budget": budget, "values": worth},
+        "policy": {"chosen": policy.chosen, "budget": budget, "share": share, "values": worth},
     }
     progress(0.9, "fitting on all rows")
     return Study(record, fit(_with_parts(of, policy.chosen), rows, plugins)[policy.chosen])
