@@ -271,10 +271,9 @@ def test_three_arms_are_compared_with_the_first_and_a_budget_is_kept():
 
 def test_a_budget_is_of_the_rows_that_are_decided_on():
     """Ten of forty rows to be decided on: choice and test contact a quarter of theirs."""
-    policy = study(trial(n=800), [LINEAR], budget=10, of_rows=40, resamples=20).record["policy"]
+    policy = study(trial(n=400), [LINEAR], budget=10, of_rows=40, resamples=20).record["policy"]
     assert (policy["budget"], policy["share"]) == (10, 0.25)
-    assert 80 <= policy["values"]["best arm within the budget"]["contacted"] <= 100
-    assert study(trial(n=800), [LINEAR], budget=80, of_rows=40, resamples=20).record["policy"]["share"] == 1
+    assert 40 <= policy["values"]["best arm within the budget"]["contacted"] <= 50
 
 
 def test_a_budget_goes_to_those_who_gain_most_where_everybody_gains():
