@@ -14,14 +14,14 @@ import pytest
 from shop import Shop
 
 from zoo.cli import app as application
-from zoo.contract import Array, Artefact, Column, Contributions, FeatureBatch, Target
+from zoo.contract import Array, Artefact, Column, Contributions, FeatureBatch, Target, TrainingData
 from zoo.errors import UsageError
-from zoo.explaining import EXACT, Explanation, account, explain, importance, rates, shapley
-from zoo.fitting import Averaged
+from zoo.explaining import EXACT, Explanation, account, columns_of, explain, importance, rates, shapley
+from zoo.fitting import Averaged, Member
 from zoo.manager import plugins
 from zoo.predictor import Predictor
 from zoo.project import Project
-from zoo.stacking import Ensemble, Fitted
+from zoo.stacking import Ensemble, Fitted, fit_members
 from zoo.training import train
 from zoo.vocabulary import Vocabulary
 
@@ -135,6 +135,30 @@ def test_columns_of_a_model_that_says_nothing_are_left_out_one_at_a_time() -> No
     assert one.raw == pytest.approx(0.625, abs=1e-5)
     assert one.score == pytest.approx(1 / (1 + math.exp(-0.625)), abs=1e-6)
     assert one.output is None
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_trees_for_several_classes_are_told_in_scores_before_the_softmax(classes: int) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=300)
+    block = {"x": Column(x), "noise": Column(rng.normal(size=300))}
+    rows = FeatureBatch({"user": block}, {"user": np.arange(300, dtype=np.int32)}, np.arange(300), np.arange(300) - 1)
+    kind = Target("binary") if classes == 2 else Target("multiclass", ("a", "b", "c"))
+    target = np.digitize(x + rng.normal(size=300), [0] if classes == 2 else [-0.5, 0.5]).astype(np.float64)
+    params = {"num_trees": 10, "num_threads": 1, "min_data_in_leaf": 5, "feature_fraction": 1.0}
+    [trees] = fit_members([Member("gbdt", "gbdt", params)], TrainingData(rows, target, np.ones(300), np.arange(300), kind))
+    how, names, values = columns_of(trees, rows, kind)
+    said = account(trees.fitted, rows)
+    assert said is not None
+    assert set(names) == {"x", "noise"}
+    raw, p = said.base + values.sum(axis=2), trees.fitted.predict(rows).astype(np.float64)
+    if classes == 2:
+        assert how == "TreeSHAP"
+        np.testing.assert_allclose(raw, np.log(p) - np.log(1 - p), atol=1e-4)
+    else:
+        assert how == "TreeSHAP, of scores before the softmax"
+        np.testing.assert_allclose(raw - raw[:, :1], np.log(p) - np.log(p[:, :1]), atol=1e-4)
+        assert np.abs(raw - (np.log(p) - np.log(1 - p))).max() > 0.1  # no log-odds
 
 
 def test_events_are_left_out_one_at_a_time_for_the_stack_and_each_member() -> None:

@@ -30,11 +30,14 @@ BUDGET = 5.0
 KEPT = 30
 """Columns of a member that importance keeps."""
 SHAP, OWN, LEFT_OUT = "TreeSHAP", "the model's own account", "leaving out one column at a time"
+SOFTMAX = "TreeSHAP, of scores before the softmax"
+"""Of trees for several classes: a class's score there is no log-odds, for adding the same to all classes changes nothing."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Of one row and one output. Everything is on the scale of ``raw``: log-odds of probabilities, the value itself of values.
+    """Of one row and one output. Everything is on the scale of ``raw``, log-odds of probabilities, the value itself of values, but for
+    columns of which ``how`` says another one.
 
     members: name -> how much it moved the stack; they sum to ``raw - base``, base being the stack's answer where every member gives
     the base rate. features: member -> (column, how much it moved that member's own raw score), the strongest first. how: member ->
@@ -86,12 +89,12 @@ def explain(
     scores = ensemble.member_scores(batch)
     final = ensemble.combine(batch, scores)
     asked = final.argmax(axis=1) if output is None else np.full(len(batch), output)
-    rows, scale = np.arange(len(batch)), _scale(ensemble)
+    rows, scale = np.arange(len(batch)), _scale(ensemble.target)
     raw = scale(final)[rows, asked]
     base, moved = shapley(ensemble, batch, scores, rates)
     left = _without_events(ensemble, batch, sequences, events)
     known = ensemble.vocabulary.apply(batch)
-    found = {m.name: columns_of(m, known, scale) for m in ensemble.members}
+    found = {m.name: columns_of(m, known, ensemble.target) for m in ensemble.members}
     outputs = ensemble.target.classes or ensemble.target.horizons
     out = []
     for row, k in enumerate(asked.tolist()):
@@ -109,7 +112,7 @@ def explain(
                 features,
                 {name: how for name, (how, _, _) in found.items()},
                 _events(batch, left, row, k, raw[row], scale(scores)[row, :, k], ensemble.members, scale),
-                units="log-odds" if _odds(ensemble) else "value",
+                units="log-odds" if _odds(ensemble.target) else "value",
             )
         )
     return out
@@ -132,7 +135,7 @@ def importance(ensemble: Ensemble, batch: FeatureBatch, rates: Array) -> dict[st
     member that does not explain itself as many rows as ``BUDGET`` allows, none where it allows fewer than five.
     """
     rows = np.sort(np.random.default_rng(0).permutation(len(batch))[:SAMPLE])
-    batch, scale = batch.take(rows).compact(), _scale(ensemble)
+    batch = batch.take(rows).compact()
     _, moved = shapley(ensemble, batch, ensemble.member_scores(batch), rates)
     strength = np.abs(moved).mean(axis=(0, 2)) if len(batch) else np.zeros(len(ensemble.members))
     known = ensemble.vocabulary.apply(batch)
@@ -148,7 +151,7 @@ def importance(ensemble: Ensemble, batch: FeatureBatch, rates: Array) -> dict[st
             if len(own) < min(5, len(known)):
                 features[member.name] = {"how": f"not measured: a row takes {each:.1f} s", "rows": 0, "columns": {}}
                 continue
-        how, names, values = columns_of(member, own, scale)
+        how, names, values = columns_of(member, own, ensemble.target)
         mean = np.abs(values).mean(axis=(0, 1)) if len(own) else np.zeros(len(names))
         order = np.argsort(-mean, kind="stable")[:KEPT]
         features[member.name] = {
@@ -185,7 +188,7 @@ def shapley(ensemble: Ensemble, batch: FeatureBatch, scores: Array, rates: Array
     A member that is left out of a coalition says the base rate. scores: float32 (n, members, k). rates: (k,).
     """
     n, m, k = scores.shape
-    scale, silent = _scale(ensemble), np.broadcast_to(rates.astype(np.float32), scores.shape)
+    scale, silent = _scale(ensemble.target), np.broadcast_to(rates.astype(np.float32), scores.shape)
     known: dict[tuple[bool, ...], Array] = {}
 
     def value(inside: tuple[bool, ...]) -> Array:
@@ -214,12 +217,16 @@ def shapley(ensemble: Ensemble, batch: FeatureBatch, scores: Array, rates: Array
     return value(nobody), moved
 
 
-def columns_of(member: Fitted, known: FeatureBatch, scale: Any) -> tuple[str, tuple[str, ...], Array]:
-    """How a member's columns were weighed, their names, and float64 (n, k, columns), for a batch in the member's codes."""
-    batch = known.select(member.inputs)
+def columns_of(member: Fitted, known: FeatureBatch, target: Target) -> tuple[str, tuple[str, ...], Array]:
+    """How a member's columns were weighed, their names, and float64 (n, k, columns), for a batch in the member's codes.
+
+    A model's own account is on its own scale; what is left out is measured in log-odds of probabilities.
+    """
+    batch, scale = known.select(member.inputs), _scale(target)
     said = account(member.fitted, batch)
     if said is not None:
-        return (SHAP if member.model == "gbdt" else OWN), said.names, said.values
+        trees = SOFTMAX if target.kind == "multiclass" else SHAP
+        return (trees if member.model == "gbdt" else OWN), said.names, said.values
     whole = scale(member.fitted.predict(batch))
     names, values = [], []
     for name, changed in _blanked(batch):
@@ -247,14 +254,14 @@ def account(fitted: FittedModel, batch: FeatureBatch) -> Contributions | None:
     return Contributions(names, values, base)
 
 
-def _odds(ensemble: Ensemble) -> bool:
+def _odds(target: Target) -> bool:
     """Whether its scores are probabilities."""
-    return ensemble.target.kind in ("binary", "multiclass")
+    return target.kind in ("binary", "multiclass")
 
 
-def _scale(ensemble: Ensemble) -> Any:
+def _scale(target: Target) -> Any:
     """From scores to where contributions add up: log-odds of probabilities, values as they are."""
-    return logits if _odds(ensemble) else lambda scores: np.asarray(scores, np.float64)
+    return logits if _odds(target) else lambda scores: np.asarray(scores, np.float64)
 
 
 # Leaving out

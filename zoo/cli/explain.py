@@ -15,7 +15,7 @@ from zoo.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-UNITS = "Amounts are log-odds for probabilities, the value itself for values."
+UNITS = "Amounts are log-odds for probabilities, the value itself for values; columns by scores before the softmax are in those."
 
 
 def explain(
