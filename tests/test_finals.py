@@ -138,11 +138,16 @@ def test_nothing_later_reaches_a_held_out_score():
 def test_a_member_that_does_not_earn_its_cost_is_left_out():
     given = scores_of(0.5, 0.5, 0.5)
     cost = {"m0": 0.01, "m1": 0.01, "m2": 50.0}
-    assert choose(given, "logistic", cost=cost).members == ("m0", "m1", "m2")
+    free = choose(given, "logistic", cost=cost)
+    assert free.members == ("m0", "m1", "m2")
     made = choose(given, "logistic", price=0.001, cost=cost)
     assert made.members == ("m0", "m1")
     assert "costs 50 ms a row" in made.record["dropped"]["m2"]
     assert "m2" not in made.final.fitted.members
+    alone = replace(given, oof=given.oof.only(["m0", "m1"]))  # the loss of what stays, beside that of all members
+    assert made.record["kept_log_loss"] == pytest.approx(choose(alone, "logistic").record["log_loss"]["logistic"], abs=1e-12)
+    assert made.record["kept_log_loss"] > made.record["log_loss"]["logistic"]
+    assert "kept_log_loss" not in free.record
     needed = choose(given, "logistic", price=0.001, cost=cost, keep=["m2"])
     assert "m2" in needed.members
     dear = choose(given, "logistic", price=1.0, cost=dict.fromkeys(cost, 100.0))

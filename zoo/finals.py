@@ -57,7 +57,8 @@ BLOCKS = 4
 @dataclass(frozen=True)
 class Chosen:
     """final, calibrator: fitted on all out-of-fold rows. members: those that stay. held_out: float64 (n, k), the calibrated stack's scores
-    of rows that it was not fitted on, NaN where there are none. record: what was compared, JSON-ready.
+    of rows that it was not fitted on, NaN where there are none. record: what was compared, JSON-ready: ``log_loss`` of each final model
+    with all members, on later rows, and where some were left out ``kept_log_loss``, of the chosen one without them, on the same rows.
     """
 
     final: Fitted
@@ -171,6 +172,9 @@ def choose(
         total = float(scores.data.weight[later].sum())
         record |= {"rows": len(later), "log_loss": {name: float(each.sum()) / total for name, each in loss.items()}}
     scores, dropped, held_out = _pruned(scores, picked, blocks, forward.get(picked), price, cost, keep)
+    if dropped and held_out is not None:  # what was compared above was fitted on them all
+        later = np.concatenate([rows for _, rows in blocks])
+        record["kept_log_loss"] = float(_losses(scores, held_out, later).sum()) / float(scores.data.weight[later].sum())
     fitted = scores.fit(picked)
     kind, curve, held_out, compared = _calibrated(scores, held_out, blocks, calibration)
     record = {"chosen": picked, **record, "seconds": perf_counter() - started}

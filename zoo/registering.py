@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,8 @@ def registered(
     folds: Sequence[tuple[Array, Array]],
     run: str,
 ) -> Version:
-    """The version that a run is: a new one, or the newest where it is the same content from the same everything.
+    """The version that a run is: a new one, or the newest where it is the same content from the same everything, and the run tried no
+    guard against leaks that the version's record lacks.
 
     spares: what is answered while members are lost. run: a digest of what the members scored. Raises FeatureError where identifiers that
     the model knows were forgotten since the view was opened.
@@ -69,10 +70,16 @@ def registered(
             newest
             and newest[0].status == "ready"
             and all(newest[0].lineage.get(name) == plain[name] for name in plain if name != "git")
+            and tried(record) <= tried(newest[0].metrics)
         )
         if same and newest[0].digest == registry.artefacts.write(artefact):
             return newest[0]
         return registry.register(settings.name, artefact, record, lineage)
+
+
+def tried(record: Mapping[str, Any]) -> set[str]:
+    """The guards against leaks that a run tried."""
+    return {each["guard"] for each in record.get("guards", ()) if each.get("tried", True)}
 
 
 def _commit(root: Path) -> str | None:

@@ -31,6 +31,8 @@ def weights(run: Run) -> Markup | None:
         parts += [tag("p", told), table(["final model", "log-loss"], losses)]
     if final.get("dropped"):
         parts.append(table(["member left out", "why"], list(final["dropped"].items())))
+        if final.get("kept_log_loss") is not None:
+            parts.append(tag("p", f"Log-loss of {final['chosen']} without them, on the same rows: {final['kept_log_loss']:.4f}."))
     return joined(parts)
 
 
