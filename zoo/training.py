@@ -34,6 +34,7 @@ from zoo.registering import registered
 from zoo.registry import Registry, Version
 from zoo.reranking import DEPTH
 from zoo.stacking import Ensemble, fit_members, out_of_fold, plain_mean
+from zoo.tasks.moments import TEST_SHARE
 from zoo.tasks.settings import duration, instant
 from zoo.vocabulary import Vocabulary
 
@@ -71,7 +72,8 @@ class Trained:
 def split(
     task: Task, settings: TaskSettings, view: LogView, test_start: int | None, test_end: int | None, open_labels: bool = False
 ) -> Split:
-    """Draw a task's rows on both sides of ``test_start`` (default: the newest instant whose labels are all known).
+    """Draw a task's rows on both sides of ``test_start`` (default: of cuts the newest one whose labels are all known, of other rows
+    the newest fifth of those at such instants).
 
     open_labels: keep test rows whose label is not yet certain when the log ends, with the label seen so far.
     The gap between the last label of training and the first test row is one label window (``horizon``), or ``settings.gap``.
@@ -94,8 +96,12 @@ def split(
             raise UsageError(
                 f"no row of {settings.name} has a known label yet: the log ends before the first label window closes"
             )
-        origins = min(int(own.get("origins", 1)), len(known))
-        test_start, test_end = int(known[-origins]), int(known[-1]) + 1 if test_end is None else test_end
+        if hasattr(module, "span"):
+            test_start = int(known[-min(int(own.get("origins", 1)), len(known))])
+        else:
+            times = np.sort(rows.time[np.isin(rows.time, known)])
+            test_start = int(times[int((1 - TEST_SHARE) * len(times))])
+        test_end = int(known[-1]) + 1 if test_end is None else test_end
     train = task.examples(view, own, begin, test_start)
     window = module.window(own) if hasattr(module, "window") else 0
     gap = window if settings.gap is None else duration(settings.gap)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -103,7 +104,9 @@ def train(
         if trained.record.get("final"):
             for line in of_stack(trained.record):
                 console.print(line)
-        console.print(f"{trained.record.get('rows', 0):,} rows to train on, {trained.record.get('test_rows', 0):,} to test on")
+        console.print(
+            f"{trained.record.get('rows', 0):,} rows to train on, {trained.record.get('test_rows', 0):,} to test on, {at(trained.test)}"
+        )
         if (few := too_few(trained.test)) is not None:
             console.print(few)
         if trained.record.get("reused"):
@@ -121,6 +124,19 @@ def train(
             console.print(f"registered as {version.reference}. Make it the one that answers: zoo promote {version.reference}")
 
     own.answer(as_json, document, human)
+
+
+def at(test: TrainingData) -> str:
+    """When test rows stand, and that one instant says little of others."""
+    import numpy as np
+
+    instants = np.unique(test.time)
+    first, last = (datetime.fromtimestamp(int(each) / 1e6, UTC).isoformat(" ", "minutes") for each in (instants[0], instants[-1]))
+    if len(instants) > 1:
+        return f"at {len(instants):,} instants from {first} to {last}"
+    return (
+        f"all at {first}: another instant may tell otherwise, see --test-start and --test-end (of churn also origins in zoo.toml)"
+    )
 
 
 def too_few(test: TrainingData) -> str | None:
@@ -172,6 +188,8 @@ def of_stack(record: Mapping[str, Any]) -> Iterator[str]:
     )
     for member, why in final.get("dropped", {}).items():
         yield f"{member} is left out: {why}"
+    if final.get("kept_log_loss") is not None:
+        yield f"without what is left out, {final['chosen']} has log-loss {cell(final['kept_log_loss'])} on the same rows"
     if not record.get("refit", True):
         yield "members are those that scored the newest fold (refit = false)"
     mapped = final["calibration"]

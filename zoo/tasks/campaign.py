@@ -21,7 +21,7 @@ def examples(view: LogView, settings: Mapping[str, Any], start: int, end: int) -
     """Rows (user, campaign) at the time the user received the campaign, ``start <= time < end``.
 
     The target is 1 where an event of type ``response`` with the same campaign_id follows before the campaign's end (``ends`` in the
-    campaigns table, microseconds UTC), or within ``within`` where there is no such table. A row is known at that end.
+    campaigns table, microseconds UTC), or within ``within`` where there is none. A row is known at that end.
     """
     chosen = known("campaign", settings, DEFAULTS)
     types = view.event_types()
@@ -63,7 +63,8 @@ def _ends(view: LogView, campaign: np.ndarray, times: np.ndarray, within: int) -
     table = view.log.read_table("campaigns")
     if "ends" not in table.column_names:
         return times + within
-    ends = dict(zip(table["campaign_id"].to_pylist(), np.asarray(table["ends"]).astype(np.int64)))
+    known = table.filter(table["ends"].is_valid())
+    ends = dict(zip(known["campaign_id"].to_pylist(), np.asarray(known["ends"]).astype(np.int64)))
     return np.array([ends.get(int(c), t + within) for c, t in zip(campaign, times)], np.int64)
 
 
