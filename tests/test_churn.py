@@ -164,3 +164,27 @@ def test_a_run_tells_horizons_apart_and_shows_the_baselines(trained_shop, tmp_pa
     rows = [{"user_id": user, "days": days} for days in (14.0, 28.0) for user in range(1, 41)]
     near, far = np.split(np.array(Predictor.load("several@1", repo=copy.root).predict(rows)["score"]), 2)
     assert near.mean() > far.mean()
+
+
+def test_a_run_of_hazards_gives_survival_that_falls(trained_shop, tmp_path):
+    from zoo.manager import plugins
+    from zoo.project import Project
+    from zoo.training import train
+
+    project = Project.open(trained_shop.copy(tmp_path / "shop").root)
+    table = project.task("churn")
+    own = {name: value for name, value in table.own.items() if name != "horizon"}
+    own |= {"horizons": ["7d", "14d", "28d"], "hazard": True, "every": "14d"}
+    hazard = replace(table, name="hazard", members=("gbdt",), own=own, params={"gbdt": {**table.params["gbdt"], "num_trees": 10}})
+    done = train(replace(project, tasks={"hazard": hazard}), "hazard", plugins=plugins(), register=False)
+    assert set(done.record["days"]) == {"7", "14", "28"}
+    assert set(done.record["baselines"]) == set(btyd.MODELS)
+    assert "facts" not in done.record or not done.record["facts"]
+    rows, stack = done.rows, done.scores["stack"][:, 0]
+    users = np.intersect1d(*(rows.keys["user_id"][rows.keys["days"] == days] for days in (7, 28)))
+    assert len(users) > 5
+    hazards = np.stack([[stack[(rows.keys["user_id"] == u) & (rows.keys["days"] == d)][0] for d in (7, 14, 28)] for u in users])
+    kept = churn.survival(hazards)
+    assert (np.diff(kept, axis=1) <= 0).all()
+    assert (kept[:, -1] > 0).all()
+    assert ((hazards > 0) & (hazards < 1)).all()

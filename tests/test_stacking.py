@@ -13,14 +13,17 @@ from zoo.artefacts import ArtefactStore
 from zoo.cache import Cache, data_digest
 from zoo.errors import ArtefactError, UsageError
 from zoo.evaluation import evaluate
-from zoo.fitting import checked
+from zoo.fitting import Averaged, checked, load_fitted
 from zoo.folds import forward_chaining
 from zoo.jobs import JobError, Processes
 from zoo.logistic import Logistic
 from zoo.manager import installed
 from zoo.plugin import Artefact, Catalogue, Column, FeatureBatch, PluginError, Target, TrainingData, hookimpl
+from zoo.project import Project
 from zoo.stacking import Ensemble, Member, PluginSource, fit_members, out_of_fold, plain_mean, stack
 from zoo.testing import Echo
+from zoo.training import members_of
+from zoo.vocabulary import Vocabulary
 
 DAY = 86_400_000_000
 OTHERS = tuple(found.name for found in installed() if found.distribution != "feature-zoo")
@@ -536,3 +539,30 @@ def test_folds_that_are_not_honest_are_refused(broken):
 def test_scores_that_break_the_contract_are_named(scores, words):
     with pytest.raises(PluginError, match=f"gru gave .*{words}"):
         checked(scores, 3, Target(), "gru")
+
+
+def test_seeds_and_bagging_of_zoo_toml_average_models_of_their_own_rows(tmp_path):
+    (tmp_path / "zoo.toml").write_text(
+        '[tasks.churn]\nmembers = ["gbdt", "linear"]\nseeds = { gbdt = 3 }\nbagging = 0.5\n[tasks.churn.params.gbdt]\nnum_trees = 5\n'
+    )
+    members = members_of(Project.open(tmp_path).task("churn"))
+    assert [(m.name, m.seeds, m.bagging) for m in members] == [("gbdt", 3, 0.5), ("linear", 1, 0.5)]
+    data = shop(300)
+    several, single = fit_members(members, data, source=PluginSource())
+    found, vocabulary = PluginSource().load(), Vocabulary.of(data)
+    batch = vocabulary.apply(data.batch)
+
+    def alone(member, number):
+        """The model fitted on half of the rows, drawn by its number."""
+        rows = np.sort(np.random.default_rng([member.seed, number]).permutation(300)[:150])
+        model, params = member.resolve(found, data.kind)
+        part = replace(data.take(rows), batch=batch.take(rows))
+        return model.plugin.fit(part, params=params, seed=member.seed + number, progress=lambda *_: None).predict(batch)
+
+    assert isinstance(several.fitted, Averaged)
+    each = [alone(members[0], number) for number in range(3)]
+    assert not np.array_equal(each[0], each[1])
+    np.testing.assert_allclose(several.fitted.predict(batch), np.mean(each, axis=0), atol=1e-6)
+    np.testing.assert_allclose(single.fitted.predict(batch), alone(members[1], 0), atol=1e-6)
+    again = load_fitted(found.models["gbdt"].plugin, several.fitted.save())
+    np.testing.assert_array_equal(again.predict(batch), several.fitted.predict(batch))

@@ -23,8 +23,9 @@ from zoo.manager import Plugins, plugins
 from zoo.plugin import hookimpl
 from zoo.project import Project
 from zoo.registry import Registry
-from zoo.tasks import churn
-from zoo.training import split, train, training_data
+from zoo.stacking import Ensemble, out_of_fold
+from zoo.tasks import behaviour, campaign, churn
+from zoo.training import members_of, split, train, training_data
 
 CUT = START + 120 * DAY
 
@@ -78,6 +79,16 @@ def test_without_a_test_start_the_newest_rows_whose_labels_are_all_known_are_the
     assert end is not None
     assert (rows.test.known_at <= end + 1).all()
     assert rows.test.time.min() == rows.test.time.max() > end - (14 + 7) * DAY
+
+
+def test_without_a_test_start_a_campaign_is_tested_on_the_newest_fifth_of_its_rows(project: Project, features: Features) -> None:
+    """One campaign may be unlike the others."""
+    rows = split(campaign.TASK, project.task("campaign"), features.reader.view(), None, None)
+    whole = campaign.examples(features.reader.view(), project.task("campaign").own, 0, START + 1_000 * DAY)
+    known = whole.time[whole.known_at <= features.reader.view().end + 1]
+    assert len(np.unique(rows.test.time)) == 2  # of ten campaigns
+    assert 0.2 <= len(rows.test) / len(known) < 0.4
+    assert rows.test.time.max() == known.max()
 
 
 def test_no_rows_to_train_on_is_said_with_what_to_do(project: Project, features: Features) -> None:
@@ -264,6 +275,22 @@ def test_a_second_run_reuses_every_fit_and_registers_nothing(trained_shop: Shop,
         assert [v.reference for v in registry.versions("churn")] == ["churn@1"]
 
 
+def test_guards_that_are_asked_for_later_are_kept(
+    trained_shop: Shop, found: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Project.open(trained_shop.copy(tmp_path / "shop").root)
+    monkeypatch.setattr("zoo.leaks.PATIENCE", 0.0)
+    first = train(own, "churn", plugins=found, members=["gbdt"])
+    asked = [train(own, "churn", plugins=found, members=["gbdt"], check_leaks=True) for _ in range(2)]
+    versions = [each.version for each in (first, *asked)]
+    assert [v and v.reference for v in versions] == ["churn@2", "churn@3", "churn@3"]
+    kept = [{g["guard"]: g["tried"] for g in v.metrics["guards"]}["canary"] for v in versions if v is not None]
+    assert kept == [False, True, True]
+    again = train(own, "churn", plugins=found, members=["gbdt"]).version
+    assert again is not None
+    assert again.reference == "churn@3"
+
+
 def test_a_further_member_costs_its_own_fits_only(trained_shop: Shop, found: Plugins, tmp_path: Path) -> None:
     copy = trained_shop.copy(tmp_path / "shop")
     path = copy.root / "zoo.toml"
@@ -290,6 +317,55 @@ def test_chosen_members_are_trained_without_registering(project: Project, found:
     assert trained.version is None
     assert list(trained.record["members"]) == ["gbdt"]
     assert set(trained.scores) == {"gbdt", "mean", "stack"}
+
+
+def test_without_refit_members_stay_as_they_scored_the_newest_block_and_decisions_are_kept(
+    trained_shop: Shop, found: Plugins, tmp_path: Path
+) -> None:
+    project = Project.open(trained_shop.copy(tmp_path / "shop").root)
+    settings = replace(project.task("churn"), refit=False, cost_ratio=2.0, capacity=0.25)
+    done = train(replace(project, tasks={"churn": settings}), "churn", plugins=found, members=["gbdt"], register=False)
+    rows = split(churn.TASK, settings, Features.open(project.root).reader.view(), None, None).train
+    train_rows, newest = found.folds(done.data, rows.known_at, settings.folds, settings.seed)[-1]
+    oof = out_of_fold(members_of(settings, ["gbdt"]), done.data, [(train_rows, newest)])
+    assert isinstance(done.ensemble, Ensemble)
+    scores = done.ensemble.member_scores(done.data.batch.take(newest))
+    np.testing.assert_allclose(scores[:, 0], oof.scores[newest, 0], atol=1e-6)
+    assert done.record["refit"] is False
+    costs, capacity = done.record["decisions"]["costs"], done.record["decisions"]["capacity"]
+    stack = done.scores["stack"][:, 0]
+    assert costs["threshold"] == 1 / 3
+    assert costs["acted"] == pytest.approx((stack >= 1 / 3).mean())
+    assert costs["cost"] == pytest.approx(
+        np.mean((stack >= 1 / 3) * (1 - done.test.target) + 2 * (stack < 1 / 3) * done.test.target)
+    )
+    assert capacity["acted"] == pytest.approx((stack >= capacity["threshold"]).mean())
+    assert 0.05 < capacity["acted"] < 0.6  # of other rows than the threshold comes from
+
+
+def test_classes_with_two_members_are_trained_tested_and_told(trained_shop: Shop, tmp_path: Path) -> None:
+    """What a shopper does next in a week, at cuts three weeks apart."""
+
+    class Next:
+        @hookimpl
+        def zoo_tasks(self) -> list[Task]:
+            return [replace(behaviour.TASK, name="next", feature_service="churn")]
+
+    project, table = Project.open(trained_shop.copy(tmp_path / "shop").root), Project.open(trained_shop.root).task("churn")
+    own = {"every": "21d", "horizon": "7d", "event_types": ["view", "purchase"]}
+    params = {"gbdt": {**table.params["gbdt"], "num_trees": 10}, "gru": {"hidden": 4, "epochs": 1, "max_length": 5}}
+    settings = replace(table, name="next", task="next", own=own, params=params, final=None)
+    done = train(replace(project, tasks={"next": settings}), "next", plugins=plugins(extra=[Next()]), register=False)
+    record, classes = done.record, ["view", "purchase", "nothing"]
+    assert list(record["members"]) == ["gbdt", "gru"]
+    assert list(record["classes"]) == classes
+    for name in ("gbdt", "gru", "mean", "stack"):
+        assert done.scores[name].shape == (len(done.test), 3)
+        np.testing.assert_allclose(done.scores[name].sum(axis=1), 1, atol=1e-4)
+    assert set(record["members"]["gbdt"]["differences"]) == {"log_loss"}
+    assert record["importance"]["features"]["gbdt"]["how"] == "TreeSHAP, of scores before the softmax"
+    assert set(record["weights"]["shares"]) <= {"gbdt", "gru"}
+    assert record["stack"]["log_loss"] < -np.log(1 / 3)
 
 
 # Lineage

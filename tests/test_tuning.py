@@ -72,6 +72,52 @@ def test_a_trial_that_a_dead_run_left_is_closed(project: Project) -> None:
     assert len(search(project, 3).trials) == 3
 
 
+def test_a_search_ends_when_its_minutes_are_over(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by twenty seconds a trial."""
+    clock = [0.0]
+
+    def slow(params, told):
+        clock[0] += 20
+        return judge(params, told)
+
+    monkeypatch.setattr(tuning, "monotonic", lambda: clock[0])
+    study, shares = tuning._study(project, "churn/gbdt/0"), []
+    given = {"x": -1.0, "n": 64, "kind": "a"}
+    tuning._search(study, SPACE, given, slow, 60.0, None, lambda share, _: shares.append(share))
+    assert len(study.trials) == 3
+    assert shares == pytest.approx([1 / 3, 2 / 3, 1.0])
+    tuning._search(study, SPACE, given, slow, clock[0], None, tuning.silent)
+    assert len(study.trials) == 3  # no minute, no trial
+
+
+def test_a_trial_that_is_worse_than_half_of_those_before_it_ends_early(project: Project) -> None:
+    folds: list[list[int]] = []
+
+    def by_fold(params, told):
+        """Three folds; x is as good as the loss it gives on each."""
+        folds.append([])
+        for number in range(3):
+            folds[-1].append(number)
+            told(number, params["x"])
+        return params["x"]
+
+    study = tuning._study(project, "churn/gbdt/0")
+    good, poor = {"x": {"low": 0.0, "high": 0.1}}, {"x": {"low": 0.8, "high": 0.9}}
+    # of the first trials none ends early: the medians of fewer say little
+    tuning._search(study, poor, {"x": 0.1}, by_fold, tuning.monotonic() + 600, 2, tuning.silent)
+    tuning._search(study, good, {"x": 0.1}, by_fold, tuning.monotonic() + 600, 6, tuning.silent)
+    tuning._search(study, poor, {"x": 0.1}, by_fold, tuning.monotonic() + 600, 7, tuning.silent)
+    found = tuning._found(study, "churn", "gbdt", {"x": 0.1}, 0)
+    assert found.trials[1]["state"] == "complete"
+    assert [len(each) for each in folds[:2]] == [3, 3]
+    assert folds[6] == [0]  # at the first fold
+    assert (found.trials[6]["state"], found.trials[6]["loss"]) == ("pruned", None)
+    # what zoo.toml says is never ended early: what is found is compared with it
+    tuning._search(study, good, {"x": 5.0}, by_fold, tuning.monotonic() + 600, 8, tuning.silent)
+    assert folds[7] == [0, 1, 2]
+    assert tuning._found(study, "churn", "gbdt", {"x": 5.0}, 0).now == 5.0
+
+
 def test_a_member_is_tuned_on_training_rows_and_the_command_writes_the_lines(
     trained_shop: Shop, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
