@@ -5,6 +5,7 @@ from __future__ import annotations
 import figures
 import tasks_autogluon
 import tasks_behaviour
+import tasks_ceiling
 import tasks_churn
 import tasks_purchases
 import tasks_retail
@@ -23,6 +24,7 @@ if __name__ == "__main__":
             "T3": tasks_retail.t3,
             "T7": tasks_behaviour.t7,
             "T7b": tasks_behaviour.t7b,
+            "T7-ceiling": tasks_ceiling.t7_ceiling,
             "T8": tasks_behaviour.t8,
             "T9": tasks_autogluon.t9,
             "T9b": tasks_autogluon.t9b,
