@@ -340,7 +340,9 @@ def _known(session: Session, model: str) -> None:
         known = session.scalars(select(ModelRow.name)).all()
         if not known:
             raise RegistryError(f"no model is registered yet, so there is no {model!r}; train one with: zoo train TASK")
-        raise UnknownReferenceError(choices("model", model, known))
+        raise UnknownReferenceError(
+            f"{choices('model', model, known)}. A task of zoo.toml that was never trained has no model yet: zoo train {model}"
+        )
 
 
 def _row(session: Session, model: str, number: int) -> VersionRow:
