@@ -231,6 +231,21 @@ def test_items_that_training_did_not_hold_are_listed_where_a_member_scores_them(
     assert (ranks["by_name"] == 1).all()
 
 
+def test_a_row_asks_again_only_for_an_item_of_its_own_history(data: TrainingData) -> None:
+    """Among items that training did not hold, too, which are one and the same to the members."""
+    column = data.batch.stored("items")[1]
+    kept = replace(column, values=np.where(np.isin(column.values, [9, 20]), UNKNOWN, column.values).astype(np.int32))
+    batch, target = data.batch.select(["items"]), np.where(np.isin(data.target, [9, 20]), 0.0, data.target)
+    training = replace(data, batch=replace(batch, blocks={"user": {"items": kept}}), target=target)
+    recommender = fit_recommender(MEMBERS[:1], training, source=SOURCE)
+    asked = replace(data, batch=batch, target=np.full(len(data), 20.0))
+    record, _ = ranked(recommender, asked, None, np.arange(len(asked)), exclude_seen=False)
+    past = batch.column("items")
+    share = np.mean([20 in past.take(np.array([row])).values for row in range(len(data))])
+    assert 0 < share < 1
+    assert record["seen_before"] == pytest.approx(share)
+
+
 def test_what_is_stored_answers_the_same(both: Recommender) -> None:
     loaded = Recommender.load(both.save(), SOURCE.load())
     batch = toy(40, 4, "ranking").batch

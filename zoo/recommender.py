@@ -361,9 +361,9 @@ def ranked(
     best_member = next(iter(seconds)) if len(seconds) == 1 else None
     if choice is not None and choice.ranks:
         best_member = max(seconds, key=lambda member: float(ndcg(choice.ranks[member]).mean()))
-    history = batch.column(HISTORY)
+    history = test.batch.column(HISTORY)  # in the log's codes, which tell apart what training did not hold
     row = np.repeat(np.arange(len(history)), history.lengths)
-    held = np.bincount(row, history.values == np.asarray(target)[row], minlength=len(history)) > 0
+    held = np.bincount(row, history.values == test.target[row], minlength=len(history)) > 0
     record = {
         "items": answer.items,
         "exclude_seen": exclude_seen,
