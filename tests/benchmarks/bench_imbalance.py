@@ -7,8 +7,9 @@ chosen by these figures. The demo's data must be there (`make demo`), or a proje
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,28 +54,44 @@ NETWORK = {
 }
 
 
-def network(**more: Any) -> tuple[str, dict[str, Any]]:
-    return "gru", {"ranking": {**NETWORK, **({"epochs": 1} if QUICK else {}), **more}}
-
-
-RANKERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "covisit, normalise = 0": ("covisit", {"normalise": 0.0}),
-    "covisit, normalise = 0.3": ("covisit", {"normalise": 0.3}),
-    "covisit, normalise = 0.7": ("covisit", {"normalise": 0.7}),
-    "gru, loss = sampled": network(),
-    "gru, negatives = 64": network(negatives=64),
-    "gru, loss = gbce": network(loss="gbce"),
-    "gru, item_weight = 0.5": network(item_weight=0.5),
-    "gru, popularity_prior = 0.5": network(popularity_prior=0.5),
-    "gru, popularity_prior = 1": network(popularity_prior=1.0),
+OF_NETWORKS: dict[str, dict[str, Any]] = {
+    "loss = sampled": {},
+    "negatives = 64": {"negatives": 64},
+    "loss = gbce": {"loss": "gbce"},
+    "label_smoothing = 0.1": {"label_smoothing": 0.1},
+    "item_weight = 0.5": {"item_weight": 0.5},
+    "popularity_prior = 0.5": {"popularity_prior": 0.5},
+    "popularity_prior = 1": {"popularity_prior": 1.0},
 }
-"""The first of each model is its neutral one. The catalogue is too large for the softmax over all of it."""
+"""Of networks that rank. The catalogue is too large for the softmax over all of it."""
+
+
+def network(model: str, more: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of ``gru`` or ``gpt``, as ``bench_recommend.py`` has them for shops."""
+    chosen = {**NETWORK, **({"epochs": 1} if QUICK else {}), **more}
+    if model == "gru":
+        return {"ranking": chosen}
+    return {**{name: value for name, value in chosen.items() if name != "hidden"}, "learning_rate": 0.002}
+
+
+RANKERS: dict[str, dict[str, dict[str, Any]]] = {
+    "covisit": {f"normalise = {each:g}": {"normalise": each} for each in (0.0, 0.3, 0.7)},
+    **{model: {name: network(model, more) for name, more in OF_NETWORKS.items()} for model in ("gru", "gpt")},
+}
+"""By model and option its parameters; the first option of each is the neutral one."""
 PARTS = ("head items", "middle items", "tail items")
-METRICS = {"average precision": (average_precision, False), "log-loss": (log_loss, True), "calibration error": (ece, True)}
+METRICS: dict[str, tuple[Callable[[Ranked], Array], bool]] = {
+    "average precision": (lambda rows: average_precision(rows, np.ones((1, len(rows.score)))), False),
+    "log-loss": (lambda rows: log_loss(rows, np.ones((1, len(rows.score)))), True),
+    "log-loss of the rare class": (lambda rows: log_loss(rows, rows.target[None]), True),
+    "log-loss of the frequent class": (lambda rows: log_loss(rows, 1 - rows.target[None]), True),
+    "calibration error": (lambda rows: ece(rows, np.ones((1, len(rows.score)))), True),
+}
+"""And whether less is better."""
 
 
 def binary(features: Features) -> Iterator[Figure]:
-    """Average precision, log-loss and calibration error of every option; the peer is the model as it is."""
+    """Average precision, log-loss, that of each class, and calibration error of every option; the peer is the model as it is."""
     task = replace(propensity.TASK, feature_service="churn")
     parts = propensity.split(features.reader.view(), BINARY, instant(CUT), instant(END))
     train, test = (training_data(features, task, part) for part in (parts.train, parts.test))
@@ -85,7 +102,7 @@ def binary(features: Features) -> Iterator[Figure]:
             scores = fitted(model, {**own, **more}, train).predict(test.batch)[:, 0].astype(np.float64)
             rows, _ = Ranked.of(test.target, scores)
             for name, (metric, lower) in METRICS.items():
-                value = float(metric(rows, np.ones((1, len(test))))[0])
+                value = float(metric(rows)[0])
                 peer = plain.setdefault(name, value)
                 what = f"{name}, {model}, {option} ({len(train):,} rows, {train.target.mean():.1%} positive)"
                 yield Figure(
@@ -99,24 +116,25 @@ def fitted(model: str, params: dict[str, Any], train: TrainingData) -> Any:
     return plugin.fit(train, params=given, seed=0, progress=lambda *_: None)
 
 
-def ranking(features: Features) -> Iterator[Figure]:
+def ranking(features: Features, model: str) -> Iterator[Figure]:
     """NDCG@10 on head, middle and tail items, and how well a network's softmax is calibrated; the peer is the option's neutral value."""
     from zoo.recommender import FIRST, HISTORY, fit_recommender
 
     parts = recommendation.split(features.reader.view(), RANKING)
     train, test = (training_data(features, recommendation.TASK, part) for part in (parts.train, parts.validation))
     test = test.take(np.arange(min(USERS, len(test))))
-    plain: dict[tuple[str, str], float] = {}
-    for name, (model, params) in RANKERS.items():
+    plain: dict[str, float] = {}
+    for option, params in RANKERS[model].items():
+        name = f"{model}, {option}"
         recommender = fit_recommender([Member(model, model, params, 0)], train)
         found = next(iter(recommender.rankings(test, exclude_seen=False).values()))
         batch, target = recommender.seen(test.batch), recommender.known(test.batch.catalogue).target(test)
         of = slices(batch.column(HISTORY).lengths, target, recommender.counts_of(batch).popularity)
         gain: Array = ndcg(found.rank)
 
-        def figure(what: str, said: str, value: float, unit: str, lower: bool, name: str = name, model: str = model) -> Figure:
-            first = next(n for n in RANKERS if n.startswith(model))
-            kept = {"peer": plain.setdefault((model, what), value), "peer_name": first, "lower_is_better": lower, "seeds": (0,)}
+        def figure(what: str, said: str, value: float, unit: str, lower: bool, name: str = name) -> Figure:
+            first = f"{model}, {next(iter(RANKERS[model]))}"
+            kept = {"peer": plain.setdefault(what, value), "peer_name": first, "lower_is_better": lower, "seeds": (0,)}
             return Figure(what=f"{what}, {name} ({said})", ours=value, unit=unit, **kept)
 
         for part in PARTS:
@@ -159,6 +177,9 @@ def shown(figures: Iterator[Figure]) -> list[Figure]:
 if __name__ == "__main__":
     chosen(
         "imbalance",
-        {"binary": lambda: shown(binary(Features.open(ROOT))), "ranking": lambda: shown(ranking(Features.open(ROOT)))},
+        {
+            "binary": lambda: shown(binary(Features.open(ROOT))),
+            **{model: partial(lambda model: shown(ranking(Features.open(ROOT), model)), model) for model in RANKERS},
+        },
         __doc__,
     )
