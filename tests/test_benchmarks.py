@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+import bench_imbalance
+import bench_recommend
 import generate
 import load
 import numpy as np
@@ -20,6 +23,9 @@ import recommend_page
 import recommend_peers
 import tasks_autogluon
 from figures import Figure, report
+
+from zoo.contract import Examples, Split
+from zoo.manager import plugins
 
 ROOT = Path(__file__).parents[1]
 FIGURE = Figure(what="history of 10 rows", ours=0.5, peer=100.0, peer_name="a store", unit="s", must="ratio >= 100", reached=True)
@@ -93,6 +99,14 @@ def test_a_generated_log_has_its_size_is_repeatable_and_has_a_tail(tmp_path: Pat
     assert pc.count_distinct(table["timestamp"]).as_py() < 30_000
 
 
+@pytest.mark.parametrize("model", bench_imbalance.RANKERS)
+def test_options_against_popular_items_are_each_models_own(model: str) -> None:
+    """The first is neutral; each of the others changes what the model takes."""
+    params = plugins().models[model].plugin.spec.params()
+    taken = [params.model_validate(each) for each in bench_imbalance.RANKERS[model].values()]
+    assert len({each.model_dump_json() for each in taken}) == len(taken)
+
+
 def test_the_page_of_recommendation_runs_has_every_test_run_best_first(tmp_path: Path) -> None:
     def run(model: str, part: str, gain: float, tail: float | None, **more: object) -> None:
         each = {"value": gain, "low": gain - 0.01, "high": gain + 0.01}
@@ -143,3 +157,16 @@ def test_the_highest_rate_is_one_without_errors_and_in_time(
     monkeypatch.setattr(load, "closed", closed)
     monkeypatch.setattr(load, "steady", steady)
     assert least <= asyncio.run(predict_peers.highest(1, []))[0] <= most
+
+
+def test_validation_rows_are_drawn_and_the_test_has_all_of_its_own(tmp_path: Path) -> None:
+    def rows(number: int) -> Examples:
+        times = np.arange(number, dtype=np.int64)
+        return Examples({"user_id": times}, times, times.astype(np.float64), times)
+
+    prepared = bench_recommend.Prepared(replace(bench_recommend.DATASETS["retailrocket_event"], most=30), tmp_path)
+    whole = Split(rows(50), rows(70), rows(40), rows(60))
+    drawn = prepared._drawn(whole)
+    assert [len(part) for part in (drawn.train, drawn.test, drawn.validation)] == [50, 70, 30]
+    assert (np.diff(drawn.validation.time) > 0).all()
+    assert prepared._drawn(drawn) is drawn

@@ -50,8 +50,9 @@ class Dataset:
     """events: writes the files for ``zoo init`` into a folder, and returns its options. settings: of [tasks.recommendation].
 
     titles: whether the words of most items are their own, so that held out ones can be told by them. peers: whether RecTools' and
-    implicit's models are run beside ours; else published figures stand there. most: rows of validation and of the test, drawn where there
-    are more; 0 for all. passes: of networks, where the dataset is a shop.
+    implicit's models are run beside ours; else published figures stand there. most: rows of validation, drawn where there are more; 0 for
+    all. The test has all of its rows: where users have many, only their number bounds what a paired test over users can tell. passes: of
+    networks, where the dataset is a shop.
     """
 
     name: str
@@ -197,11 +198,10 @@ class Prepared:
         return np.searchsorted(np.unique(np.concatenate(list(parts.values()))), parts[part])
 
     def _drawn(self, whole: Any) -> Any:
-        def some(rows: Any) -> Any:
-            few = self.dataset.most and len(rows) > self.dataset.most
-            return rows.take(np.sort(np.random.default_rng(0).permutation(len(rows))[: self.dataset.most])) if few else rows
-
-        return replace(whole, validation=some(whole.validation), test=some(whole.test))
+        rows, most = whole.validation, self.dataset.most
+        if not most or len(rows) <= most:
+            return whole
+        return replace(whole, validation=rows.take(np.sort(np.random.default_rng(0).permutation(len(rows))[:most])))
 
     def clusters(self, part: str) -> Any:
         """``users`` where some have several rows, else None."""
