@@ -25,7 +25,7 @@ def churn(trained_shop: Shop) -> Predictor:
 
 @dataclass
 class Gate:
-    """Holds the first call of ``Predictor.predict`` until it is opened; rows: of every call, in order."""
+    """Holds the first call of ``Predictor.answer`` until it is opened; rows: of every call, in order."""
 
     rows: list[int] = field(default_factory=list)
     deadlines: list[float | None] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate, real = Gate(), Predictor.predict
+    gate, real = Gate(), Predictor.answer
 
     def held(self: Predictor, rows: Any = None, **more: Any) -> Any:
         gate.rows.append(len(rows))
@@ -47,7 +47,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
         gate.before(len(gate.rows))
         return real(self, rows, **more)
 
-    monkeypatch.setattr(Predictor, "predict", held)
+    monkeypatch.setattr(Predictor, "answer", held)
     yield gate
     gate.opened.set()
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import fastapi.routing
 import httpx2 as httpx
 import numpy as np
 import pytest
@@ -141,6 +142,15 @@ def test_answers_are_the_predictors_in_the_order_of_the_rows(served: Served) -> 
         assert answer["version"] == "churn@1"
     assert [a["known"] for a in answers] == [True, True, False, True]
     assert answers[2]["newest_event_age"] is None
+
+
+def test_predictions_take_the_short_way(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(**_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(fastapi.routing, "solve_dependencies", never)
+    assert served.predict(users=[3]).status_code == 200
+    assert served.predict(users="x").status_code == 500
 
 
 def test_users_are_short_for_rows(served: Served) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from zoo.answers import ids_of, listed, scored
+from zoo.answers import Answered, ids_of, listed
 from zoo.contract import Array
 from zoo.deadline import Threads, from_now
 from zoo.errors import FeatureError, LateError, PluginError, UsageError, choices
@@ -170,6 +170,20 @@ class Predictor:
         (``fresh`` from the store, or what the policy has instead: ``last_known``, ``cold``) and ``id`` (of the row's answer, by which
         ``zoo trace`` finds what it was made of); where there are several ``outputs``, each score is a column an output, ``score:OUTPUT``.
         The schema's metadata has ``as_of``, the instant that was answered for (microseconds UTC).
+        Raises as ``answer`` does.
+        """
+        return self.answer(rows, users=users, at=at, deadline=deadline).table()
+
+    def answer(
+        self,
+        rows: Any = None,
+        *,
+        users: Sequence[Any] | None = None,
+        at: int | datetime | None = None,
+        deadline: float | None = None,
+    ) -> Answered:
+        """What ``predict`` makes a table of, for who wants a few rows as they are.
+
         Raises UsageError for rows, an ``at`` or a deadline that cannot be meant, UnknownIdError for an identifier of the wrong type; where
         the policy does without no more, FeatureError for features, PluginError for members, LateError for either of them late.
         """
@@ -183,10 +197,10 @@ class Predictor:
         at = None if at is None else moment(at)
         if not len(table):
             none = np.zeros((0, len(self.members), self.ensemble.target.width), np.float32)
-            return self._answer(table, None, Scores(none, np.zeros(none.shape[:2], bool), {}), none[:, 0])
+            return self._answered(table, None, Scores(none, np.zeros(none.shape[:2], bool), {}), none[:, 0])
         return self._scored(table, self._read(table, at, instant), instant)
 
-    def _scored(self, table: pa.Table, read: Read, instant: float | None) -> pa.Table:
+    def _scored(self, table: pa.Table, read: Read, instant: float | None) -> Answered:
         assert isinstance(self.ensemble, Ensemble)
         scores = self._scorer.ask(self.ensemble, read.batch, None if instant is None else instant - RESERVE)
         self._enough(scores)
@@ -196,7 +210,7 @@ class Predictor:
             else:
                 final = self.fallbacks.combine(self.ensemble, read.batch, scores.scores, scores.lost)
         self.found.scored(self.version.model, self.version.number, {"rows": len(table), "score": final})
-        return self._answer(table, read, scores, final)
+        return self._answered(table, read, scores, final)
 
     def predict_batches(self, rows: Any = None, *, at: int | datetime | None = None, size: int = BATCH) -> Iterator[pa.Table]:
         """``predict`` of a whole population, ``size`` rows at a time, in order: every user whom the log knows, or these rows.
@@ -218,7 +232,7 @@ class Predictor:
         )
         for begin, batch in zip(range(0, len(table), size), batches, strict=True):
             read = Read(batch, np.full(len(batch), FRESH, object), None)
-            yield self._scored(table.slice(begin, size), read, None).drop_columns("id")
+            yield self._scored(table.slice(begin, size), read, None).table().drop_columns("id")
 
     def everyone(self) -> pa.Table:
         """Every user whom the log knows, in the order in which they came. Raises UsageError where a row is more than a user."""
@@ -396,13 +410,25 @@ class Predictor:
     def _keyed(self, table: pa.Table) -> pa.Table:
         return keyed(table, (*self.entities, *self.context), self.version.model)
 
-    def _answer(self, table: pa.Table, read: Read | None, scores: Scores, final: Array) -> pa.Table:
-        ids = ids_of(len(table))
-        answer = scored(table.select(self.entities), read, scores, final, ids, self.members, self.outputs, self.version.reference)
+    def _answered(self, table: pa.Table, read: Read | None, scores: Scores, final: Array) -> Answered:
+        none = np.zeros(0, np.int64)
+        answer = Answered(
+            keys=table.select(self.entities),
+            ids=ids_of(len(table)),
+            final=final,
+            scores=scores,
+            as_of=none if read is None else read.batch.as_of,
+            newest=none if read is None else read.batch.newest,
+            source=np.zeros(0, object) if read is None else read.source,
+            members=self.members,
+            outputs=self.outputs,
+            version=self.version.reference,
+        )
         if self.tracer is not None and read is not None and read.recent is not None:
             keys = {name: table[name].to_pylist() for name in (*self.entities, *self.context)}
-            told = answer.drop_columns([*self.entities, "id", "features"]).to_pylist()
-            self.tracer.keep(ids, keys, read, told)
+            left_out = {*self.entities, "id", "features"}
+            told = [{name: value for name, value in row.items() if name not in left_out} for row in answer.rows()]
+            self.tracer.keep(answer.ids, keys, read, told)
         return answer
 
 

@@ -18,6 +18,7 @@ from zoo.registry import CANARY, SHADOW
 from zoo.service.access import ADMIN, OPEN, PUSH, READ, Access, Rules, needs, rules_of
 from zoo.service.admission import Admission
 from zoo.service.batches import Batches
+from zoo.service.direct import Direct
 from zoo.service.guard import Guard
 from zoo.service.load import Limiter
 from zoo.service.messages import (
@@ -81,6 +82,7 @@ def app(
     # FastAPI's own telemetry would send the query, in which a page's user stands, and the text of errors: see zoo.spans
     quiet: Any = {"tracing": False, "metrics": False, "logs": False}
     api = FastAPI(title="feature-zoo", version="1", docs_url=None, redoc_url=None, openapi_url=None, telemetry=quiet)
+    api.router.route_class = Direct
     versions = predictors if isinstance(predictors, Versions) else Versions(predictors)
     rules, metrics, batches, shadows, explaining = Rules(), Metrics(), Batches(), Shadows(), Threads(EXPLAINED)
     handle(api)
@@ -107,6 +109,48 @@ def app(
         if (left := until - perf_counter()) <= 0:
             raise LateError("the deadline passed before work on this began")
         return float(left)
+
+    def known(model: str, whom: Any = None, number: str | None = None) -> Predictor:
+        """whom: whom the request is about first; of nobody, it is the version that answers most requests. number: of the one asked for."""
+        if model not in versions:
+            hint = "" if "@" not in model else ". A version is asked for by its number at /v2/models/NAME/versions/NUMBER/infer"
+            raise UnknownModelError(choices("model", model, versions) + hint)
+        if number is not None:
+            answering = {str(each.version.number): each for each in versions.answering(model)}
+            if number not in answering:
+                raise UnknownModelError(choices(f"version of {model}", number, answering))
+            return answering[number]
+        # taken once: the whole answer is this version's
+        return versions[model] if whom is None else versions.of(model, whom)
+
+    asks = {**needs(READ), **DEADLINE}
+
+    # routes are tried in this order, and this one is asked most
+    @api.post(
+        "/v1/predict",
+        response_model=Predictions,
+        openapi_extra=asks,
+        responses={404: {"model": ErrorBody}, **MISTAKES},
+        tags=["models"],
+    )
+    async def predict(http: Request, request: PredictRequest) -> Json:
+        """Predict for every row, in order."""
+        whom = _first(request.users or request.rows)
+        predictor = known(request.model, whom)
+        if request.rows is not None:
+            _only_known(predictor, request.rows)
+        shadow = versions.shadow(request.model, whom)
+
+        def answers(rows: list[dict[str, Any]], at: int | None) -> Json:
+            if shadow is not None:
+                shadows.copy(predictor, shadow, rows, lambda it: it.predict(request.rows, users=request.users, at=at))
+            return Json({"answers": [_answer(predictor, row) for row in rows]})
+
+        with metrics.of(predictor):
+            left = in_time(http)
+            return await batches.predict(
+                predictor, request.rows, answers, users=request.users, at=request.instant(), deadline=left
+            )
 
     @api.get("/health/live", openapi_extra=needs(OPEN), response_model=Status, tags=["health"])
     async def live() -> Json:
@@ -146,51 +190,10 @@ def app(
         """What versions answered, and what their shadows would have answered to the same requests since this server began."""
         return Json({"shadows": shadows.told()})
 
-    def known(model: str, whom: Any = None, number: str | None = None) -> Predictor:
-        """whom: whom the request is about first; of nobody, it is the version that answers most requests. number: of the one asked for."""
-        if model not in versions:
-            hint = "" if "@" not in model else ". A version is asked for by its number at /v2/models/NAME/versions/NUMBER/infer"
-            raise UnknownModelError(choices("model", model, versions) + hint)
-        if number is not None:
-            answering = {str(each.version.number): each for each in versions.answering(model)}
-            if number not in answering:
-                raise UnknownModelError(choices(f"version of {model}", number, answering))
-            return answering[number]
-        # taken once: the whole answer is this version's
-        return versions[model] if whom is None else versions.of(model, whom)
-
     @api.post("/v1/reload", response_model=Swapped, openapi_extra=needs(ADMIN), responses={503: MISTAKES[503]}, tags=["models"])
     def reload() -> Json:
         """Ask the registry now, not at the next look, and try failed candidates again; answered when what moved has taken over."""
         return Json({"swapped": versions.look(retry=True)})
-
-    asks = {**needs(READ), **DEADLINE}
-
-    @api.post(
-        "/v1/predict",
-        response_model=Predictions,
-        openapi_extra=asks,
-        responses={404: {"model": ErrorBody}, **MISTAKES},
-        tags=["models"],
-    )
-    async def predict(http: Request, request: PredictRequest) -> Json:
-        """Predict for every row, in order."""
-        whom = _first(request.users or request.rows)
-        predictor = known(request.model, whom)
-        if request.rows is not None:
-            _only_known(predictor, request.rows)
-        shadow = versions.shadow(request.model, whom)
-
-        def answers(rows: list[dict[str, Any]], at: int | None) -> Json:
-            if shadow is not None:
-                shadows.copy(predictor, shadow, rows, lambda it: it.predict(request.rows, users=request.users, at=at))
-            return Json({"answers": [_answer(predictor, row) for row in rows]})
-
-        with metrics.of(predictor):
-            left = in_time(http)
-            return await batches.predict(
-                predictor, request.rows, answers, users=request.users, at=request.instant(), deadline=left
-            )
 
     @api.post(
         "/v1/recommend",

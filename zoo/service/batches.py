@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-from zoo.answers import AS_OF
 from zoo.deadline import Threads, from_now
 from zoo.errors import FeatureError, LateError
 from zoo.predictor import Predictor
@@ -204,8 +203,8 @@ def _predicted(predictor: Predictor, table: pa.Table, at: Any, instant: float | 
     deadline = None if instant is None else instant - time.monotonic()
     if deadline is not None and deadline <= 0:
         raise LateError("the deadline passed before work on this began")
-    found = predictor.predict(table, at=at, deadline=deadline)
-    return found.to_pylist(), int(found.schema.metadata[AS_OF]) if len(found) else None
+    found = predictor.answer(table, at=at, deadline=deadline)
+    return found.rows(), found.at
 
 
 def _earliest(batch: list[Asked]) -> float | None:
