@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import tiny_shop as shop
 from tiny_shop import _applied, repo
 
 from zoo.errors import UsageError
+from zoo.events.evaluate import Evaluator
 from zoo.features import Features
 
 __all__ = ["_applied", "repo"]
@@ -54,6 +57,35 @@ def test_a_table_answered_in_parts_by_threads_is_the_table(repo: Path, monkeypat
     parts = asked(features, 200).to_arrow()
     assert parts["items"].num_chunks == 9
     assert pl.from_arrow(parts).equals(pl.from_arrow(whole))  # type: ignore[arg-type]
+
+
+def test_a_large_logs_table_is_shared_out_by_partition(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = asked(filled(repo), 200).to_arrow()
+    monkeypatch.setattr("zoo.events.build.PARTITION", 20)
+    monkeypatch.setattr("zoo.events.partitions._MANY", 40)
+    monkeypatch.setattr("zoo.stores.job._SMALL", 10)
+    shutil.rmtree(repo / "data" / "log" / "index")
+    seen: set[str] = set()
+    answer = Evaluator.evaluate
+
+    def noted(own: Evaluator, *asked: Any) -> Any:
+        seen.add(threading.current_thread().name.partition("_")[0])
+        return answer(own, *asked)
+
+    monkeypatch.setattr(Evaluator, "evaluate", noted)
+    features = Features.open(repo)
+    assert len(features.reader.view().partitions("user_id")) > 1
+    parts = asked(features, 200).to_arrow()
+    assert seen == {"partitions"}
+    assert parts["items"].num_chunks == 1
+    assert pl.from_arrow(parts).equals(pl.from_arrow(whole))  # type: ignore[arg-type]
+    monkeypatch.setattr("zoo.stores.job._MOST", 60)
+    parts = asked(features, 200).to_arrow()
+    assert parts["items"].num_chunks == 4
+    assert pl.from_arrow(parts).equals(pl.from_arrow(whole))  # type: ignore[arg-type]
+    seen.clear()
+    asked(features, 40).to_arrow()
+    assert "partitions" not in seen
 
 
 def test_a_table_that_is_there_is_not_computed_again(repo: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from tiny_shop import _applied
 
 from zoo.errors import FeatureError, ZooError
+from zoo.events import partitions
 from zoo.events.build import IndexStore, Spill, partitions_for
 from zoo.events.index import MISSING, Index
 from zoo.events.log import EventLog
@@ -100,9 +102,9 @@ def test_what_is_spilled_comes_back_sorted_by_partition(
 
 
 def small(partition: int, few: int, at_once: int, budget: int = 1 << 30, many: int = 1 << 30) -> Any:
-    """Partitions, merges and overlays of a handful of events, answered in another order where rows are more than ``many``."""
+    """Partitions, merges and overlays of a handful of events; rows more than ``many`` are answered in another order and by threads."""
     sizes = {"build.PARTITION": partition, "view.FEW": few, "partitions.AT_ONCE": at_once, "partitions.BUDGET": budget}
-    sizes["partitions._MANY"] = many
+    sizes |= {"partitions._MANY": many, "partitions._ROWS": 3}
     return [patch(f"zoo.events.{name}", value) for name, value in sizes.items()]
 
 
@@ -177,6 +179,24 @@ def log_of(root: Path, number: int) -> EventLog:
         }
         log.append(pa.table(columns))
     return log
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(-(2**40), 2**40)), min_size=1, max_size=40),
+    far=st.booleans(),
+)
+@settings(deadline=None)
+def test_rows_are_put_in_the_order_of_partition_entity_and_time(rows: list[tuple[int, int, int]], far: bool) -> None:
+    number, local, times = (np.array(values) for values in zip(*rows))
+    if far:
+        local = local * (1 << 56)  # no room for anything beside the entity
+    order = partitions._order(number, local.astype(np.int64), times)
+    assert sorted(order.tolist()) == list(range(len(rows)))
+    entity = [(number[row], local[row]) for row in order.tolist()]
+    assert entity == sorted(entity)
+    for before, after in itertools.pairwise(order.tolist()):
+        if (number[before], local[before]) == (number[after], local[after]):
+            assert times[before] <= times[after] + (1 << 16)  # as finely as there is room for
 
 
 def test_a_large_log_has_several_partitions_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from zoo.events.log import EventLog, Snapshot
 from zoo.events.meanings import Meanings
 from zoo.events.merging import merged
 from zoo.events.pairs import evaluate_pairs
-from zoo.events.partitions import Partitions, scattered
+from zoo.events.partitions import Partitions, Piece, scattered
 from zoo.events.specs import SEQUENCES, Aggregation
 from zoo.events.storage import TornError
 from zoo.events.tables import ENTITIES
@@ -307,15 +307,18 @@ class LogView(Meanings):
         if evaluator is not None:
             return self._evaluate(aggregation, keys, times, evaluator)
         parts = self.partitions(first)
-        found = []
         # lists are better not put in order again
         near = None if any(f.kind in SEQUENCES for f in aggregation.features) else times
-        for piece in parts.route(keys[first], near):
-            if piece.rows is None:
-                return self._evaluate(aggregation, {**keys, first: piece.codes}, times, parts.evaluator(piece.number))
-            own = {**{key: codes[piece.rows] for key, codes in keys.items()}, first: piece.codes}
-            found.append((piece.rows, self._evaluate(aggregation, own, times[piece.rows], parts.evaluator(piece.number))))
-        return scattered(found, len(times))
+
+        def answer(piece: Piece) -> dict[str, Column]:
+            rows: Any = slice(None) if piece.rows is None else piece.rows
+            own = {**{key: codes[rows] for key, codes in keys.items()}, first: piece.codes}
+            return self._evaluate(aggregation, own, times[rows], parts.evaluator(piece.number))
+
+        pieces = parts.route(keys[first], near)
+        if pieces[0].rows is None:
+            return answer(pieces[0])
+        return scattered(parts.answered(pieces, answer), len(times))
 
     def _evaluate(
         self, aggregation: Aggregation, keys: Mapping[str, Array], times: Array, evaluator: Evaluator

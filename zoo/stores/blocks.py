@@ -52,12 +52,17 @@ def of(config: RepoConfig, feature_views: list[Any], refs: list[str], full_featu
     return Asked(sent, feature_views, refs, full_feature_names, view.lineage())
 
 
+def kind_of(feature_view: Any) -> str | None:
+    """The entity kind whose partitions answer a view; None of one that is not made from events."""
+    source = feature_view.batch_source
+    return source.aggregation.entity[0] if isinstance(source, EventSource) and source.aggregation is not None else None
+
+
 def parts(view: LogView, feature_views: list[Any], rows: pa.Table) -> list[Array]:
     """Rows by partition of the first view's entity, int64 (k,) each; all together where no view is made from events."""
     for feature_view in feature_views:
-        source = feature_view.batch_source
-        if isinstance(source, EventSource) and source.aggregation is not None:
-            entity = source.aggregation.entity[0]
+        entity = kind_of(feature_view)
+        if entity is not None:
             number = len(view.partitions(entity).stored)
             of_row = view.codes(entity, rows[join_columns(feature_view)[entity]]) % number
             return [np.flatnonzero(of_row == part) for part in range(number)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMeta
 from feast.saved_dataset import SavedDatasetStorage
 
 from zoo.errors import UsageError
+from zoo.events.partitions import THREADS
 
 if TYPE_CHECKING:
     import polars as pl
@@ -24,15 +24,15 @@ BATCH = 65_536
 """Rows of a batch where the reader names no number."""
 
 
-_THREADS = max(1, min(len(os.sched_getaffinity(0)), 8)) if hasattr(os, "sched_getaffinity") else 2
 _LARGE = 1 << 17
 _SMALL = 1 << 14
+_MOST = 1 << 20
 
 
-def _parts(rows: int) -> list[slice]:
+def _parts(rows: int, shared: bool) -> list[slice]:
     """Consecutive rows that are answered on their own: an equal share for each processor, but neither so few that the calls cost more
-    than the answers, nor so many that what is in work outgrows the result."""
-    number = max(-(-rows // _LARGE), min(_THREADS, rows // _SMALL), 1)
+    than the answers, nor so many that what is in work outgrows the result. shared: whether processors share out each part."""
+    number = -(-rows // _MOST) if shared else max(-(-rows // _LARGE), min(THREADS, rows // _SMALL), 1)
     edges = [rows * i // number for i in range(number + 1)]
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
@@ -48,10 +48,12 @@ class EventLogRetrievalJob(RetrievalJob):
         root: Path,
         rows: int | None = None,
         blocks: Callable[[], Any] | None = None,
+        shared: Callable[[int], bool] = lambda rows: False,
     ) -> None:
         """compute: the answers of a slice of the rows. rows: how many there are; None where only the whole can be computed.
 
-        blocks: makes a Ray dataset of them; None where it is made of the whole.
+        shared: whether processors share out what ``compute`` does for so many rows. blocks: makes a Ray dataset of them; None where it
+        is made of the whole.
         """
         self._compute = compute
         self._full_feature_names = full_feature_names
@@ -59,6 +61,7 @@ class EventLogRetrievalJob(RetrievalJob):
         self._root = root
         self._rows = rows
         self._blocks = blocks
+        self._shared = shared
         self._table: pa.Table | None = None
 
     @property
@@ -75,10 +78,12 @@ class EventLogRetrievalJob(RetrievalJob):
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         if self._table is None:
-            parts = _parts(self._rows or 0)
+            rows = self._rows or 0
+            shared = self._shared(rows)
+            parts = _parts(rows, shared)
             if len(parts) > 1:
                 self._compute(slice(0, 0))  # what all parts share is made once
-                with ThreadPoolExecutor(_THREADS, "history") as threads:
+                with ThreadPoolExecutor(1 if shared else THREADS, "history") as threads:
                     self._table = pa.concat_tables(threads.map(self._compute, parts))
             else:
                 self._table = self._compute(slice(None))

@@ -120,6 +120,10 @@ class EventLogOfflineStore(OfflineStore):
                     rows = rows.append_column(prefix + name, column)
             return rows
 
+        def shared(number: int) -> bool:
+            kinds = {kind for v in feature_views if (kind := blocks.kind_of(v)) is not None}
+            return any(asked()[0].partitions(kind).shares(number) for kind in kinds)
+
         def in_blocks() -> Any:
             view, rows, _ = asked()
             sent = blocks.of(config, feature_views, feature_refs, full_feature_names, view)
@@ -128,7 +132,7 @@ class EventLogOfflineStore(OfflineStore):
         keys, span = [c for c in entity_df.columns if c != stamp], _span(entity_df[stamp])
         metadata = RetrievalMetadata(list(feature_refs), keys, *span)
         root = Path(config.repo_path or ".")
-        return EventLogRetrievalJob(compute, full_feature_names, metadata, root, len(entity_df), in_blocks)
+        return EventLogRetrievalJob(compute, full_feature_names, metadata, root, len(entity_df), in_blocks, shared)
 
     @staticmethod
     def pull_all_from_table_or_query(
