@@ -83,7 +83,7 @@ class Answered:
 
     def _scores(self) -> Iterator[tuple[str, Array, Array | None]]:
         """(name, float32 (n,), bool (n,): which are lost, or None) of each column of scores, one a name or one an output of it."""
-        each = [("score", self.final, None)]
+        each: list[tuple[str, Array, Array | None]] = [("score", self.final, None)]
         lost = self.scores.lost if self.scores.why else None
         for i, name in enumerate(self.members):
             each.append((name, self.scores.scores[:, i], None if lost is None else lost[:, i]))
