@@ -72,10 +72,10 @@ class Held:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
 
-    def predict(self, *args: Any, **named: Any) -> Any:
+    def answer(self, *args: Any, **named: Any) -> Any:
         self.begun.release()
         self.let.wait()
-        return self.real.predict(*args, **named)
+        return self.real.answer(*args, **named)
 
 
 @pytest.fixture(scope="module")
