@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
@@ -295,6 +296,20 @@ def test_the_command_says_members_columns_and_events(
     with pytest.raises(SystemExit):
         application.app(["--repo", str(trained_shop.root), "explain", "churn", "--user", "999999"])
     assert "No event of this user" in capsys.readouterr().out
+    drawn = tmp_path / "new" / "why.html"
+    words = ["explain", "churn", "--user", "1", "--user", "2", "--top", "2", "--events", "2", "--output", str(drawn)]
+    with pytest.raises(SystemExit) as ended:
+        application.app(["--repo", str(trained_shop.root), *words])
+    assert ended.value.code == 0
+    assert f"wrote {drawn}" in capsys.readouterr().out
+    text = drawn.read_text()
+    plots = re.findall(r'data-plot="([a-z-]+)"', text)
+    assert plots == ["moved-members", "moved-columns", "moved-columns", "moved-events"] * 2
+    assert "<script" not in text
+    with pytest.raises(SystemExit) as ended:
+        application.app(["--repo", str(trained_shop.root), "explain", "churn", "--output", str(drawn)])
+    assert ended.value.code == 2
+    assert "--output draws what moved single scores" in " ".join(capsys.readouterr().err.split())
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("user_id,campaign_id\n1,3\n")
     with pytest.raises(SystemExit):

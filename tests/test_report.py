@@ -21,7 +21,7 @@ from zoo.contract import Array, Block, Column, FeatureBatch, Target
 from zoo.errors import ArtefactError
 from zoo.evaluation.drift import drift
 from zoo.evaluation.kept import TestScores
-from zoo.report import Run, render
+from zoo.report import Run, moved, render
 from zoo.report.charts import Axis, Series, bars, curves, intervals
 from zoo.report.markup import Markup, joined, said, table, tag
 from zoo.report.quality import gain, verdict
@@ -91,6 +91,26 @@ def test_every_drawing_is_well_formed_and_inside_its_frame() -> None:
         places += [(float(e.attrib["x"]) + float(e.attrib["width"]), float(e.attrib["y"])) for e in svg.iter("rect")]
         assert places
         assert all(0 <= x <= width and 0 <= y <= height for x, y in places), svg.attrib["data-plot"]
+
+
+def test_bars_below_nothing_go_to_the_left() -> None:
+    drawing = bars("moved", "what moved", [("up", 2.0), ("down", -1.0), ("nothing", 0.0)], "log-odds")
+    up, down, nothing = (e.attrib for e in ElementTree.fromstring(re.findall(r"<svg.*?</svg>", drawing)[0]).iter("rect"))
+    assert float(down["x"]) + float(down["width"]) == pytest.approx(float(up["x"]), abs=0.2)
+    assert float(up["width"]) == pytest.approx(2 * float(down["width"]), abs=0.3)
+    assert (up["class"], down["class"], nothing["x"]) == ("f0", "f1", up["x"])
+
+
+def test_a_page_of_single_scores_escapes_what_it_says() -> None:
+    row = {"output": HOSTILE, "score": 0.7, "raw": 0.8, "base": -0.1, "units": "log-odds", "source": "last_known", "known": False}
+    row |= {"members": {HOSTILE: 0.9}, "features": {HOSTILE: [{"column": HOSTILE, "moved": -0.2}]}, "how": {HOSTILE: HOSTILE}}
+    event = {"sequence": "items", "back": 0, "event": {"items": HOSTILE, "value": 2.5, "colour": None}, "moved": {"stack": 0.3}}
+    page = Page(moved.render(HOSTILE, [(HOSTILE, {**row, "events": [event]})]))
+    assert page.of("script") == []
+    assert page.plots == ["moved-members", "moved-columns", "moved-events"]
+    said = "".join(page.text)
+    for each in ("an answer of last known features", "answer to somebody new", "1. <script>alert", HOSTILE):
+        assert each in said
 
 
 def test_nothing_that_a_record_says_becomes_markup() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.given import instant, project_log, registry_of, user_ids
+from zoo.cli.given import instant, project_log, registry_of, user_ids, written
 from zoo.cli.state import Json, State, state
 from zoo.errors import UsageError
 
@@ -31,6 +31,7 @@ def explain(
     ] = None,
     top: Annotated[int, typer.Option(help="Columns of each member to list.", min=1, metavar="N")] = 10,
     events: Annotated[int, typer.Option(help="Newest events of each sequence to look at.", min=0, metavar="N")] = 10,
+    output: Annotated[Path | None, typer.Option(help="Draw it, too: one HTML page.", metavar="FILE")] = None,
     as_json: Json = False,
 ) -> None:
     """Say what moved a prediction.
@@ -39,6 +40,10 @@ def explain(
     either: what moved scores of test rows on the whole, as kept when the version was trained. Amounts are log-odds for probabilities.
     """
     own = state(ctx)
+    if output is not None and not user and rows is None:
+        raise UsageError(
+            "--output draws what moved single scores: name them with --user ID or --rows FILE; zoo report has the whole"
+        )
     if user and rows:
         raise UsageError("say whom to explain: either --user ID, which may be repeated, or --rows FILE")
     if not user and rows is None:
@@ -58,12 +63,19 @@ def explain(
         found = predictor.explain(table, users=users or None, at=moment, output=of, top=top, events=events)
     keys = [{"user_id": each} for each in users] if table is None else table.select(predictor.entities).to_pylist()
     answers: list[dict[str, Any]] = [{**key, **each.as_dict()} for key, each in zip(keys, found, strict=True)]
+    named = [", ".join(f"{name} {value}" for name, value in key.items()) for key in keys]
     document = {"task": task, "version": predictor.version.reference, "rows": answers}
+    if output is not None:
+        from zoo.report.moved import render
+
+        written(output, render(predictor.version.reference, list(zip(named, answers, strict=True))))
 
     def human(console: Console) -> None:
-        for key, row in zip(keys, answers, strict=True):
-            _one(console, ", ".join(f"{name} {value}" for name, value in key.items()), row)
+        for who, row in zip(named, answers, strict=True):
+            _one(console, who, row)
         console.print(UNITS)
+        if output is not None:
+            console.print(f"wrote {output}", soft_wrap=True)
 
     own.answer(as_json, document, human)
 

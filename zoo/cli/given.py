@@ -1,4 +1,4 @@
-"""What several commands take or open: identifiers and instants as they were typed, the project's log, its registered versions."""
+"""What several commands take, open or write: identifiers and instants as they were typed, the log, registered versions, pages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from zoo.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from zoo.cli.state import State
     from zoo.events.log import EventLog
     from zoo.events.schema import LogSchema
@@ -30,6 +32,15 @@ def instant(text: str, timezone: str) -> int:
                 f"zoo.toml has timezone = {timezone!r}; expected an IANA name such as Europe/London or UTC"
             ) from None
     return int(found.replace(microsecond=0).timestamp()) * 1_000_000 + found.microsecond
+
+
+def written(path: Path, text: str) -> None:
+    """Write a page, and its folder where there is none. Raises UsageError where that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write the page to {path}: {error.strerror}; name another file with --output") from error
 
 
 def project_log(own: State) -> EventLog:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.given import registry_of
+from zoo.cli.given import registry_of, written
 from zoo.cli.state import Json, State, state
 from zoo.errors import UsageError
 
@@ -39,11 +39,7 @@ def report(
     found, name = _of_file(Path(run)) if run.endswith(".json") else _of_version(own, run)
     path = output or own.project.data / "reports" / f"{name}.html"
     text = render(found)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write the report to {path}: {error.strerror}; name another file with --output") from error
+    written(path, text)
 
     def human(console: Console) -> None:
         console.print(f"wrote {path}", soft_wrap=True)

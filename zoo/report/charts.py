@@ -116,18 +116,20 @@ def intervals(
 
 
 def bars(name: str, caption: str, rows: Sequence[tuple[str, float]], x: str) -> Markup:
-    """A bar from 0 a row: (label, value of at least 0)."""
+    """A bar from 0 a row: (label, value); those below 0 go to the left, in another colour."""
     rows = [row for row in rows if _finite(row[1])]
     if not rows:
         return tag("p", "Nothing to draw.", class_="faint")
     wide, height = _names_width([label for label, _ in rows]), ROW * len(rows) + BOTTOM + TOP
-    axis = Axis.of([0.0, *(value for _, value in rows)], wide, WIDTH - RIGHT, 0.0)
+    values = [0.0, *(value for _, value in rows)]
+    axis = Axis.of(values, wide, WIDTH - RIGHT, 0.0 if min(values) >= 0 else None)
     parts = _ticks_below(axis, TOP, height - BOTTOM, x)
     for at, (label, value) in enumerate(rows):
         y = TOP + ROW * at
         parts.append(tag("text", _short(label), x=_n(wide - 8), y=_n(y + ROW / 2 + 4), text_anchor="end"))
-        bar = {"x": _n(axis.at(0)), "y": _n(y + 5), "width": _n(max(0.5, axis.at(value) - axis.at(0))), "height": ROW - 10}
-        parts.append(tag("rect", tag("title", f"{label}: {value:.4g}"), **bar, class_="f0"))
+        begin, end = sorted((axis.at(0), axis.at(value)))
+        bar = {"x": _n(begin), "y": _n(y + 5), "width": _n(max(0.5, end - begin)), "height": ROW - 10}
+        parts.append(tag("rect", tag("title", f"{label}: {value:.4g}"), **bar, class_="f0" if value >= 0 else "f1"))
     return figure(name, caption, joined(parts), WIDTH, height)
 
 
