@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from zoo.service.load import Limiter
 from zoo.service.messages import MAX_EXPLAINED, MAX_ROWS, EventsRequest, ExplainRequest, PredictRequest
 from zoo.service.problems import MAX_BODY
 from zoo.service.protocol import Protocol
+from zoo.service.readiness import KEPT
 
 LATER = "2024-06-01T00:00:00Z"
 """After the shop's last day."""
@@ -244,8 +246,8 @@ def test_an_explanation_keeps_neither_its_deadline_waiting_nor_predictions_out(
             for _ in range(2 * EXPLAINED):  # more than are worked on at once
                 late = client.post("/v1/explain", json=body, headers={"X-Deadline-Ms": "200"})
                 assert problem(late)[:2] == (504, "deadline")
-            ready = client.get("/health/ready")  # in the pool of threads that pushes and lists have, too
-            assert (ready.status_code, limiter.running) == (200, 2 * EXPLAINED)
+            reload = client.post("/v1/reload")  # in the pool of threads that pushes and lists have, too
+            assert (reload.status_code, limiter.running) == (200, 2 * EXPLAINED)
         finally:
             let.set()
         assert len(given) == EXPLAINED
@@ -645,7 +647,7 @@ class Broken:
     def rows(self, *_: Any, **__: Any) -> Any:
         raise self.error
 
-    def warm(self) -> None:
+    def warm(self, _: float) -> None:
         raise self.error
 
 
@@ -680,6 +682,7 @@ def test_features_that_cannot_be_read_are_503_until_they_can(trained_shop: Shop,
             assert problem(response)[:2] == (503, "features")
             assert str(shop.root) not in response.text
         store.write_bytes(whole)
+        time.sleep(KEPT)
         assert client.get("/health/ready").status_code == 200
         assert client.post("/v1/predict", json={"model": "churn", "users": [1]}).status_code == 200
 

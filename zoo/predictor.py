@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from zoo.answers import Answered, ids_of, listed
-from zoo.contract import Array
+from zoo.contract import Array, FeatureBatch
 from zoo.deadline import Threads, from_now
 from zoo.errors import FeatureError, LateError, PluginError, UsageError, choices
 from zoo.events.dictionary import FIRST
@@ -47,6 +47,18 @@ RESERVE = 0.005
 """Seconds before a deadline from which on members are late: their scores are combined after that."""
 BATCH = 4_096
 """Rows of a batch of ``predict_batches``."""
+
+
+@dataclass(frozen=True)
+class State:
+    """How a version answers at this moment. features: ``fresh``, or what the policy has instead. missing: members that are lost."""
+
+    features: str
+    missing: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        return self.features == FRESH and not self.missing
 
 
 @dataclass(frozen=True)
@@ -130,16 +142,24 @@ class Predictor:
         target = self.ensemble.target
         return (target.classes or target.horizons) if target.width > 1 else ()
 
-    def warm(self) -> None:
-        """Answer for nobody, so that what is loaded on first use is there, and what cannot answer fails at once."""
+    def warm(self, deadline: float | None = None) -> State:
+        """Answer for nobody, as the policy has it, so that what is loaded on first use is there, and what cannot answer fails at once.
+
+        deadline: as in ``predict``. Raises FeatureError, PluginError or LateError as ``predict``.
+        """
         import pyarrow as pa
 
         nobody = {name: pa.nulls(1) for name in self.entities} | {n: pa.array([0]) for n in self.context}
-        batch = self.features.online(self.service, nobody, None, self.context)
+        instant = from_now(deadline)
+        read = self._read(nobody, None, instant)
         if isinstance(self.ensemble, Recommender):
-            self.ensemble.lists(self.features.described(batch), 1)
-        else:
-            self.ensemble.combine(batch, self.ensemble.member_scores(batch))
+            work = partial(self.ensemble.lists, read.batch, 1)
+            _ = work() if instant is None else self._scorer.threads.within(work, instant, "lists were")
+            return State(read.source[0])
+        scores = self._scorer.ask(self.ensemble, read.batch, None if instant is None else instant - RESERVE)
+        self._enough(scores)
+        self._final(read.batch, scores)
+        return State(read.source[0], tuple(scores.why))
 
     @cached_property
     def _reader(self) -> Reader:
@@ -205,12 +225,16 @@ class Predictor:
         scores = self._scorer.ask(self.ensemble, read.batch, None if instant is None else instant - RESERVE)
         self._enough(scores)
         with span("zoo.combine", {"zoo.version": self.version.reference, "zoo.rows": len(table)}):
-            if self.fallbacks is None:
-                final = self.ensemble.combine(read.batch, scores.scores)
-            else:
-                final = self.fallbacks.combine(self.ensemble, read.batch, scores.scores, scores.lost)
+            final = self._final(read.batch, scores)
         self.found.scored(self.version.model, self.version.number, {"rows": len(table), "score": final})
         return self._answered(table, read, scores, final)
+
+    def _final(self, batch: FeatureBatch, scores: Scores) -> Array:
+        """float32 (n, k): what the final model says of the members' scores."""
+        assert isinstance(self.ensemble, Ensemble)
+        if self.fallbacks is None:
+            return self.ensemble.combine(batch, scores.scores)
+        return self.fallbacks.combine(self.ensemble, batch, scores.scores, scores.lost)
 
     def predict_batches(self, rows: Any = None, *, at: int | datetime | None = None, size: int = BATCH) -> Iterator[pa.Table]:
         """``predict`` of a whole population, ``size`` rows at a time, in order: every user whom the log knows, or these rows.

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from zoo.deadline import Threads
 from zoo.errors import LateError, UsageError, choices
 from zoo.features import Features
-from zoo.predictor import Predictor
+from zoo.predictor import Predictor, State
 from zoo.registry import CANARY, SHADOW
 from zoo.service.access import ADMIN, OPEN, PUSH, READ, Access, Rules, needs, rules_of
 from zoo.service.admission import Admission
@@ -42,6 +42,7 @@ from zoo.service.messages import (
 from zoo.service.metrics import CONTENT_TYPE, Metrics
 from zoo.service.page import add_page
 from zoo.service.problems import READ_TIMEOUT, Json, UnknownModelError, handle
+from zoo.service.readiness import Readiness
 from zoo.service.shadow import Shadows
 from zoo.service.v2 import add_v2
 from zoo.service.versions import Versions
@@ -85,6 +86,7 @@ def app(
     api.router.route_class = Direct
     versions = predictors if isinstance(predictors, Versions) else Versions(predictors)
     rules, metrics, batches, shadows, explaining = Rules(), Metrics(), Batches(), Shadows(), Threads(EXPLAINED)
+    readiness = Readiness()
     handle(api)
     api.state.admission = Admission(
         hosts=hosts,
@@ -97,9 +99,8 @@ def app(
     )
     api.add_middleware(Guard, admission=api.state.admission)
 
-    def warm() -> None:
-        for predictor in (*versions.values(), *versions.aside(CANARY).values()):
-            predictor.warm()
+    async def states() -> list[State]:
+        return await readiness.of((*versions.values(), *versions.aside(CANARY).values()))
 
     def in_time(http: Request) -> float | None:
         """Seconds that an answer may take; nothing is begun for a caller who has gone."""
@@ -165,10 +166,10 @@ def app(
     @api.get(
         "/health/ready", openapi_extra=needs(OPEN), response_model=Status, responses={503: {"model": ErrorBody}}, tags=["health"]
     )
-    def ready() -> Json:
-        """Whether every model can answer at this moment: its features are read, its members score."""
-        warm()
-        return Json({"status": "ready"})
+    async def ready() -> Json:
+        """Whether every model can answer at this moment: its features are read and its members score, or (``degraded``) its policy has an
+        answer without."""
+        return Json({"status": "ready" if all(state.whole for state in await states()) else "degraded"})
 
     @api.get("/metrics", openapi_extra=needs(READ), response_class=Response, tags=["health"], include_in_schema=False)
     async def prometheus() -> Response:
@@ -258,7 +259,7 @@ def app(
             {**facts, "quarantined": dict(report.quarantined), "ignored": list(report.ignored), "warnings": list(report.warnings)}
         )
 
-    add_v2(api, known, versions, metrics, batches, shadows, warm, in_time, features)
+    add_v2(api, known, versions, metrics, batches, shadows, readiness, states, in_time, features)
     add_page(api, versions, features, lambda: _health(versions), shadows.told)
     rules.fill(rules_of(api))
     return api

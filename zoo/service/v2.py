@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -11,12 +11,13 @@ from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, Stric
 
 from zoo.errors import UsageError, choices
 from zoo.features import Features
-from zoo.predictor import Predictor
+from zoo.predictor import Predictor, State
 from zoo.service.access import OPEN, READ, needs
 from zoo.service.batches import Batches
 from zoo.service.messages import DEADLINE, MAX_ROWS, example, read_instant
 from zoo.service.metrics import Metrics
 from zoo.service.problems import Json
+from zoo.service.readiness import Readiness
 from zoo.service.shadow import Shadows
 from zoo.service.versions import Versions
 
@@ -116,12 +117,13 @@ def add_v2(
     metrics: Metrics,
     batches: Batches,
     shadows: Shadows,
-    warm: Callable[[], None],
+    readiness: Readiness,
+    states: Callable[[], Awaitable[list[State]]],
     in_time: Callable[[Request], float | None],
     features: Features,
 ) -> None:
-    """Add the protocol's routes. known: the predictor of a model name, of whom is asked about, and of a version's number. warm, in_time
-    (seconds left): raise where there is no answer."""
+    """Add the protocol's routes. known: the predictor of a model name, of whom is asked about, and of a version's number. states: of all
+    models. states, in_time (seconds left): raise where there is no answer."""
     failing: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorV2, "description": "As for /v1; the body has a text only"}
         for status in (400, 404, 413, 415, 422, 500, 503, 504)
@@ -141,9 +143,9 @@ def add_v2(
         return Json({"live": True})
 
     @api.get("/v2/health/ready", response_model=Ready, openapi_extra=needs(OPEN), **options)
-    def server_ready() -> Json:
-        """Whether every model can answer."""
-        warm()
+    async def server_ready() -> Json:
+        """Whether every model can answer, or has an answer by its policy."""
+        await states()
         return Json({"ready": True})
 
     @api.get("/v2/models/{name}", response_model=ModelMetadata, openapi_extra=needs(READ), **options)
@@ -165,9 +167,9 @@ def add_v2(
 
     @api.get("/v2/models/{name}/ready", response_model=ModelReady, openapi_extra=needs(READ), **options)
     @api.get("/v2/models/{name}/versions/{version}/ready", response_model=ModelReady, openapi_extra=needs(READ), **options)
-    def model_ready(name: str, version: str | None = None) -> Json:
-        """Whether a model can answer."""
-        known(name, None, version).warm()
+    async def model_ready(name: str, version: str | None = None) -> Json:
+        """Whether a model can answer, or has an answer by its policy."""
+        await readiness.of([known(name, None, version)])
         return Json({"name": name, "ready": True})
 
     asks = {**needs(READ), **DEADLINE}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
-from zoo.errors import UnknownReferenceError, UsageError, ZooError
+from zoo.errors import PluginError, UnknownReferenceError, UsageError, ZooError
 from zoo.features import Features
 from zoo.predictor import Predictor
 from zoo.project import Project
@@ -59,9 +59,15 @@ class Source:
         return found, beside, gone
 
     def load(self, reference: str) -> Predictor:
-        """The version, loaded and warm. Raises as ``Predictor.load``."""
+        """The version, loaded and warm. Raises as ``Predictor.load``, and where it cannot answer at present: its members have to score,
+        and its features to be read, or its policy to have an answer without them."""
         predictor = Predictor.load(reference, self.project.root, self.without, features=self.features)
-        predictor.warm()
+        state = predictor.warm()
+        if state.missing:
+            raise PluginError(
+                f"{predictor.version.reference} was loaded, but {', '.join(state.missing)} gave no score; expected one of every member "
+                "to begin with. The log says what failed; train it again, or serve another version"
+            )
         return predictor
 
 
