@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import ssl
+import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx2 as httpx
 import pytest
@@ -20,10 +23,11 @@ from test_service import opened, running
 from typer.testing import CliRunner
 
 from zoo.cli.app import app as command
-from zoo.errors import UsageError
-from zoo.service import app
+from zoo.errors import RegistryError, UsageError
+from zoo.service import app, server
 from zoo.service.access import ADMIN, OPEN, PUSH, READ, Access, add_key, rules_of
 from zoo.service.settings import Jwt
+from zoo.service.versions import Source, Versions
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +94,34 @@ def test_keys_open_what_their_roles_say_until_they_are_revoked(guarded: tuple[Fa
         access.refresh()
     assert ask(client, "GET", "/v1/models", f"Bearer {another}").status_code == 200
     keys.write_text(whole)
+
+
+def test_a_key_is_revoked_while_the_registry_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    let, asked = threading.Event(), threading.Event()
+
+    class Dead(Source):
+        def registered(self, *_: Any) -> Any:
+            asked.set()
+            assert let.wait(60)
+            raise RegistryError("it was dead")
+
+    monkeypatch.setattr(server, "KEYS", 0.05)
+    path = tmp_path / "keys.json"
+    lost = f"Bearer {add_key(path, 'lost', [READ])}"
+    access = Access(path, None)
+    versions = Versions({}, {"churn": "churn"}, Dead(None, None))  # type: ignore[arg-type]
+    try:
+        with server._watched(versions, access, 0.001):
+            assert asked.wait(30)
+            assert access.refused(lost, READ) is None
+            add_key(path, "lost", [READ])  # another in its place
+            until = time.monotonic() + 30
+            while access.refused(lost, READ) is None and time.monotonic() < until:
+                time.sleep(0.01)
+            let.set()
+    finally:
+        let.set()
+    assert access.refused(lost, READ) is not None
 
 
 def test_a_route_without_a_role_is_not_served() -> None:

@@ -459,7 +459,7 @@ def test_a_watch_looks_until_it_is_stopped_and_survives_errors() -> None:
         looked.release()
         raise ZeroDivisionError
 
-    with Watch(look, 0.001):
+    with Watch(look, 0.001, "nothing"):
         assert all(looked.acquire(timeout=30) for _ in range(3))
 
 

@@ -30,6 +30,9 @@ from zoo.service.versions import Source, Versions, Watch
 
 GRACE = 10
 """Seconds that running requests are given when the server is told to stop."""
+KEYS = 2.0
+"""Seconds between looks at the file of API keys, in a thread of its own: one that is taken out of it must not go on for as long as the
+registry does not answer, or a version loads."""
 ACCEPTED = 32
 """Connections accepted each time the event loop comes round: it takes one from each socket that listens, so the one is there as often."""
 
@@ -86,11 +89,6 @@ def serve(
             ssl_keyfile=key,
         )
 
-        def look() -> None:
-            versions.look()
-            if access is not None:
-                access.refresh()
-
         sys.setswitchinterval(0.001)  # what is refused must not wait long for predictions that are computed
         gc.collect()
         gc.freeze()  # else every full collection looks through all that was loaded, some 0.2 seconds in which nobody is answered
@@ -100,9 +98,19 @@ def serve(
         _log.info("%s at %s, Ctrl-C stops it", ", ".join(served), url)
         if ready is not None:
             ready(url, served)
-        watch = Watch(look, settings.reload) if settings.reload else contextlib.nullcontext()
-        with contextlib.suppress(KeyboardInterrupt), _stopped_alike(), watch:
+        with contextlib.suppress(KeyboardInterrupt), _stopped_alike(), _watched(versions, access, settings.reload):
             uvicorn.Server(config).run(sockets=[listener, *(listener.dup() for _ in range(1, ACCEPTED))])
+
+
+@contextlib.contextmanager
+def _watched(versions: Versions, access: Access | None, reload: float) -> Iterator[None]:
+    """The registry is looked at every ``reload`` seconds (0: never) in this block, and the file of keys every ``KEYS``."""
+    with contextlib.ExitStack() as watches:
+        if reload:
+            watches.enter_context(Watch(versions.look, reload, "the registry's versions"))
+        if access is not None:
+            watches.enter_context(Watch(access.refresh, KEYS, "the file of API keys"))
+        yield
 
 
 @contextlib.contextmanager

@@ -245,11 +245,11 @@ class Versions(Mapping[str, Predictor]):
 
 
 class Watch:
-    """A thread that looks every ``seconds`` until it is stopped."""
+    """A thread that looks every ``seconds`` until it is stopped. what: is looked at, for the log where that fails."""
 
-    def __init__(self, look: Callable[[], object], seconds: float) -> None:
-        self._look, self._seconds, self._stop = look, seconds, threading.Event()
-        self._thread = threading.Thread(target=self._run, name="zoo-versions", daemon=True)
+    def __init__(self, look: Callable[[], object], seconds: float, what: str) -> None:
+        self._look, self._seconds, self._what, self._stop = look, seconds, what, threading.Event()
+        self._thread = threading.Thread(target=self._run, name="zoo-watch", daemon=True)
 
     def __enter__(self) -> Watch:
         self._thread.start()
@@ -264,4 +264,4 @@ class Watch:
             try:
                 self._look()
             except Exception:  # noqa: BLE001 - whatever it was, the next look may go well
-                _log.exception("looking for versions failed; it is tried again")
+                _log.exception("looking at %s failed; it is tried again in %g seconds", self._what, self._seconds)
