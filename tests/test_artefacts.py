@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from zoo import artefacts
 from zoo.artefacts import DTYPES, ArtefactStore
 from zoo.contract import Artefact
 from zoo.errors import ArtefactError, ZooError
@@ -167,6 +168,25 @@ def test_a_file_cut_short_grown_or_gone_is_found_and_named(tmp_path):
         with pytest.raises(ArtefactError, match=path.name):
             store.verify(digest)
         path.write_bytes(good)
+
+
+@pytest.mark.parametrize("reason", [errno.EMFILE, errno.EACCES, errno.EIO])
+def test_what_cannot_be_read_now_is_no_rot_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int) -> None:
+    store = ArtefactStore(tmp_path / "store")
+    digest = store.write(sample())
+    files = store.files(digest)
+
+    def refuse(*_: object, **__: object) -> bytes:
+        raise OSError(reason, os.strerror(reason))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(artefacts, "_content", refuse)
+        with pytest.raises(ArtefactError, match=os.strerror(reason)):
+            store.write(sample())
+        with pytest.raises(ArtefactError, match=os.strerror(reason)):
+            store.adopt(digest, files)
+    store.verify(digest)
+    assert_same(store.read(digest), sample())
 
 
 def test_writing_again_mends_a_copy_that_rotted(tmp_path):

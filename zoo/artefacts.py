@@ -12,9 +12,11 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,8 @@ LARGEST = 1 << 36
 LARGEST_TEXTS = {"": 1 << 20, ".json": 1 << 26, ".txt": 1 << 30}
 """The formats that a text may have, by the end of its name, and the most bytes of one. Everything else is refused unread."""
 UNFINISHED = ".unfinished"
+ROT = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO))
+"""What reading a file fails with that is not there any more, or is no file."""
 _NAME = re.compile(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -62,7 +66,7 @@ class ArtefactStore:
         try:
             with self._exclusive():
                 if not self._intact(digest):
-                    self._place(digest, {MANIFEST: manifest, **files})
+                    self._place(digest, {MANIFEST: manifest, **files}.items())
         except OSError as error:
             size = len(manifest) + sum(map(len, files.values()))
             raise ArtefactError(_unwritable(self.root, size, error)) from error
@@ -91,7 +95,7 @@ class ArtefactStore:
         return {MANIFEST: _content(self._directory(digest), MANIFEST, None, digest), **found}
 
     def adopt(self, digest: str, files: Mapping[str, bytes]) -> None:
-        """Store files that another store gave under this digest, if they are what it names.
+        """Store files that another store gave under this digest, if they are what it names. One at a time is asked of the mapping.
 
         Raises ArtefactError where they are not, and as ``write``; nothing is left behind then.
         """
@@ -105,16 +109,19 @@ class ArtefactStore:
             size, expected = stated.get(name, (-1, ""))
             if content is None or len(content) != size or sha256(content).hexdigest() != expected:
                 raise ArtefactError(f"artefact {digest}: file {name!r} is not the one that its {MANIFEST} names")
+            del content  # before the next one is read
         try:
             with self._exclusive():
                 if not self._intact(digest):
-                    self._place(digest, {MANIFEST: manifest, **{name: files[name] for name in stated}})
+                    self._place(digest, chain([(MANIFEST, manifest)], ((name, files[name]) for name in stated)))
         except OSError as error:
-            raise ArtefactError(_unwritable(self.root, sum(map(len, files.values())), error)) from error
+            size = len(manifest) + sum(size for size, _ in stated.values())
+            raise ArtefactError(_unwritable(self.root, size, error)) from error
 
     def verify(self, digest: str) -> None:
-        """Hash every file without parsing any; raises ArtefactError as ``read`` does."""
-        self._verified(digest)
+        """Hash every file without parsing any, one in memory at a time; raises ArtefactError as ``read`` does."""
+        with self._readable(digest):
+            deque(self._contents(digest), maxlen=0)
 
     def send(self, digest: str) -> None:
         """Where artefacts lie at an address (``RemoteArtefacts``), send it if it is only here. Raises ArtefactError."""
@@ -157,13 +164,21 @@ class ArtefactStore:
             yield
 
     def _intact(self, digest: str) -> bool:
-        """Whether it is there unharmed; a copy that rotted is moved out of the way, so that writing again mends it."""
+        """Whether it is there unharmed; a copy that rotted is moved out of the way, so that writing again mends it.
+
+        Raises OSError where that cannot be seen.
+        """
         directory = self._directory(digest)
         if not os.path.lexists(directory):
             return False
         try:
-            self._verified(digest)
+            deque(self._contents(digest), maxlen=0)
         except ArtefactError:
+            self._discard(directory)
+            return False
+        except OSError as error:
+            if error.errno not in ROT:  # whoever may not read it, or has no descriptor left, must not remove it
+                raise
             self._discard(directory)
             return False
         return True
@@ -176,13 +191,13 @@ class ArtefactStore:
         shutil.rmtree(unfinished)
         _sync_directory(self.root)
 
-    def _place(self, digest: str, files: Mapping[str, bytes]) -> None:
+    def _place(self, digest: str, files: Iterable[tuple[str, bytes]]) -> None:
         """Write the files out of sight, make them durable, and show them under the digest in one step."""
         unfinished = self.root / UNFINISHED
         try:
             unfinished.mkdir()
             folders = {unfinished}
-            for name, content in files.items():
+            for name, content in files:
                 path = unfinished / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 folders.update(folder for folder in path.parents if folder.is_relative_to(unfinished))
@@ -190,6 +205,7 @@ class ArtefactStore:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
+                del content  # before the next one is read
             for folder in folders:
                 _sync_directory(folder)
             unfinished.rename(self.root / digest)
@@ -200,17 +216,27 @@ class ArtefactStore:
 
     def _verified(self, digest: str) -> dict[str, bytes]:
         """Every file's content, its size and hash checked; no content but the manifest's is parsed."""
-        directory = self._directory(digest)
+        with self._readable(digest):
+            return dict(self._contents(digest))
+
+    @contextmanager
+    def _readable(self, digest: str) -> Iterator[None]:
         try:
-            if not directory.is_dir():
-                raise ArtefactError(self._missing(digest))
-            manifest = _content(directory, MANIFEST, None, digest)
-            return {name: _content(directory, name, size, found) for name, (size, found) in entries(manifest, digest).items()}
+            yield
         except OSError as error:
             raise ArtefactError(
-                f"artefact {digest}: cannot read {error.filename or directory}: {error.strerror or error}; "
+                f"artefact {digest}: cannot read {error.filename or self._directory(digest)}: {error.strerror or error}; "
                 "restore it from a backup, or train the model again"
             ) from error
+
+    def _contents(self, digest: str) -> Iterator[tuple[str, bytes]]:
+        """As ``_verified``, one file after the other; raises OSError where one cannot be read."""
+        directory = self._directory(digest)
+        if not directory.is_dir():
+            raise ArtefactError(self._missing(digest))
+        manifest = _content(directory, MANIFEST, None, digest)
+        for name, (size, found) in entries(manifest, digest).items():
+            yield name, _content(directory, name, size, found)
 
 
 def _valid(name: str) -> str:

@@ -70,12 +70,11 @@ def import_(
     """
     from zoo.opening import lacking
     from zoo.registry.archive import import_ as imported
-    from zoo.registry.archive import read
+    from zoo.registry.archive import opened
 
     own = state(ctx)
-    content = read(file)
-    with registry_of(own, create=True) as registry:
-        found = imported(registry, content, key)
+    with opened(file) as archive, registry_of(own, create=True) as registry:
+        found = imported(registry, archive, key)
         version, artefact = registry.load(found.version.reference)
     lacks = lacking(own.project, version, artefact, own.without)
     warnings = [f"the same artefact is registered already, as {', '.join(found.before)}"] if found.before else []
@@ -93,6 +92,6 @@ def import_(
         for warning in warnings:
             console.print(f"WARNING: {warning}")
         told = "Once that is settled, make" if lacks else "Make"
-        console.print(f"{told} it the one that answers: zoo promote {version.reference}")
+        console.print(f"{told} it the one that answers: {own.command(f'promote {version.reference}')}")
 
     own.answer(as_json, document, human)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from zoo.artefacts import DIGEST, LARGEST, LARGEST_MANIFEST
+from zoo.artefacts import DIGEST, LARGEST, LARGEST_MANIFEST, MANIFEST
 from zoo.errors import ArtefactError, UnknownReferenceError, UsageError
 from zoo.registry.reference import Version, parse
 from zoo.registry.registry import SCORES, Registry
@@ -26,8 +28,12 @@ if TYPE_CHECKING:
 MAGIC = b"zoo archive 1\n"
 SIGNATURE = 64
 """Bytes of an Ed25519 signature (RFC 8032)."""
+BEGIN = len(MAGIC) + SIGNATURE
+"""Bytes before what is signed."""
 LENGTH = 8
 """Bytes of the header's length."""
+PIECE = 1 << 20
+"""Bytes that are read at once."""
 ORIGIN = "imported_from"
 """The tag that says which version of the other registry it was, and whose key signed it."""
 _KEYS = "openssl genpkey -algorithm ed25519 -out signing.pem; openssl pkey -in signing.pem -pubout -out public.pem"
@@ -86,41 +92,37 @@ def export(registry: Registry, reference: str, key: Path) -> Exported:
     }
     header = json.dumps(about, sort_keys=True, allow_nan=False).encode("ascii")
     signed = b"".join([len(header).to_bytes(LENGTH, "little"), header, *contents])
-    return Exported(MAGIC + signing.sign(_message(signed)) + signed, note)
+    return Exported(MAGIC + signing.sign(_message(sha256(signed).digest())) + signed, note)
 
 
-def read(path: Path) -> bytes:
-    """A file's bytes, for ``import_``, once its size and first bytes are those of an archive. Raises UsageError, ArtefactError."""
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file for ``import_``, if its size and first bytes are those of an archive. Raises UsageError, ArtefactError."""
     try:
-        with path.open("rb") as file:
-            begin, size = file.read(len(MAGIC)), os.fstat(file.fileno()).st_size
-            _check_begin(begin, size)
-            whole = bytearray(begin)
-            while piece := file.read(1 << 20):  # of a pipe no size is told
-                whole += piece
-                _check_begin(begin, len(whole))
-            return bytes(whole)
+        file = path.open("rb")
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
-    except MemoryError:
-        raise ArtefactError(
-            f"{path} has {size:,} bytes, for which this machine has no memory; see that it is what was sent"
-        ) from None
+    with file:
+        if file.seekable():
+            _check_begin(file.peek(len(MAGIC)), _size(file))
+        yield file
 
 
-def import_(registry: Registry, archive: bytes, keys: Sequence[Path]) -> Imported:
+def import_(registry: Registry, archive: BinaryIO, keys: Sequence[Path]) -> Imported:
     """Register what ``export`` wrote as the model's next version here, if one of these public keys (PEM) signed it.
 
-    It has the artefacts, metrics, lineage and tags that it had, and the tag ``imported_from``; no alias names it. Raises UsageError for a
-    key that is none, ArtefactError for a file that no trusted key signed, or that does not hold what it says; nothing is registered then.
+    It has the artefacts, metrics, lineage and tags that it had, and the tag ``imported_from``; no alias names it. archive: an open file, of
+    which one file at a time is in memory; what cannot be read twice (a pipe) is copied to a temporary file. Raises UsageError for a key
+    that is none, ArtefactError for a file that no trusted key signed, or that does not hold what it says; nothing is registered then.
     """
     trusted = [_public(key) for key in keys]
     if not trusted:
         raise UsageError("no key to trust was given; expected the public key of whoever exported it, a file in PEM")
-    signer, signed = _verified(archive, trusted)
-    about, artefacts = _parsed(signed)
-    for digest, files in artefacts.items():
-        registry.artefacts.adopt(digest, files)
+    with _seekable(archive) as whole:
+        signer, header, size = _verified(whole, trusted)
+        about, artefacts = _parsed(whole, header, size)
+        for digest, files in artefacts.items():
+            registry.artefacts.adopt(digest, files)
     origin = f"{about['model']}@{about['number']}"
     tags = {**about["tags"], ORIGIN: f"{origin} {signer}"}
     version = registry.add(about["model"], about["digest"], about["metrics"], about["lineage"], tags)
@@ -133,23 +135,47 @@ def fingerprint(key: Ed25519PublicKey) -> str:
     return f"ed25519:{sha256(key.public_bytes_raw()).hexdigest()[:16]}"
 
 
-def _message(signed: bytes) -> bytes:
-    return MAGIC + sha256(signed).digest()
+def _message(digest: bytes) -> bytes:
+    """What is signed of a file whose signed part has this sha256."""
+    return MAGIC + digest
 
 
-def _verified(archive: bytes, trusted: Sequence[Ed25519PublicKey]) -> tuple[str, bytes]:
-    """(whose key it was, what is signed)."""
+@contextmanager
+def _seekable(archive: BinaryIO) -> Iterator[BinaryIO]:
+    if archive.seekable():
+        yield archive
+        return
+    size = 0
+    with tempfile.TemporaryFile() as copy:
+        while piece := archive.read(PIECE):
+            copy.write(piece)
+            size += len(piece)
+            _check_begin(MAGIC if size > len(piece) else piece, size)
+        yield copy
+
+
+def _size(archive: BinaryIO) -> int:
+    end = archive.seek(0, os.SEEK_END)
+    archive.seek(0)
+    return end
+
+
+def _verified(archive: BinaryIO, trusted: Sequence[Ed25519PublicKey]) -> tuple[str, bytes, int]:
+    """(whose key it was, the header as it was signed, how many bytes the archive has). Nothing is parsed but the header's length."""
     from cryptography.exceptions import InvalidSignature
 
-    begin = len(MAGIC) + SIGNATURE
-    _check_begin(archive[:begin] if len(archive) >= begin + LENGTH else b"", len(archive))
-    signed = archive[begin:]
+    size, begin = _size(archive), archive.read(BEGIN)
+    _check_begin(begin if size >= BEGIN + LENGTH else b"", size)
+    digest, header = sha256(), bytearray()
+    while piece := archive.read(PIECE):
+        digest.update(piece)
+        header += piece[: LENGTH + LARGEST_MANIFEST - len(header)]  # kept, for the file may be changed before it is read again
     for key in trusted:
         try:
-            key.verify(archive[len(MAGIC) : begin], _message(signed))
+            key.verify(begin[len(MAGIC) :], _message(digest.digest()))
         except InvalidSignature:
             continue
-        return fingerprint(key), signed
+        return fingerprint(key), bytes(header), size
     told = ", ".join(fingerprint(key) for key in trusted)
     raise ArtefactError(
         f"no key that is trusted here ({told}) signed this archive as it is: it was changed, or another key signed it"
@@ -165,15 +191,51 @@ def _check_begin(begin: bytes, size: int) -> None:
         raise ArtefactError(f"the archive has {size:,} bytes; expected at most {LARGEST:,}")
 
 
-def _parsed(signed: bytes) -> tuple[dict[str, Any], dict[str, dict[str, bytes]]]:
-    """(the header; by digest, an artefact's files) of what a trusted key signed."""
+@dataclass(frozen=True)
+class _Files(Mapping[str, bytes]):
+    """Files of one artefact, each read from the archive when it is asked for. places: name -> (where it begins, size, sha256)."""
+
+    archive: BinaryIO
+    places: dict[str, tuple[int, int, str]]
+
+    def __getitem__(self, name: str) -> bytes:
+        begin, size, expected = self.places[name]
+        self.archive.seek(begin)
+        try:
+            content = self.archive.read(size)
+        except MemoryError:
+            raise ArtefactError(
+                f"file {name!r} of the archive has {size:,} bytes, for which this machine has no memory; see that it is what was sent"
+            ) from None
+        if len(content) != size or sha256(content).hexdigest() != expected:
+            raise ArtefactError(f"file {name!r} of the archive was changed while it was read; give it again")
+        return content
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def _sha256(archive: BinaryIO, begin: int, size: int) -> str:
+    archive.seek(begin)
+    digest = sha256()
+    while size and (piece := archive.read(min(PIECE, size))):
+        digest.update(piece)
+        size -= len(piece)
+    return digest.hexdigest()
+
+
+def _parsed(archive: BinaryIO, signed: bytes, whole: int) -> tuple[dict[str, Any], dict[str, _Files]]:
+    """(the header; by digest, an artefact's files) of what a trusted key signed. signed: its first bytes. whole: bytes of the archive."""
     size = int.from_bytes(signed[:LENGTH], "little")
-    end = LENGTH + size
-    if size > LARGEST_MANIFEST or end > len(signed):
+    if size > LARGEST_MANIFEST or LENGTH + size > len(signed):
         raise ArtefactError(f"the archive's header has {size:,} bytes; expected at most {LARGEST_MANIFEST:,}, and all of them")
-    artefacts: dict[str, dict[str, bytes]] = {}
+    end = BEGIN + LENGTH + size
+    artefacts: dict[str, _Files] = {}
     try:
-        about = json.loads(signed[LENGTH:end].decode("ascii"))
+        about = json.loads(signed[LENGTH : LENGTH + size].decode("ascii"))
         kinds = {"model": str, "number": int, "digest": str, "metrics": dict, "lineage": dict, "tags": dict, "files": list}
         for name, kind in kinds.items():
             if type(about[name]) is not kind:  # a bool is an int, too
@@ -181,15 +243,16 @@ def _parsed(signed: bytes) -> tuple[dict[str, Any], dict[str, dict[str, bytes]]]
         parse(f"{about['model']}@{about['number']}")
         json.dumps(about, ensure_ascii=False).encode()  # a lone surrogate is no text that any terminal or database takes
         for each in about["files"]:
-            if [type(each[key]) for key in ("size", "artefact", "name")] != [int, str, str]:
-                raise TypeError("a file has another size, artefact or name than a whole number and texts")
-            content = signed[end : end + each["size"]]
-            end += each["size"]
-            if each["size"] < 0 or len(content) != each["size"] or sha256(content).hexdigest() != each["sha256"]:
+            if [type(each[key]) for key in ("size", "artefact", "name", "sha256")] != [int, str, str, str]:
+                raise TypeError("a file has another size, artefact, name or sha256 than a whole number and texts")
+            most = LARGEST_MANIFEST if each["name"] == MANIFEST else whole - end
+            if not 0 <= each["size"] <= min(most, whole - end) or _sha256(archive, end, each["size"]) != each["sha256"]:
                 raise ValueError(f"{each['name']!r} is not of the size and hash that the header says")
-            artefacts.setdefault(each["artefact"], {})[each["name"]] = content
-        if end != len(signed):
-            raise ValueError(f"{len(signed) - end:,} bytes more than the header says")
+            own = artefacts.setdefault(each["artefact"], _Files(archive, {}))
+            own.places[each["name"]] = end, each["size"], each["sha256"]
+            end += each["size"]
+        if end != whole:
+            raise ValueError(f"{whole - end:,} bytes more than the header says")
         if about["digest"] not in artefacts:
             raise ValueError("the version's own artefact is not in it")
     except (KeyError, TypeError, ValueError, RecursionError, UnknownReferenceError) as error:
