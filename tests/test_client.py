@@ -11,11 +11,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from shop import Shop
 from test_service import opened, purchase, running
 
-from zoo.client import SLACK, AccessError, AsyncClient, Client, DeadlineError, RequestError, UnavailableError
+from zoo.client import SLACK, AccessError, AnswerError, AsyncClient, Client, DeadlineError, RequestError, UnavailableError
 from zoo.service import app
 from zoo.service.access import PUSH, READ, Access, add_key
 from zoo.service.load import Limiter
@@ -50,6 +51,26 @@ def test_answers_are_typed(url: str, parts: Any) -> None:
     answers, models, pushed = asyncio.run(same())
     assert (replace(answers[0], id=one.id), models[0].model, pushed.repeated) == (one, "churn", 1)
     assert len({one.id, stranger.id, *(answer.id for answer in answers)}) == 4
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>Please log in</html>", b"", b"[]", b"{}", b'{"answers": [{}]}', b'{"answers": 1}', b"\xff", b"[" * 100_000]
+)
+def test_a_success_that_is_no_answer_is_an_error_of_its_own(body: bytes) -> None:
+    def between(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"content-type": "text/html"}, content=body)
+
+    said = r"http://shop/v1/predict answered 200 with \d+ bytes of text/html, no answer of the service .*see that the address"
+    with Client("http://shop", transport=httpx.MockTransport(between)) as client, pytest.raises(AnswerError, match=said) as told:
+        client.predict("churn", users=[1])
+    assert (told.value.status, told.value.kind) == (200, "answer")
+
+    async def same() -> None:
+        async with AsyncClient("http://shop", transport=httpx.MockTransport(between)) as other:
+            await other.predict("churn", users=[1])
+
+    with pytest.raises(AnswerError, match=said):
+        asyncio.run(same())
 
 
 def test_explanations_are_typed_and_the_predictors(url: str, parts: Any) -> None:

@@ -19,8 +19,9 @@ from proxy import Proxy, proxied
 from shop import START, Shop
 from tiny_shop import DAY, _applied, events_table, opened, random_events, repo
 
+from zoo import fallbacks as fallback_module
 from zoo import scoring
-from zoo.contract import Array, Artefact, FeatureBatch
+from zoo.contract import Array, Artefact, FeatureBatch, TargetKind
 from zoo.deadline import Threads
 from zoo.errors import FeatureError, LateError, PluginError, UsageError
 from zoo.fallbacks import Fallbacks, losses
@@ -32,6 +33,7 @@ from zoo.project import Project
 from zoo.reading import Reader, Remembered
 from zoo.scoring import STUCK, Scorer
 from zoo.stacking import Ensemble
+from zoo.testing.toy import toy
 from zoo.training import train
 
 __all__ = ["_applied", "repo"]  # fixtures
@@ -278,6 +280,44 @@ def test_every_combination_of_losses_is_judged_on_the_test_rows(churn: Predictor
     assert churn.version.metrics["base_rate"] - fallbacks.usual[0] == pytest.approx(-fallbacks.held_out["gbdt+gru"]["bias"][0])
 
 
+def test_an_answer_says_whether_its_members_were_calibrated_within_the_bound(churn: Predictor) -> None:
+    fallbacks = churn.fallbacks
+    assert fallbacks is not None
+    assert churn.policy.calibration_error == 0.05
+    errors = {name: each["ece"] for name, each in fallbacks.held_out.items()}
+    assert errors["gbdt+gru"] == pytest.approx(abs(fallbacks.held_out["gbdt+gru"]["bias"][0]))  # of one answer to all
+    told = {**fallbacks.held_out, "": {"ece": 0.01}, "gbdt": {"ece": 0.06}, "gru": {"ece": 0.05}, "gbdt+gru": {"log_loss": 0.5}}
+    own = replace(churn, fallbacks=replace(fallbacks, held_out=told))
+    assert own.predict(users=[1, 2])["calibrated"].to_pylist() == [True, True]
+    for name, expected in (("gbdt", False), ("gru", True)):
+        assert with_faults(own, fail, name).predict(users=[1])["calibrated"].to_pylist() == [expected]
+    assert with_faults(own, fail, *MEMBERS).predict(users=[1])["calibrated"].to_pylist() == [None]
+    wider = replace(own, policy=Policy(calibration_error=0.06))
+    assert with_faults(wider, fail, "gbdt").predict(users=[1])["calibrated"].to_pylist() == [True]
+
+    def second(scores: Array) -> Array:
+        return np.where(np.arange(len(scores))[:, None] == 1, np.nan, scores).astype(np.float32)
+
+    assert with_faults(own, second, "gbdt").predict(users=USERS)["calibrated"].to_pylist() == [True, False, True, True]
+    assert replace(churn, fallbacks=None).predict(users=[1])["calibrated"].to_pylist() == [None]
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "value"])
+def test_the_calibration_error_of_an_answer_is_that_of_probabilities(kind: TargetKind) -> None:
+    rng = np.random.default_rng(0)
+    test = toy(4_000, 0, kind)
+    p = rng.uniform(0.2, 0.8, (len(test), 1)) if kind != "multiclass" else rng.dirichlet(np.ones(test.kind.width), len(test))
+    drawn = rng.random(len(test))
+    target = (drawn < p[:, 0]) if kind != "multiclass" else (drawn[:, None] > p.cumsum(axis=1)).sum(axis=1)
+    right = fallback_module._judged(p, replace(test, target=target.astype(np.float64)))
+    if kind == "value":
+        assert right.keys() == {"mean_squared_error", "bias"}
+        return
+    assert right["ece"] < 0.04
+    bold = p**4 / (p**4).sum(axis=1, keepdims=True) if kind == "multiclass" else np.clip(p + 0.2, 0, 1)
+    assert fallback_module._judged(bold, replace(test, target=target.astype(np.float64)))["ece"] > 0.1
+
+
 def test_fallbacks_are_what_was_saved(churn: Predictor) -> None:
     assert churn.fallbacks is not None
     again = Fallbacks.load(churn.fallbacks.save(), churn.found)
@@ -323,10 +363,13 @@ def test_the_policy_of_a_task_is_kept_in_its_versions(trained_shop: Shop, tmp_pa
     root = trained_shop.copy(tmp_path / "shop").root
     text = (root / "zoo.toml").read_text()
     serving = '[tasks.churn.serving]\nrequired = ["gbdt"]\nat_least = 2\nstore = "last_known"\nlast_known_for = "10m"\n'
+    serving += "calibration_error = 0.1\n"
     (root / "zoo.toml").write_text(text + serving)
     policy = Project.open(root).task("churn").serving
-    assert policy == Policy(("gbdt",), 2, "last_known", 600.0)
+    assert policy == Policy(("gbdt",), 2, "last_known", 600.0, 0.1)
     assert Policy.kept(policy.facts()) == policy
+    before = {name: value for name, value in policy.facts().items() if name != "calibration_error"}
+    assert Policy.kept(before).calibration_error == 0.05
     with pytest.raises(UsageError, match="requires gbdt, which this run would not train"):
         train(Project.open(root), "churn", plugins=plugins(), members=["gru"])
     assert Predictor.load("churn", root).policy == Policy()  # the version has what was declared when it was trained
@@ -340,6 +383,8 @@ def test_the_policy_of_a_task_is_kept_in_its_versions(trained_shop: Shop, tmp_pa
         ('required = "gbdt"', "expected a list of members"),
         ("at_least = 3", "at_least is 3; expected a number of members, 0 to 2"),
         ('store = "guess"', "unknown store 'guess'; choose one of: cold, last_known, refuse"),
+        ("calibration_error = 2", "calibration_error is 2; expected a difference of probabilities, as in 0.05"),
+        ("calibration_error = true", "calibration_error is True; expected a difference"),
         ('last_known_for = "soon"', "last_known_for is 'soon'; expected a duration"),
         ("timeout = 3", "unknown key in .*'timeout'; choose one of"),
     ],

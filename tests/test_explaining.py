@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
@@ -16,7 +17,7 @@ from shop import Shop
 
 from zoo.cli import app as application
 from zoo.contract import Array, Artefact, Column, Contributions, FeatureBatch, Target, TrainingData
-from zoo.errors import UsageError
+from zoo.errors import LateError, UsageError
 from zoo.explaining import EXACT, Explanation, account, columns_of, explain, importance, rates, shapley
 from zoo.fitting import Averaged, Member
 from zoo.manager import plugins
@@ -275,6 +276,23 @@ def test_rows_with_more_keys_than_the_user_are_explained_too(trained_shop: Shop)
     assert predictor.explain({"user_id": [], "campaign_id": []}) == []
 
 
+def test_a_deadline_bounds_all_of_an_explanation(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_degradation import with_faults
+
+    steps = []
+
+    def slow(scores: Array) -> Array:
+        steps.append(len(scores))
+        time.sleep(0.3)
+        return scores
+
+    slowed = with_faults(predictor, slow, "gru")
+    with pytest.raises(LateError, match="the explanation was not there by the deadline"):
+        slowed.explain(users=[1], deadline=0.8)
+    assert len(steps) <= 4  # of some thirty
+    assert predictor.explain(users=[1], events=1, deadline=60)
+
+
 def test_what_cannot_be_explained_is_said(predictor: Predictor, trained_shop: Shop) -> None:
     with pytest.raises(UsageError, match="unknown output 'yes'"):
         predictor.explain(users=[1], output="yes")
@@ -293,6 +311,18 @@ def test_the_command_says_members_columns_and_events(
     assert "Columns of gbdt, by TreeSHAP" in said
     assert "No event of this user" not in said
     assert "Events, the newest first" in said
+    assert re.search(r"gaps [0-9.]+ (days|hours|minutes|seconds)", said)  # a time, not a number of seconds
+    lines = []
+    for more in ([], ["--all"]):
+        with pytest.raises(SystemExit):
+            application.app(["--repo", str(trained_shop.root), "explain", "churn", "--user", "1", *more])
+        lines.append(capsys.readouterr().out.splitlines())
+    assert len(lines[0]) <= 45 < len(lines[1])
+    assert "--all lists every column and event" in lines[0][-1]
+    with pytest.raises(SystemExit) as ended:
+        application.app(["--repo", str(trained_shop.root), "explain", "churn", "--user", "1", "--all", "--top", "3"])
+    assert ended.value.code == 2
+    capsys.readouterr()
     with pytest.raises(SystemExit):
         application.app(["--repo", str(trained_shop.root), "explain", "churn", "--user", "999999"])
     assert "No event of this user" in capsys.readouterr().out

@@ -74,6 +74,7 @@ def test_answers_hold_keys_scores_members_age_and_version(churn: Predictor) -> N
         "known",
         "version",
         "missing",
+        "calibrated",
         "features",
         "id",
     ]

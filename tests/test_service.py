@@ -31,7 +31,7 @@ from zoo.errors import RegistryError, UsageError, ZooError
 from zoo.features import Features
 from zoo.predictor import Predictor
 from zoo.service import app, serve
-from zoo.service.app import EXPLAINED
+from zoo.service.app import EXPLAINED, EXPLAINED_SOON
 from zoo.service.load import Limiter
 from zoo.service.messages import MAX_EXPLAINED, MAX_ROWS, EventsRequest, ExplainRequest, PredictRequest
 from zoo.service.problems import MAX_BODY
@@ -138,7 +138,18 @@ def test_answers_are_the_predictors_in_the_order_of_the_rows(served: Served) -> 
     expected = served.predictors["churn"].predict(users=asked, at=START + 91 * DAY).to_pylist()
     assert [a["keys"]["user_id"] for a in answers] == asked
     for answer, one in zip(answers, expected):
-        assert list(answer) == ["keys", "score", "members", "newest_event_age", "known", "version", "missing", "features", "id"]
+        assert list(answer) == [
+            "keys",
+            "score",
+            "members",
+            "newest_event_age",
+            "known",
+            "version",
+            "missing",
+            "calibrated",
+            "features",
+            "id",
+        ]
         assert (answer["score"], answer["members"]) == (one["score"], {"gbdt": one["gbdt"], "gru": one["gru"]})
         assert (answer["newest_event_age"], answer["known"]) == (one["newest_event_age"], one["known"])
         assert answer["version"] == "churn@1"
@@ -254,6 +265,32 @@ def test_an_explanation_keeps_neither_its_deadline_waiting_nor_predictions_out(
         assert all(deadline is not None and 0 < deadline <= 0.2 for deadline in given)
         assert client.post("/v1/explain", json=body).json() == {"answers": []}
     assert (limiter.running, limiter.mean, limiter.limit) == (0, 0.0, 128.0)  # what took long is no sign of load
+
+
+def test_explanations_that_wait_are_few_and_further_ones_are_refused(trained_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    let = threading.Event()
+
+    def explain(*_: Any, **__: Any) -> list[Any]:
+        let.wait(60)
+        return []
+
+    limiter = Limiter()
+    with running(app(*opened(trained_shop), limiter=limiter)) as client, ThreadPoolExecutor(EXPLAINED_SOON) as pool:
+        monkeypatch.setattr(Predictor, "explain", explain)
+        body = {"model": "churn", "users": []}
+        try:
+            asked = [pool.submit(client.post, "/v1/explain", json=body) for _ in range(EXPLAINED_SOON)]
+            while limiter.running < EXPLAINED_SOON:
+                time.sleep(0.01)
+            refused = client.post("/v1/explain", json=body)
+            assert problem(refused)[:2] == (503, "overloaded")
+            assert refused.headers["retry-after"] == "1"
+            assert client.post("/v1/predict", json={"model": "churn", "users": [1]}).status_code == 200
+            assert 'zoo_refused_total{reason="overloaded"} 1.0' in client.get("/metrics").text
+        finally:
+            let.set()
+        assert {each.result().status_code for each in asked} == {200}
+        assert client.post("/v1/explain", json=body).status_code == 200
 
 
 # Pushes

@@ -7,6 +7,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from credentials import AUDIENCE, ISSUER, PRIVATE, PUBLIC, ask, attacks, paths, token
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from fastapi import FastAPI
 from shop import Shop
@@ -23,7 +25,7 @@ from test_service import opened, running
 from typer.testing import CliRunner
 
 from zoo.cli.app import app as command
-from zoo.errors import RegistryError, UsageError
+from zoo.errors import FeatureError, RegistryError, UsageError
 from zoo.service import app, server
 from zoo.service.access import ADMIN, OPEN, PUSH, READ, Access, add_key, rules_of
 from zoo.service.settings import Jwt
@@ -183,6 +185,39 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     (folder / "certificate.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
     (folder / "key.pem").write_bytes(PRIVATE.private_bytes(serialization.Encoding.PEM, form, plain))
     return folder / "certificate.pem", folder / "key.pem"
+
+
+def test_keys_that_are_made_at_once_are_all_kept(tmp_path: Path) -> None:
+    path = tmp_path / "own" / "keys.json"
+    with ThreadPoolExecutor(16) as pool:
+        made = dict(zip(range(32), pool.map(lambda n: add_key(path, f"k{n}", [READ]), range(32))))
+    access = Access(path, None)
+    assert [access.refused(f"Bearer {made[n]}", READ) for n in range(32)] == [None] * 32
+
+
+def test_files_of_tls_that_cannot_be_served_with_are_named_before_models_are_loaded(tmp_path: Path) -> None:
+    root = tmp_path / "empty"  # in which nothing could be loaded
+    root.mkdir()
+    certificate(root)
+    toml = '[tasks.churn]\nmembers = ["gbdt"]\n[service.tls]\ncertificate = "certificate.pem"\nkey = "{}"\n'
+    other = ec.generate_private_key(ec.SECP256R1())
+    plain, form = serialization.NoEncryption(), serialization.PrivateFormat.PKCS8
+    (root / "other.pem").write_bytes(other.private_bytes(serialization.Encoding.PEM, form, plain))
+    locked = serialization.BestAvailableEncryption(b"secret")
+    (root / "locked.pem").write_bytes(PRIVATE.private_bytes(serialization.Encoding.PEM, form, locked))
+    (root / "text.pem").write_text("no key")
+    said = {
+        "none.pem": r"\[service.tls\] key .*none.pem cannot be read: No such file",
+        "text.pem": "are no certificate and its key",
+    }
+    said |= {"other.pem": "are no certificate and its key", "locked.pem": "without a passphrase"}
+    for name, message in said.items():
+        (root / "zoo.toml").write_text(toml.format(name))
+        with pytest.raises(UsageError, match=message):
+            server.serve(root, ["churn"], port=0)
+    (root / "zoo.toml").write_text(toml.format("key.pem"))
+    with pytest.raises(FeatureError, match=r"no feature_store\.yaml"):
+        server.serve(root, ["churn"], port=0)
 
 
 def test_the_server_speaks_tls_and_asks_who_it_is(trained_shop: Shop, tmp_path: Path) -> None:

@@ -165,6 +165,23 @@ def test_a_reference_that_is_gone_keeps_no_other_model_from_following(shop: Shop
     assert versions.troubles == {}
 
 
+def test_aliases_are_those_of_the_newest_look(shop: Shop) -> None:
+    versions, features = served(shop)
+    with running(app(versions, features)) as client:
+
+        def told() -> list[str]:
+            return list(client.get("/v1/models").json()["models"][0]["aliases"])
+
+        assert told() == ["champion"]
+        promote(shop, 1, "live")
+        assert versions.look() == {}
+        assert told() == ["champion", "live"]
+        assert "champion, live" in client.get("/").text
+        promote(shop, 2)
+        assert versions.look() == {"churn": "churn@2"}
+        assert told() == ["champion"]
+
+
 def test_a_version_named_by_number_stays(shop: Shop) -> None:
     versions, _ = served(shop, "churn@1")
     promote(shop, 2)

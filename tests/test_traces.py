@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import stat
 import subprocess
 import sys
 from contextlib import closing
@@ -164,6 +166,20 @@ def test_a_trace_goes_with_everyone_whom_it_names(tmp_path: Path) -> None:
     assert traces.forget(None) == 2
     assert Traces(tmp_path / "other.db", 10).forget([1]) == 0
     assert not (tmp_path / "other.db").exists()
+
+
+def test_what_answers_were_made_of_is_for_who_serves_them_alone(tmp_path: Path) -> None:
+    traces = Traces(tmp_path / "data" / "traces.db", 10)
+    before = os.umask(0o022)
+    try:
+        traces.begin()
+        with traces._connected() as connection:
+            connection.execute("INSERT INTO traces (id, as_of, body) VALUES ('x', 0, '{}')")
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in traces.path.parent.iterdir()}
+    finally:
+        os.umask(before)
+    assert set(modes) >= {"traces.db", "traces.db-wal"}
+    assert set(modes.values()) == {0o600}
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class Answered:
     """Scores of n rows and what is told beside them; ``table`` and ``rows`` say the same.
 
     keys: their n rows. ids: one a row. final: float32 (n, k), the scores. scores: of the members. as_of, newest: int64 (n,), microseconds
-    UTC, -1 without an event. source: object (n,), as ``Read`` has it.
+    UTC, -1 without an event. source: object (n,), as ``Read`` has it. calibrated: of n rows, as ``Fallbacks`` has it.
     """
 
     keys: pa.Table
@@ -44,6 +44,7 @@ class Answered:
     as_of: Array
     newest: Array
     source: Array
+    calibrated: Sequence[bool | None]
     members: Sequence[str]
     outputs: tuple[str, ...]
     version: str
@@ -64,6 +65,7 @@ class Answered:
         columns["known"] = pa.array(self.newest >= 0, mask=self.source != FRESH)
         columns["version"] = pa.array([self.version] * len(self.ids), pa.string())
         columns["missing"] = pa.array(self._missing(), pa.list_(pa.string()))
+        columns["calibrated"] = pa.array(self.calibrated, pa.bool_())
         columns["features"] = pa.array(self.source, pa.string())
         columns["id"] = pa.array(self.ids, pa.string())
         return pa.table(columns, metadata=None if self.at is None else {AS_OF: str(self.at)})
@@ -77,6 +79,7 @@ class Answered:
         columns["known"] = _some(self.newest >= 0, self.source == FRESH)
         columns["version"] = [self.version] * len(self.ids)
         columns["missing"] = self._missing()
+        columns["calibrated"] = self.calibrated
         columns["features"] = self.source.tolist()
         columns["id"] = self.ids
         return [dict(zip(columns, values)) for values in zip(*columns.values(), strict=True)]

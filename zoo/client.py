@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -47,6 +47,11 @@ class UnavailableError(ServiceError):
         self.retry_after = retry_after
 
 
+class AnswerError(ServiceError):
+    """A success that is no answer of the service: something between spoke in its place, or it is of another version. A push may be durable
+    all the same: send it again with the same ids."""
+
+
 class DeadlineError(UnavailableError):
     """No answer within the deadline. A push may be durable all the same: send it again with the same ids."""
 
@@ -55,7 +60,8 @@ class DeadlineError(UnavailableError):
 class Prediction:
     """The answer for one row. newest_event_age: seconds, None where there is no event. known: False for a user without events, None
     where the store did not say. missing: members that failed or were late, whose scores are None. features: fresh, last_known or cold.
-    id: for ``zoo trace``."""
+    id: for ``zoo trace``. calibrated: whether answers that lack these members were off by no more than the task's bound on held-out rows,
+    None where that is not known."""
 
     keys: Mapping[str, Id]
     score: Score
@@ -66,6 +72,7 @@ class Prediction:
     missing: Sequence[str]
     features: str
     id: str
+    calibrated: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -144,8 +151,9 @@ class Model:
 
 
 def _made(kind: type[T], value: Mapping[str, Any]) -> T:
-    """Fields that a newer service adds are left out."""
-    return kind(**{field.name: value[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+    """Fields that a newer service adds are left out; those that an older one lacks have their default."""
+    named = [field.name for field in fields(kind) if field.name in value or field.default is MISSING]  # type: ignore[arg-type]
+    return kind(**{name: value[name] for name in named})
 
 
 def _predictions(body: Any) -> list[Prediction]:
@@ -195,11 +203,20 @@ def _recommend(model: str, users: Any, k: int, exclude_seen: bool | None, where:
     return {"model": model, "users": list(users), "k": k, "exclude_seen": exclude_seen, "where": where, "at": at}
 
 
-def _checked(response: httpx.Response) -> Any:
-    """The body of an answer; else the error that it is."""
-    if response.is_success:
-        return response.json()
+def _checked(response: httpx.Response, make: Callable[[Any], T]) -> T:
+    """What ``make`` makes of an answer's body; else the error that it is."""
     status = response.status_code
+    if response.is_success:
+        try:
+            return make(response.json())
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            kind = response.headers.get("content-type", "(none)")
+            raise AnswerError(
+                status,
+                "answer",
+                f"{response.request.url} answered {status} with {len(response.content)} bytes of {kind}, no answer of the service "
+                f"({type(error).__name__}: {error}); see that the address is the service's, and that it is not older than this client",
+            ) from error
     try:
         told = response.json()["error"]
         kind, message = str(told["type"]), str(told["message"])
@@ -224,7 +241,7 @@ class Client:
     url: as ``http://127.0.0.1:8000``. token: an API key or a JWT. timeout: seconds for an answer without a deadline of its own.
     deadlines (seconds) travel to the service, which answers within them; where it does not, connecting, sending and the answer are each
     given up ``SLACK`` seconds after that long, in the place of ``timeout``.
-    Every method raises AccessError, RequestError, DeadlineError and UnavailableError.
+    Every method raises AccessError, RequestError, DeadlineError, UnavailableError and AnswerError.
     """
 
     def __init__(self, url: str, token: str | None = None, timeout: float = 30.0, **httpx_options: Any) -> None:
@@ -239,9 +256,9 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def _ask(self, method: str, path: str, body: Any = None, deadline: float | None = None) -> Any:
+    def _ask(self, make: Callable[[Any], T], method: str, path: str, body: Any = None, deadline: float | None = None) -> T:
         try:
-            return _checked(self._http.request(method, path, json=body, **_within(deadline)))
+            return _checked(self._http.request(method, path, json=body, **_within(deadline)), make)
         except httpx.HTTPError as error:
             raise _failed(error) from error
 
@@ -255,7 +272,7 @@ class Client:
         deadline: float | None = None,
     ) -> list[Prediction]:
         """One prediction a row (keys and context by column) or user, in order. at: ISO 8601 with an offset."""
-        return _predictions(self._ask("POST", "/v1/predict", _predict(model, rows, users, at), deadline))
+        return self._ask(_predictions, "POST", "/v1/predict", _predict(model, rows, users, at), deadline)
 
     def recommend(
         self,
@@ -270,7 +287,7 @@ class Client:
     ) -> list[Recommendation]:
         """One list a user, in order."""
         body = _recommend(model, users, k, exclude_seen, where, at)
-        return _recommendations(self._ask("POST", "/v1/recommend", body, deadline))
+        return self._ask(_recommendations, "POST", "/v1/recommend", body, deadline)
 
     def explain(
         self,
@@ -287,18 +304,18 @@ class Client:
         """What moved the score of each row or user, in order. output: the class; default: each row's likeliest. top: columns of each
         member. events: newest ones of each sequence."""
         body = _explain(model, rows, users, at, output, top, events)
-        return _explanations(self._ask("POST", "/v1/explain", body, deadline))
+        return self._ask(_explanations, "POST", "/v1/explain", body, deadline)
 
     def push(
         self, events: Sequence[Mapping[str, Any]], idempotency_key: str | None = None, deadline: float | None = None
     ) -> Pushed:
         """Events for the log: durable when this returns. Each has an ``event_id``, or the push an idempotency key."""
         body = {"events": list(events), "idempotency_key": idempotency_key}
-        return _pushed(self._ask("POST", "/v1/events", body, deadline))
+        return self._ask(_pushed, "POST", "/v1/events", body, deadline)
 
     def models(self) -> list[Model]:
         """What the service answers for."""
-        return _models(self._ask("GET", "/v1/models"))
+        return self._ask(_models, "GET", "/v1/models")
 
 
 class AsyncClient:
@@ -316,9 +333,9 @@ class AsyncClient:
     async def aclose(self) -> None:
         await self._http.aclose()
 
-    async def _ask(self, method: str, path: str, body: Any = None, deadline: float | None = None) -> Any:
+    async def _ask(self, make: Callable[[Any], T], method: str, path: str, body: Any = None, deadline: float | None = None) -> T:
         try:
-            return _checked(await self._http.request(method, path, json=body, **_within(deadline)))
+            return _checked(await self._http.request(method, path, json=body, **_within(deadline)), make)
         except httpx.HTTPError as error:
             raise _failed(error) from error
 
@@ -332,7 +349,7 @@ class AsyncClient:
         deadline: float | None = None,
     ) -> list[Prediction]:
         """As ``Client.predict``."""
-        return _predictions(await self._ask("POST", "/v1/predict", _predict(model, rows, users, at), deadline))
+        return await self._ask(_predictions, "POST", "/v1/predict", _predict(model, rows, users, at), deadline)
 
     async def recommend(
         self,
@@ -347,7 +364,7 @@ class AsyncClient:
     ) -> list[Recommendation]:
         """As ``Client.recommend``."""
         body = _recommend(model, users, k, exclude_seen, where, at)
-        return _recommendations(await self._ask("POST", "/v1/recommend", body, deadline))
+        return await self._ask(_recommendations, "POST", "/v1/recommend", body, deadline)
 
     async def explain(
         self,
@@ -363,15 +380,15 @@ class AsyncClient:
     ) -> list[Explanation]:
         """As ``Client.explain``."""
         body = _explain(model, rows, users, at, output, top, events)
-        return _explanations(await self._ask("POST", "/v1/explain", body, deadline))
+        return await self._ask(_explanations, "POST", "/v1/explain", body, deadline)
 
     async def push(
         self, events: Sequence[Mapping[str, Any]], idempotency_key: str | None = None, deadline: float | None = None
     ) -> Pushed:
         """As ``Client.push``."""
         body = {"events": list(events), "idempotency_key": idempotency_key}
-        return _pushed(await self._ask("POST", "/v1/events", body, deadline))
+        return await self._ask(_pushed, "POST", "/v1/events", body, deadline)
 
     async def models(self) -> list[Model]:
         """As ``Client.models``."""
-        return _models(await self._ask("GET", "/v1/models"))
+        return await self._ask(_models, "GET", "/v1/models")

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from zoo.calibration import logits
+from zoo.deadline import left
+from zoo.errors import LateError
 from zoo.finals import Scores
 from zoo.fitting import Averaged
 from zoo.plugin import PADDING, Array, Block, Column, Contributions, Explains, FeatureBatch, FittedModel, Target
@@ -84,7 +86,8 @@ def explain(
     """An explanation a row of a batch in the log's codes.
 
     rates: float (k,), the base rate of each output. sequences: columns whose entries are of the same events, by event kind. output:
-    which of k outputs; default: each row's largest. top: columns of each member. events: newest ones of each sequence.
+    which of k outputs; default: each row's largest. top: columns of each member. events: newest ones of each sequence. Raises LateError
+    past the deadline of ``zoo.deadline.until``.
     """
     scores = ensemble.member_scores(batch)
     final = ensemble.combine(batch, scores)
@@ -92,7 +95,7 @@ def explain(
     rows, scale = np.arange(len(batch)), _scale(ensemble.target)
     raw = scale(final)[rows, asked]
     base, moved = shapley(ensemble, batch, scores, rates)
-    left = _without_events(ensemble, batch, sequences, events)
+    without = _without_events(ensemble, batch, sequences, events)
     known = ensemble.vocabulary.apply(batch)
     found = {m.name: columns_of(m, known, ensemble.target) for m in ensemble.members}
     outputs = ensemble.target.classes or ensemble.target.horizons
@@ -111,11 +114,17 @@ def explain(
                 {m.name: float(moved[row, at, k]) for at, m in enumerate(ensemble.members)},
                 features,
                 {name: how for name, (how, _, _) in found.items()},
-                _events(batch, left, row, k, raw[row], scale(scores)[row, :, k], ensemble.members, scale),
+                _events(batch, without, row, k, raw[row], scale(scores)[row, :, k], ensemble.members, scale),
                 units="log-odds" if _odds(ensemble.target) else "value",
             )
         )
     return out
+
+
+def _in_time() -> None:
+    """Raise LateError past the deadline of this thread's work, of which each step is a prediction."""
+    if left() == 0:
+        raise LateError("the explanation was not there by the deadline")
 
 
 def rates(record: Mapping[str, Any], target: Target) -> Array:
@@ -193,6 +202,7 @@ def shapley(ensemble: Ensemble, batch: FeatureBatch, scores: Array, rates: Array
 
     def value(inside: tuple[bool, ...]) -> Array:
         if inside not in known:
+            _in_time()
             known[inside] = scale(ensemble.combine(batch, np.where(np.array(inside)[None, :, None], scores, silent)))
         return known[inside]
 
@@ -222,6 +232,7 @@ def columns_of(member: Fitted, known: FeatureBatch, target: Target) -> tuple[str
 
     A model's own account is on its own scale; what is left out is measured in log-odds of probabilities.
     """
+    _in_time()
     batch, scale = known.select(member.inputs), _scale(target)
     said = account(member.fitted, batch)
     if said is not None:
@@ -230,6 +241,7 @@ def columns_of(member: Fitted, known: FeatureBatch, target: Target) -> tuple[str
     whole = scale(member.fitted.predict(batch))
     names, values = [], []
     for name, changed in _blanked(batch):
+        _in_time()
         names.append(name)
         values.append(whole - scale(member.fitted.predict(changed)))
     return LEFT_OUT, tuple(names), np.stack(values, axis=2) if values else np.zeros((*whole.shape, 0))
@@ -321,6 +333,7 @@ def _without_events(ensemble: Ensemble, batch: FeatureBatch, sequences: Sequence
         if not own:
             continue
         for back in range(min(events, int(batch.column(own[0]).lengths.max(initial=0)))):
+            _in_time()
             changed = _without_event(batch, own, back)
             scores = ensemble.member_scores(changed)
             out.append(_Left(own, back, ensemble.combine(changed, scores), scores))
@@ -347,7 +360,7 @@ def _without_event(batch: FeatureBatch, columns: Sequence[str], back: int) -> Fe
 
 def _events(
     batch: FeatureBatch,
-    left: Sequence[_Left],
+    without: Sequence[_Left],
     row: int,
     k: int,
     raw: float,
@@ -357,7 +370,7 @@ def _events(
 ) -> list[dict[str, Any]]:
     """What each event of a row moved, for those that moved anything. members: raw scores (m,)."""
     out = []
-    for each in left:
+    for each in without:
         if int(batch.column(each.columns[0]).lengths[row]) <= each.back:
             continue
         moved = {"stack": float(raw - scale(each.final[row, k]))}

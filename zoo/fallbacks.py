@@ -33,8 +33,8 @@ class Fallbacks:
 
     mean, spread: float64 (m * k,) and (m * k, m * k), of the members' logits on rows that they were not trained on. usual: float64
     (k,), the mean target of these rows, which is the answer when no member is left. held_out: by lost members' names joined with
-    "+" ("" for none), JSON-ready: log_loss (of other targets mean squared error) and bias (mean answer less mean target, by output) on rows
-    that neither members nor final models saw.
+    "+" ("" for none), JSON-ready: log_loss (of other targets mean squared error), bias (mean answer less mean target, by output) and, of
+    probabilities, ece (expected calibration error; of several outputs the largest) on rows that neither members nor final models saw.
     """
 
     without: Mapping[str, Fitted]
@@ -91,6 +91,22 @@ class Fallbacks:
             name = "+".join(member.name for member, away in zip(ensemble.members, lost, strict=True) if away)
             found[name] = _judged(answer.astype(np.float64), test)
         return replace(self, held_out=found)
+
+    def calibrated(self, members: Sequence[str], lost: Array, bound: float) -> list[bool | None]:
+        """By row: whether answers that lack these members, bool (n, m), were off by at most ``bound`` on held-out rows (``ece``).
+
+        None where that was not measured: of some combinations of many members, of versions from before it was, and of other targets.
+        """
+        if not lost.any():
+            return [self._calibrated("", bound)] * len(lost)
+        return [
+            self._calibrated("+".join(name for name, away in zip(members, row, strict=True) if away), bound)
+            for row in lost.tolist()
+        ]
+
+    def _calibrated(self, lost: str, bound: float) -> bool | None:
+        error = self.held_out.get(lost, {}).get("ece")
+        return None if error is None else bool(error <= bound)
 
     def save(self) -> Artefact:
         about = {
@@ -154,14 +170,25 @@ def _outcome(target: Array, data: TrainingData) -> Array:
     return np.repeat(np.asarray(target, np.float64)[:, None], data.kind.width, axis=1)
 
 
+def _ece(outcome: Array, answer: Array) -> float:
+    from zoo.evaluation.metrics import Ranked, ece
+
+    rows, order = Ranked.of(outcome, answer)
+    return float(ece(rows, np.ones((1, len(order))))[0])
+
+
 def _judged(answer: Array, test: TrainingData) -> dict[str, Any]:
+    from zoo.evaluation.calibration import as_binary
+
     outcome = _outcome(test.target, test)
     bias = (answer - outcome).mean(axis=0).tolist()
     if test.kind.kind == "multiclass":
-        return {"log_loss": float(-(outcome * np.log(np.maximum(answer, 1e-15))).sum(axis=1).mean()), "bias": bias}
+        loss = float(-(outcome * np.log(np.maximum(answer, 1e-15))).sum(axis=1).mean())
+        return {"log_loss": loss, "bias": bias, "ece": _ece(*as_binary(test.target, answer))}
     if test.kind.kind == "binary":
         p = np.clip(answer, 1e-15, 1 - 1e-15)
-        return {"log_loss": float(-(outcome * np.log(p) + (1 - outcome) * np.log1p(-p)).mean()), "bias": bias}
+        loss = float(-(outcome * np.log(p) + (1 - outcome) * np.log1p(-p)).mean())
+        return {"log_loss": loss, "bias": bias, "ece": max(_ece(outcome[:, k], answer[:, k]) for k in range(answer.shape[1]))}
     return {"mean_squared_error": float(((answer - outcome) ** 2).mean()), "bias": bias}
 
 

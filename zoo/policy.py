@@ -18,20 +18,22 @@ class Policy:
     """required: members without which there is no answer. at_least: how many members an answer needs; 0: none.
 
     store: what is answered where the online store does not answer, or holds less than the log. last_known_for: seconds that events read
-    earlier may stand for newer ones.
+    earlier may stand for newer ones. calibration_error: how far answers may be off on held-out rows (expected calibration error, as a
+    probability) to be said to be calibrated.
     """
 
     required: tuple[str, ...] = ()
     at_least: int = 1
     store: Store = "refuse"
     last_known_for: float = 3600.0
+    calibration_error: float = 0.05
 
     @staticmethod
     def of(table: Any, members: Sequence[str], where: str = "[serving]") -> Policy:
         """What a table of zoo.toml says. Raises UsageError for what it cannot say."""
         if not isinstance(table, Mapping):
             raise UsageError(f"{where} is {table!r}; expected a table")
-        names = ("required", "at_least", "store", "last_known_for")
+        names = ("required", "at_least", "store", "last_known_for", "calibration_error")
         for name in table:
             if name not in names:
                 raise UsageError(choices(f"key in {where}", name, names))
@@ -52,7 +54,10 @@ class Policy:
             known_for = None
         if known_for is None:
             raise UsageError(f"{where} last_known_for is {text!r}; expected a duration such as 30m or 1h")
-        return Policy(tuple(required), at_least, store, float(known_for))
+        error = table.get("calibration_error", Policy.calibration_error)
+        if isinstance(error, bool) or not isinstance(error, int | float) or not 0 < error <= 1:
+            raise UsageError(f"{where} calibration_error is {error!r}; expected a difference of probabilities, as in 0.05")
+        return Policy(tuple(required), at_least, store, float(known_for), float(error))
 
     def facts(self) -> dict[str, Any]:
         """What a version keeps; ``Policy.kept`` reads it."""
@@ -61,6 +66,7 @@ class Policy:
             "at_least": self.at_least,
             "store": self.store,
             "last_known_for": self.last_known_for,
+            "calibration_error": self.calibration_error,
         }
 
     @staticmethod

@@ -13,7 +13,7 @@ import numpy as np
 
 from zoo.answers import Answered, ids_of, listed
 from zoo.contract import Array, FeatureBatch
-from zoo.deadline import Threads, from_now
+from zoo.deadline import Threads, from_now, until
 from zoo.errors import FeatureError, LateError, PluginError, UsageError, choices
 from zoo.events.dictionary import FIRST
 from zoo.events.given import keyed, moment, table_of
@@ -186,9 +186,11 @@ class Predictor:
         ``user_id``. deadline: seconds from now by which the store and the members have to answer; a member that is late is given up.
         Returns n rows in order: the keys, ``score`` (float32), one column a member (null where it is missing), ``newest_event_age``
         (seconds; null where there is no event), ``known`` (False: a user without events before ``at``, answered as cold; null where
-        the store did not say), ``version``, ``missing`` (names of the members that failed, were late or gave no number) and ``features``
-        (``fresh`` from the store, or what the policy has instead: ``last_known``, ``cold``) and ``id`` (of the row's answer, by which
-        ``zoo trace`` finds what it was made of); where there are several ``outputs``, each score is a column an output, ``score:OUTPUT``.
+        the store did not say), ``version``, ``missing`` (names of the members that failed, were late or gave no number),
+        ``calibrated`` (whether answers that lack those were off by no more than the policy's ``calibration_error`` on held-out rows; null
+        where that was not measured) and ``features`` (``fresh`` from the store, or what the policy has instead: ``last_known``, ``cold``)
+        and ``id`` (of the row's answer, by which ``zoo trace`` finds what it was made of); where there are several ``outputs``, each
+        score is a column an output, ``score:OUTPUT``.
         The schema's metadata has ``as_of``, the instant that was answered for (microseconds UTC).
         Raises as ``answer`` does.
         """
@@ -298,8 +300,8 @@ class Predictor:
         """What moved each row's score: members, their columns and single events; an explanation a row, as in ``zoo.explaining``.
 
         rows, users, at: as in ``predict``. output: one of ``outputs``, default each row's likeliest. top: columns of each member. events:
-        newest ones of each sequence. deadline: seconds from now by which the features have to be there. Raises UsageError for a version
-        that ranks items, else as ``predict``.
+        newest ones of each sequence. deadline: seconds from now by which it has to be there; a step that has begun (a prediction of one
+        member) is not broken off. Raises UsageError for a version that ranks items, else as ``predict``.
         """
         from zoo.explaining import explain, rates
 
@@ -318,7 +320,8 @@ class Predictor:
             "events": events,
             "sequences": self.features.sequences(self.service),
         }
-        found = explain(self.ensemble, read.batch, rates(self.version.metrics, self.ensemble.target), **asked)
+        with until(instant):
+            found = explain(self.ensemble, read.batch, rates(self.version.metrics, self.ensemble.target), **asked)
         return [
             replace(each, source=str(source), known=bool(newest >= 0) if source == FRESH else None)
             for each, source, newest in zip(found, read.source, read.batch.newest, strict=True)
@@ -435,7 +438,7 @@ class Predictor:
         return keyed(table, (*self.entities, *self.context), self.version.model)
 
     def _answered(self, table: pa.Table, read: Read | None, scores: Scores, final: Array) -> Answered:
-        none = np.zeros(0, np.int64)
+        none, spares, bound = np.zeros(0, np.int64), self.fallbacks, self.policy.calibration_error
         answer = Answered(
             keys=table.select(self.entities),
             ids=ids_of(len(table)),
@@ -444,6 +447,7 @@ class Predictor:
             as_of=none if read is None else read.batch.as_of,
             newest=none if read is None else read.batch.newest,
             source=np.zeros(0, object) if read is None else read.source,
+            calibrated=[None] * len(table) if spares is None else spares.calibrated(self.members, scores.lost, bound),
             members=self.members,
             outputs=self.outputs,
             version=self.version.reference,

@@ -150,6 +150,12 @@ class Traces:
     def _connected(self) -> Iterator[sqlite3.Connection]:
         # one connection a call: a kept one would have to know threads and forks
         try:
+            os.close(
+                os.open(self.path, os.O_RDONLY | os.O_CREAT, 0o600)
+            )  # personal data; SQLite gives its other files the same mode
+        except OSError as error:
+            raise ZooError(f"the traces in {self.path} cannot be used: {error.strerror or error}") from error
+        try:
             with closing(sqlite3.connect(self.path, timeout=PATIENCE)) as connection:
                 for setting in ("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"):
                     connection.execute(f"PRAGMA {setting}")

@@ -72,7 +72,7 @@ def p8() -> list[Figure]:
         ensemble, fallbacks = predictor.ensemble, predictor.fallbacks
         if fallbacks is None:
             raise SystemExit(f"{predictor.version.reference} has no fallbacks; train it again")
-        names = predictor.members
+        names, bound = predictor.members, predictor.policy.calibration_error
         for how in ("fails", "late", "NaN"):
             for size in range(1, len(names) + 1):
                 for lost in combinations(names, size):
@@ -90,30 +90,32 @@ def p8() -> list[Figure]:
                         bad["named wrongly"] += not set(lost) <= set(row["missing"])
                         bad["no score"] += not 0 < row["score"] < 1
                         bad["others missing"] += set(row["missing"]) > set(lost)
-                        bad["no log-loss"] += not fallbacks.held_out["+".join(lost)]["log_loss"] > 0
+                        stated = fallbacks.held_out["+".join(row["missing"])]
+                        bad["no log-loss"] += not stated["log_loss"] > 0
+                        bad["calibration not told"] += row["calibrated"] is not (stated["ece"] <= bound)
     loss = {name: each["log_loss"] for name, each in fallbacks.held_out.items()}
-    bias = {name: each["bias"][0] for name, each in fallbacks.held_out.items()}
-    wrong = bad["late"] + bad["named wrongly"] + bad["no score"] + bad["no log-loss"]
+    error = {name: each["ece"] for name, each in fallbacks.held_out.items()}
+    wrong = bad["late"] + bad["named wrongly"] + bad["no score"] + bad["no log-loss"] + bad["calibration not told"]
+    beyond_bound = [name for name, each in error.items() if each > bound]
     after = f"slowest {slowest * 1e3:+.0f} ms after a deadline of {DEADLINE * 1e3:.0f} ms"
     told = f"{asked} answers, {2 ** len(names) - 1} subsets x 3 faults; {after}"
     single, beyond = (
         max(names, key=loss.__getitem__),
         max((n for n in loss if 1 <= n.count("+") < len(names) - 1), key=loss.__getitem__),
     )
-    stated = json.dumps({name or "(none)": round(value, 4) for name, value in loss.items()})
     return [
         Figure(
             id="P8",
             what=f"answers late, naming the wrong members, or without a score ({told})",
             ours=wrong,
             unit="answers",
-            must="0: each within deadline + 20 ms, missing ones named, log-loss stated",
+            must="0: each within deadline + 20 ms, missing ones named, log-loss and calibration stated",
             reached=wrong == 0,
             why=f"{dict(bad)}",
         ),
         Figure(
             id="P8b",
-            what=f"held-out log-loss without the member that matters most ({single}); all: {stated}",
+            what=f"held-out log-loss without the member that matters most ({single}); all: {_rounded(loss)}",
             ours=loss[single],
             unit="log-loss",
             peer=loss[""],
@@ -129,13 +131,20 @@ def p8() -> list[Figure]:
         ),
         Figure(
             id="P8d",
-            what="largest bias of a combination: mean answer less mean outcome on held-out rows",
-            ours=max(map(abs, bias.values())),
+            what=f"largest calibration error of a combination on held-out rows (ten bins); all: {_rounded(error)}",
+            ours=max(error.values()),
             unit="probability",
-            peer=abs(bias[""]),
+            peer=error[""],
             peer_name="all members",
+            must=f"within the stated bound of {bound:g}, or said in the answer to be beyond",
+            reached=not bad["calibration not told"],
+            why=f"beyond it: {', '.join(beyond_bound) or 'none'}; {bad['calibration not told']} answers did not say so",
         ),
     ]
+
+
+def _rounded(values: dict[str, float]) -> str:
+    return json.dumps({name or "(none)": round(value, 4) for name, value in values.items()})
 
 
 @contextlib.contextmanager

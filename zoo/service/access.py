@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from starlette.routing import Route
 
 from zoo.errors import UsageError, choices
+from zoo.events.lock import file_lock
 from zoo.service.problems import Refusal
 from zoo.service.settings import Jwt, Settings
 
@@ -112,13 +113,14 @@ def add_key(path: Path, name: str, roles: Collection[str]) -> str:
         if role not in (READ, PUSH, ADMIN):
             raise UsageError(choices("role", role, (READ, PUSH, ADMIN)))
     key = PREFIX + secrets.token_urlsafe(32)
-    others = [each for each in (read_keys(path) if path.exists() else ()) if each.name != name]
-    keys = [*others, Key(name, hashlib.sha256(key.encode()).hexdigest(), tuple(sorted(set(roles))))]
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump({"keys": [vars(each) for each in keys]}, file, indent=1)
-    beside.replace(path)  # a server that reads meanwhile sees the former file or this one, whole
+    with file_lock(path.with_name(f".{path.name}.lock")):  # else of two that are made at once one would be lost
+        others = [each for each in (read_keys(path) if path.exists() else ()) if each.name != name]
+        keys = [*others, Key(name, hashlib.sha256(key.encode()).hexdigest(), tuple(sorted(set(roles))))]
+        beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump({"keys": [vars(each) for each in keys]}, file, indent=1)
+        beside.replace(path)  # a server that reads meanwhile sees the former file or this one, whole
     return key
 
 

@@ -16,7 +16,7 @@ from zoo.features import Features
 from zoo.predictor import Predictor, State
 from zoo.registry import CANARY, SHADOW
 from zoo.service.access import ADMIN, OPEN, PUSH, READ, Access, Rules, needs, rules_of
-from zoo.service.admission import Admission
+from zoo.service.admission import OVERLOADED, Admission
 from zoo.service.batches import Batches
 from zoo.service.direct import Direct
 from zoo.service.guard import Guard
@@ -49,6 +49,8 @@ from zoo.service.versions import Versions
 
 EXPLAINED = 2
 """Requests for explanations that are worked on at once, in threads of their own: pushes, lists and predictions must not wait for those."""
+EXPLAINED_SOON = 16
+"""Those that are worked on or wait, beyond which further ones are refused: they must not take the places of all others."""
 LINEAGE = ("log", "service_hash", "plugins", "seed", "git")
 MISTAKES: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "The body is not JSON"},
@@ -86,7 +88,7 @@ def app(
     api.router.route_class = Direct
     versions = predictors if isinstance(predictors, Versions) else Versions(predictors)
     rules, metrics, batches, shadows, explaining = Rules(), Metrics(), Batches(), Shadows(), Threads(EXPLAINED)
-    readiness = Readiness()
+    readiness, explained = Readiness(), 0
     handle(api)
     api.state.admission = Admission(
         hosts=hosts,
@@ -184,7 +186,7 @@ def app(
     @api.get("/v1/models", openapi_extra=needs(READ), response_model=Models, tags=["models"])
     async def models() -> Json:
         """The models that this server answers for, and what they were made from."""
-        return Json({"models": [_card(name, predictor) for name, predictor in versions.items()]})
+        return Json({"models": [_card(name, predictor, versions.aliases(name)) for name, predictor in versions.items()]})
 
     @api.get("/v1/shadows", openapi_extra=needs(READ), response_model=Comparisons, tags=["models"])
     async def compared() -> Json:
@@ -245,8 +247,16 @@ def app(
             answers = [{"keys": key, "version": version, **each.as_dict()} for key, each in zip(keys, found, strict=True)]
             return Json({"answers": answers})
 
-        with metrics.of(predictor):
-            return await asyncio.wrap_future(explaining.submit(work))
+        nonlocal explained
+        if explained >= EXPLAINED_SOON:
+            metrics.refused(OVERLOADED.kind).inc()
+            return OVERLOADED.answer(http.url.path)
+        explained += 1
+        try:
+            with metrics.of(predictor):
+                return await asyncio.wrap_future(explaining.submit(work))
+        finally:
+            explained -= 1
 
     @api.post("/v1/events", response_model=Report, openapi_extra={**needs(PUSH), **DEADLINE}, responses=MISTAKES, tags=["events"])
     def events(http: Request, request: EventsRequest) -> Json:
@@ -321,6 +331,7 @@ def _answer(predictor: Predictor, row: Mapping[str, Any]) -> dict[str, Any]:
         "known": row["known"],
         "version": row["version"],
         "missing": missing,
+        "calibrated": row["calibrated"],
         "features": row["features"],
         "id": row["id"],
     }
@@ -348,12 +359,12 @@ def _lists(predictor: Predictor, users: Sequence[Any], rows: Sequence[Mapping[st
     return out
 
 
-def _card(name: str, predictor: Predictor) -> dict[str, Any]:
+def _card(name: str, predictor: Predictor, aliases: Sequence[str]) -> dict[str, Any]:
     version = predictor.version
     card = ModelCard(
         model=name,
         version=version.reference,
-        aliases=list(version.aliases),
+        aliases=list(aliases),
         entities=list(predictor.entities),
         context=dict(predictor.context),
         members=list(predictor.members),

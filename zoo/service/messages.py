@@ -122,6 +122,9 @@ class Answer(BaseModel):
     )
     version: str = Field(description="The model version that answered.")
     missing: list[str] = Field(description="Members that failed, were late or gave no number; the answer is that of the others.")
+    calibrated: bool | None = Field(
+        description="Whether answers that lack these members were off by no more than the policy's bound on test rows; null: not known."
+    )
     features: Literal["fresh", "last_known", "cold"] = Field(
         description="Where the features are from: the store, or, while it does not answer, what the task's policy has instead."
     )
@@ -142,6 +145,7 @@ class Predictions(BaseModel):
                     "known": True,
                     "version": "churn@3",
                     "missing": [],
+                    "calibrated": True,
                     "features": "fresh",
                     "id": "5f0c7d2a91be44d3-0",
                 }
@@ -372,7 +376,10 @@ class Report(BaseModel):
     repeated: int = Field(description="Events that the log had already.")
     quarantined: dict[str, int] = Field(description="Events that could not be taken, by reason; they are kept aside.")
     ignored: list[str] = Field(description="Fields that this log has no place for.")
-    version: int = Field(description="The log's version after the push.")
+    version: int = Field(
+        description="The log's version (of its Delta table) when this was answered. Pushes wait in the log's tail first and many of them "
+        "become one version, so it may be the same after a push as before; it never falls. It is no version of a model."
+    )
     warnings: list[str] = Field(
         description="What whoever pushed should know: that the clock moved far, or that a type of event or an item is new to the log."
     )

@@ -1,21 +1,17 @@
-"""What Prometheus reads at ``/metrics``: requests, times, refusals and versions; of several processes that share a port, all of it."""
+"""What Prometheus reads at ``/metrics``: requests, times, refusals and versions."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
 
 from zoo.errors import UnknownIdError, UsageError
 from zoo.predictor import Predictor
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-SHARED = "ZOO_METRICS_DIR"
-"""Environment variable: a folder where the processes of one server keep their counts. Not prometheus_client's own, which Feast sets."""
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
@@ -31,10 +27,8 @@ class Metrics:
             Counter("zoo_answers", "Answers of a version, and its errors", ("version", "outcome"), registry=own).labels
         )
         self.refused = cache(Counter("zoo_refused", "Requests refused before work began", ("reason",), registry=own).labels)
-        self.running = Gauge("zoo_requests_running", "Requests worked on", registry=own, multiprocess_mode="livesum")
-        self.versions = Gauge(
-            "zoo_model_version", "Number of the version that answers", ("model",), registry=own, multiprocess_mode="min"
-        )
+        self.running = Gauge("zoo_requests_running", "Requests worked on", registry=own)
+        self.versions = Gauge("zoo_model_version", "Number of the version that answers", ("model",), registry=own)
 
     @contextmanager
     def of(self, predictor: Predictor) -> Iterator[None]:
@@ -52,8 +46,4 @@ class Metrics:
     def text(self, predictors: Mapping[str, Predictor]) -> bytes:
         for name, predictor in predictors.items():
             self.versions.labels(name).set(predictor.version.number)
-        if SHARED not in os.environ:
-            return generate_latest(self._registry)
-        together = CollectorRegistry()
-        MultiProcessCollector(together, os.environ[SHARED])  # type: ignore[no-untyped-call]
-        return generate_latest(together)
+        return generate_latest(self._registry)

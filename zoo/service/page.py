@@ -66,7 +66,7 @@ def _state(
             (
                 name,
                 version.reference,
-                ", ".join(version.aliases),
+                ", ".join(versions.aliases(name)),
                 f"{version.created:%Y-%m-%d %H:%M}",
                 ", ".join(predictor.members),
                 "; ".join(troubles) or None,

@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -58,6 +59,7 @@ def serve(
     project = Project.open(repo)
     settings = Settings.of(project)
     access = Access.of(settings)
+    _check_tls(settings.tls)
     address = host if access is not None and _is_address(host) else _loopback(host)
     named = _by_model(references)
     with _bound(address, port) as listener, sending(), contextlib.closing(Features.open(project.root)) as features:
@@ -127,6 +129,25 @@ def _stopped_alike() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _check_tls(files: tuple[Path, Path] | None) -> None:
+    """Raise UsageError where certificate and key cannot be served with: now, not after every model was loaded."""
+    if files is None:
+        return
+    for name, file in zip(("certificate", "key"), files, strict=True):
+        try:
+            with file.open("rb"):
+                pass
+        except OSError as error:
+            raise UsageError(f"[service.tls] {name} {file} cannot be read: {error.strerror}; expected a file in PEM") from error
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*files, password="")  # none: nobody is there to be asked for one
+    except (ssl.SSLError, ValueError) as error:
+        told = getattr(error, "reason", None) or error
+        raise UsageError(
+            f"[service.tls] {files[0]} and {files[1]} are no certificate and its key, in PEM and without a passphrase: {told}"
+        ) from error
 
 
 def _loopback(host: str) -> str:

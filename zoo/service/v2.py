@@ -64,8 +64,8 @@ class Output(BaseModel):
 
 
 class InferResponse(BaseModel):
-    """``score``, a tensor ``member:NAME`` a member, ``newest_event_age`` (seconds, -1 where there is no event), ``known``, ``missing`` and
-    ``features``; a missing member's score is -1."""
+    """``score``, a tensor ``member:NAME`` a member, ``newest_event_age`` (seconds, -1 where there is no event), ``known`` and
+    ``calibrated`` (false where that is not known), ``missing`` and ``features``; a missing member's score is -1."""
 
     id: str | None = None
     model_name: str
@@ -206,7 +206,14 @@ def _outputs(predictor: Predictor) -> dict[str, tuple[str, list[int]]]:
     width = [len(predictor.outputs)] if predictor.outputs else []
     members = {f"member:{name}": ("FP32", width) for name in predictor.members}
     more: dict[str, tuple[str, list[int]]] = {"missing": ("BYTES", []), "features": ("BYTES", [])}
-    return {"score": ("FP32", width), **members, "newest_event_age": ("FP64", []), "known": ("BOOL", []), **more}
+    return {
+        "score": ("FP32", width),
+        **members,
+        "newest_event_age": ("FP64", []),
+        "known": ("BOOL", []),
+        "calibrated": ("BOOL", []),
+        **more,
+    }
 
 
 async def _infer(
@@ -265,8 +272,8 @@ def _column(tensor: Tensor) -> list[Any]:
 
 
 def _data(predictor: Predictor, rows: list[dict[str, Any]], name: str) -> list[Any]:
-    if name == "known":
-        return [row["known"] is True for row in rows]
+    if name in ("known", "calibrated"):
+        return [row[name] is True for row in rows]
     if name == "newest_event_age":
         return [-1.0 if row["newest_event_age"] is None else row["newest_event_age"] for row in rows]
     if name == "missing":

@@ -101,6 +101,7 @@ class Versions(Mapping[str, Predictor]):
     ) -> None:
         self._serving = dict(predictors)
         self._aside: dict[str, Predictor] = {}
+        self._aliases: dict[str, Version] = {}
         self._source = source
         self._moving = {model: text for model, text in (references or {}).items() if parse(text).number is None}
         self._shares: dict[str, float] = {}
@@ -126,6 +127,12 @@ class Versions(Mapping[str, Predictor]):
 
     def __len__(self) -> int:
         return len(self._serving)
+
+    def aliases(self, model: str) -> tuple[str, ...]:
+        """Aliases of the version that answers, as of the newest look; of one that was asked for by its number, as of its load."""
+        version = self._serving[model].version
+        looked = self._aliases.get(model, version)
+        return (looked if looked.reference == version.reference else version).aliases
 
     def aside(self, alias: str) -> Mapping[str, Predictor]:
         """Model -> the predictor of its version that ``canary`` or ``shadow`` names, of those that have one."""
@@ -172,6 +179,7 @@ class Versions(Mapping[str, Predictor]):
                 self.unreachable = str(error)
                 return {}
             self.unreachable = None
+            self._aliases = registered
             for model, why in gone.items():
                 self._lost(model, why)
             swapped = {m: version.reference for m, version in registered.items() if self._follow(self._source, m, version, retry)}
