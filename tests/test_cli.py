@@ -25,8 +25,8 @@ from typer.main import get_command
 from zoo.cli import render
 from zoo.cli.app import app
 from zoo.cli.given import instant
-from zoo.cli.state import READS
-from zoo.cli.train import too_few
+from zoo.cli.state import READS, State
+from zoo.cli.train import beyond, too_few
 from zoo.contract import Artefact, Column, FeatureBatch, TrainingData
 from zoo.errors import UsageError
 from zoo.events.log import EventLog
@@ -598,11 +598,55 @@ def test_models_need_no_address_of_artefacts(project: Path, zoo: Zoo) -> None:
 # Predicting
 
 
+def test_a_task_that_was_never_trained_says_so(trained_shop: Shop, tmp_path: Path, zoo: Zoo) -> None:
+    root = trained_shop.copy(tmp_path / "my shop").root
+    with (root / "zoo.toml").open("a") as file:
+        file.write('\n[tasks.recommendation]\nmembers = ["popularity"]\n')
+    for command in ("recommend", "predict", "explain"):
+        words = (command, *(["recommendation"] if command != "recommend" else []), "--user", 1)
+        answer = zoo("--repo", root, *words)
+        assert answer.code == 2
+        said = " ".join(answer.err.split())
+        assert f"recommendation was never trained in {root}" in said
+        assert f"train it with: zoo --repo '{root}' train recommendation" in said
+    assert "unknown model 'chrun'; choose one of" in " ".join(zoo("--repo", root, "predict", "chrun", "--user", 1).err.split())
+
+
+def test_the_next_command_names_the_project_that_was_given(trained_shop: Shop, tmp_path: Path, zoo: Zoo) -> None:
+    root = trained_shop.copy(tmp_path / "shop").root
+    said = zoo("--repo", root, "ingest", events(tmp_path / "more.parquet")).out
+    assert f"before it: zoo --repo {root} materialize" in " ".join(said.split())
+    assert State().command("promote churn@1") == "zoo promote churn@1"
+    assert State(Path("my shop")).command("promote churn@1") == "zoo --repo 'my shop' promote churn@1"
+    said = zoo("--repo", root, "train", "campaign").out
+    assert f"Make it the one that answers: zoo --repo {root} promote campaign@" in " ".join(said.split())
+
+
+def test_training_says_which_answers_are_off_by_more_than_the_bound() -> None:
+    held_out = {"": {"ece": 0.01}, "gbdt": {"ece": 0.06}, "gru": {"ece": 0.05}, "gbdt+gru": {"ece": 0.2}}
+    said = beyond(held_out, 0.05)
+    assert said is not None
+    assert said.startswith("Answers that lack gbdt (0.060), gbdt+gru (0.200) were off by more than calibration_error = 0.05")
+    assert beyond(held_out, 0.2) is beyond({"": {"log_loss": 1.0}}, 0.05) is None
+
+
 def test_predict_answers_for_users_known_and_unknown(trained_shop: Shop, zoo: Zoo) -> None:
     answer = zoo("--repo", trained_shop.root, "predict", "churn", "--user", 5, "--user", 999_999, "--json")
     assert answer.code == 0
     known, unknown = answer.json["rows"]
-    assert list(known) == ["user_id", "score", "gbdt", "gru", "newest_event_age", "known", "version", "missing", "features", "id"]
+    assert list(known) == [
+        "user_id",
+        "score",
+        "gbdt",
+        "gru",
+        "newest_event_age",
+        "known",
+        "version",
+        "missing",
+        "calibrated",
+        "features",
+        "id",
+    ]
     assert (known["user_id"], known["known"], known["version"]) == (5, True, "churn@1")
     assert (unknown["user_id"], unknown["known"], unknown["newest_event_age"]) == (999_999, False, None)
     text = zoo("--repo", trained_shop.root, "predict", "churn@1", "--user", 5, "--user", 999_999).out

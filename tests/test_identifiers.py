@@ -277,7 +277,7 @@ def test_an_import_means_the_same_and_says_what_is_missing(trained: Trained, tmp
     assert missing.startswith("1 of 40 identifiers of item_id that recommendation@2 was trained on are not in this log")
     human = CliRunner().invoke(app, ["--repo", str(poor), "import", str(file), "--key", str(public)])
     assert "WARNING: 1 of 40 identifiers" in human.output.replace("\n", " ")
-    assert "Once that is settled, make it the one that answers: zoo promote" in human.output.replace("\n", " ")
+    assert "Once that is settled, make it the one that answers: zoo --repo" in human.output.replace("\n", " ")
 
 
 # Identifiers alone

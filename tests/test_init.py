@@ -170,7 +170,7 @@ def test_a_log_that_is_gone_is_made_again_by_ingest(files: Path, tmp_path: Path,
     init(zoo, root, events, "--items", files / "items.csv", "--users", files / "users.ndjson")
     schema, held = EventLog.open(root / "data/log").schema, ready(zoo, root, events).reader.log.count()
     shutil.rmtree(root / "data")
-    assert zoo("--repo", root, "materialize").err.endswith("run: zoo apply\n")
+    assert zoo("--repo", root, "materialize").err.endswith(f"run: zoo --repo {root} apply\n")
     apply(root)
     assert "`zoo ingest FILE` makes that of a project" in zoo("--repo", root, "materialize").err
     assert zoo("--repo", root, "ingest", tmp_path / "none.parquet").code == 2
@@ -404,6 +404,34 @@ def test_the_label_window_fits_the_length_of_the_log(days: int, horizon: str | N
     if horizon is None:
         assert "at least 12 days" in report["no_churn"]
         assert list(Project.open(tmp_path / "shop").tasks) == ["recommendation"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "possible"),
+    [
+        ([(1, "purchase"), (2, "purchase"), (3, "purchase")], False),  # three events, of three users
+        ([(1, "view"), (1, "view"), (1, "purchase")], False),
+        ([(1, "purchase"), (1, "purchase"), (2, "view"), (2, "view")], False),
+        ([(1, "view"), (1, "purchase"), (1, "purchase"), (2, "purchase")], True),
+        ([(1, "purchase"), (1, "purchase"), (1, "purchase")], True),
+    ],
+)
+def test_a_recommendation_is_advised_only_where_one_can_be_trained(
+    kinds: list[tuple[int, str]], possible: bool, tmp_path: Path, zoo: Zoo
+) -> None:
+    users, types = zip(*kinds)
+    columns = {"user_id": users, "item_id": range(len(kinds)), "event_type": types, "timestamp": range(START, START + len(kinds))}
+    pl.DataFrame(columns).with_columns(pl.from_epoch("timestamp").dt.replace_time_zone("UTC")).write_parquet(
+        tmp_path / "e.parquet"
+    )
+    report = init(zoo, tmp_path / "shop", tmp_path / "e.parquet").json
+    assert (report["recommendation"] is not None) == possible
+    assert any(" train recommendation" in step for step in report["next"]) == possible
+    assert ("recommendation" in Project.open(tmp_path / "shop").tasks) == possible
+    if not possible:
+        assert "no user has three events, two of them of type purchase" in report["no_recommendation"]
+        said = zoo("init", tmp_path / "other", "--events", tmp_path / "e.parquet").out
+        assert "No recommendation task: no user has three events" in " ".join(said.split())
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,20 @@ class Features:
                     out.setdefault((each.block, repr(own)), []).append(spec.name)
         return [tuple(names) for names in out.values()]
 
+    def durations(self, service: str) -> frozenset[str]:
+        """Sequence columns of a service whose entries are seconds: gaps, waits and ages."""
+        from zoo.events.specs import OF_STEPS, SEQUENCES
+        from zoo.stores.source import EventSource
+
+        sources = [(each.feature_view.batch_source, each.names) for each in self._read_views(service)]
+        return frozenset(
+            spec.name
+            for source, names in sources
+            if isinstance(source, EventSource) and source.aggregation is not None
+            for spec in source.aggregation.features
+            if spec.kind in SEQUENCES and spec.column in OF_STEPS and spec.name in names
+        )
+
     def history(
         self, service: str, rows: Any, context: Mapping[str, str] | None = None, *, labelled: bool = False
     ) -> FeatureBatch:

@@ -119,7 +119,9 @@ def ingest(
         for warning in report.warnings:
             console.print(f"Note: {warning}")
         if report.added:
-            console.print("The next online answer brings these events in first; to have that done before it: zoo materialize")
+            console.print(
+                f"The next online answer brings these events in first; to have that done before it: {own.command('materialize')}"
+            )
 
     own.answer(as_json, document, human)
     if report.unusable:
@@ -143,7 +145,9 @@ def materialize(ctx: typer.Context, as_json: Json = False) -> None:
 
         features = Features.open(root)
         if not features.services():
-            raise FeatureError("the repository has no feature service yet, so there is nothing to materialize; run: zoo apply")
+            raise FeatureError(
+                f"the repository has no feature service yet, so there is nothing to materialize; run: {own.command('apply')}"
+            )
         began = time.monotonic()
         copied = features.materialize(progress=say)
     seconds = time.monotonic() - began
@@ -179,7 +183,9 @@ def check_features(
         apart = {} if service else {name: views for name in features.services() if (views := foreign(features, name))}
         names = [service] if service else [name for name in features.services() if name not in apart]
         if not names and not apart:
-            raise FeatureError("the repository has no feature service yet, so there is nothing to compare; run: zoo apply")
+            raise FeatureError(
+                f"the repository has no feature service yet, so there is nothing to compare; run: {own.command('apply')}"
+            )
         compared, found = {}, []
         for at, name in enumerate(names):
             say(at / len(names), name)
@@ -197,7 +203,8 @@ def check_features(
             rows = [[d.service, d.feature, d.rows, str(d.example), str(d.online), str(d.log)] for d in found]
             console.print(table("", ["service", "feature", "rows", "for instance", "online", "log"], rows))
             console.print(
-                "Rebuild the store with: zoo materialize. What differs after that belongs to entities with more than max_events events."
+                f"Rebuild the store with: {own.command('materialize')}. What differs after that belongs to entities with more than "
+                "max_events events."
             )
 
     own.answer(as_json, {"compared": compared, "apart": apart, "drift": [asdict(d) for d in found]}, human)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.given import instant, project_log, registry_of, user_ids, written
+from zoo.cli.given import instant, loaded, project_log, registry_of, user_ids, written
 from zoo.cli.state import Json, State, state
 from zoo.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+SHORT, LONG, ALL = 5, 10, 1_000_000
+"""Columns of a member, and events, that are listed: as text, as JSON, and with ``--all``."""
 UNITS = "Amounts are log-odds for probabilities, the value itself for values; columns by scores before the softmax are in those."
 
 
@@ -29,21 +31,29 @@ def explain(
     of: Annotated[
         str | None, typer.Option(help="The class whose score is explained. Default: the likeliest.", metavar="CLASS")
     ] = None,
-    top: Annotated[int, typer.Option(help="Columns of each member to list.", min=1, metavar="N")] = 10,
+    top: Annotated[
+        int | None,
+        typer.Option(help=f"Columns of each member to list. Default: {SHORT}, with --json {LONG}.", min=1, metavar="N"),
+    ] = None,
     events: Annotated[int, typer.Option(help="Newest events of each sequence to look at.", min=0, metavar="N")] = 10,
+    every: Annotated[bool, typer.Option("--all", help="Every column of each member, and every event looked at.")] = False,
     output: Annotated[Path | None, typer.Option(help="Draw it, too: one HTML page.", metavar="FILE")] = None,
     as_json: Json = False,
 ) -> None:
     """Say what moved a prediction.
 
-    For each user, or row of a file with the task's key columns: members of the stack, columns of each member, and single events. Without
-    either: what moved scores of test rows on the whole, as kept when the version was trained. Amounts are log-odds for probabilities.
+    For each user, or row of a file with the task's key columns: members of the stack, columns of each member, and single events: the
+    strongest few. Without either: what moved scores of test rows on the whole, as kept when the version was trained. Amounts are log-odds
+    for probabilities.
     """
     own = state(ctx)
     if output is not None and not user and rows is None:
         raise UsageError(
             "--output draws what moved single scores: name them with --user ID or --rows FILE; zoo report has the whole"
         )
+    if every and top is not None:
+        raise UsageError(f"--all lists every column, --top {top} does not; leave one of them out")
+    top = ALL if every else top or (SHORT if output is None and not as_json else LONG)
     if user and rows:
         raise UsageError("say whom to explain: either --user ID, which may be repeated, or --rows FILE")
     if not user and rows is None:
@@ -57,9 +67,7 @@ def explain(
     users, table = user_ids(schema, user or []), None if rows is None else keyed_rows(rows, schema)
     with own.progress(f"explain {task}") as say:
         say(0.0, "loading the model")
-        from zoo.predictor import Predictor
-
-        predictor = Predictor.load(task, repo=project.root, without=own.without)
+        predictor = loaded(own, task)
         found = predictor.explain(table, users=users or None, at=moment, output=of, top=top, events=events)
     keys = [{"user_id": each} for each in users] if table is None else table.select(predictor.entities).to_pylist()
     answers: list[dict[str, Any]] = [{**key, **each.as_dict()} for key, each in zip(keys, found, strict=True)]
@@ -71,16 +79,26 @@ def explain(
         written(output, render(predictor.version.reference, list(zip(named, answers, strict=True))))
 
     def human(console: Console) -> None:
+        durations = predictor.features.durations(predictor.service)
         for who, row in zip(named, answers, strict=True):
-            _one(console, who, row)
+            shown = row["events"] if every else _strongest(row["events"])
+            _one(console, who, {**row, "events": shown}, durations)
         console.print(UNITS)
         if output is not None:
             console.print(f"wrote {output}", soft_wrap=True)
+        if not every:
+            console.print("These are the strongest; --all lists every column and event.")
 
     own.answer(as_json, document, human)
 
 
-def _one(console: Console, who: str, row: Mapping[str, Any]) -> None:
+def _strongest(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those that moved the stack most, in the order that they had."""
+    order = sorted(range(len(events)), key=lambda at: -abs(events[at]["moved"]["stack"]))
+    return [events[at] for at in sorted(order[:SHORT])]
+
+
+def _one(console: Console, who: str, row: Mapping[str, Any], durations: Collection[str]) -> None:
     output = f", {row['output']}" if row["output"] else ""
     console.print(f"{who}{output}: score {row['score']:.4f}, raw {row['raw']:+.3f}")
     if row["source"] != "fresh":
@@ -96,7 +114,7 @@ def _one(console: Console, who: str, row: Mapping[str, Any]) -> None:
     if row["events"]:
         members = list(row["events"][0]["moved"])
         listed = [
-            (each["sequence"], each["back"] + 1, _said(each["event"]), *(f"{each['moved'][m]:+.3f}" for m in members))
+            (each["sequence"], each["back"] + 1, _said(each["event"], durations), *(f"{each['moved'][m]:+.3f}" for m in members))
             for each in row["events"]
         ]
         _titled(console, "Events, the newest first, by leaving one out", ["sequence", "place", "event", *members], listed)
@@ -109,9 +127,15 @@ def _titled(console: Console, title: str, heads: list[str], rows: Sequence[Seque
     console.print(table("", heads, rows))
 
 
-def _said(event: Mapping[str, Any]) -> str:
-    said = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in event.items() if value is not None}
-    return ", ".join(f"{name} {value}" for name, value in said.items())
+def _said(event: Mapping[str, Any], durations: Collection[str]) -> str:
+    from zoo.cli.render import duration
+
+    def text(name: str, value: Any) -> str:
+        if name in durations:
+            return duration(value)
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    return ", ".join(f"{name} {text(name, value)}" for name, value in event.items() if value is not None)
 
 
 def _whole(own: State, task: str, top: int, as_json: bool) -> None:

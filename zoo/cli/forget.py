@@ -68,10 +68,10 @@ def forget(
             console.print(f"Nothing was found of {sought}, so nothing was removed: forgotten before, or another identifier?")
         if stale:
             names = ", ".join(version.reference + "".join(f" ({alias})" for alias in version.aliases) for version in stale)
-            tasks = " and ".join(f"`zoo train {model}`" for model in sorted({version.model for version in stale}))
+            tasks = " and ".join(f"`{own.command(f'train {model}')}`" for model in sorted({version.model for version in stale}))
             console.print(
                 f"Not reproducible, for they were trained on the log as it was before: {names}. They go on answering, and learned from "
-                f"what is forgotten; {tasks}, then `zoo promote`, replaces them."
+                f"what is forgotten; {tasks}, then `{own.command('promote')}`, replaces them."
             )
 
     own.answer(as_json, {**asdict(done), "found": found, "not_reproducible": [version.reference for version in stale]}, human)

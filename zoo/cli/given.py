@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zoo.errors import UsageError
+from zoo.errors import RegistryError, UnknownReferenceError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from zoo.cli.state import State
     from zoo.events.log import EventLog
     from zoo.events.schema import LogSchema
+    from zoo.predictor import Predictor
     from zoo.registry import Registry, Version
 
 
@@ -76,3 +77,20 @@ def versions_of(own: State) -> list[Version]:
         return []
     with registry_of(own) as registry:
         return registry.versions()
+
+
+def loaded(own: State, reference: str) -> Predictor:
+    """A version that answers. Raises as ``Predictor.load``; of a task that was never trained the error says so."""
+    from zoo.predictor import Predictor
+    from zoo.registry import parse
+
+    try:
+        return Predictor.load(reference, repo=own.project.root, without=own.without)
+    except RegistryError:
+        model = parse(reference).model
+        if model in own.project.tasks and not any(version.model == model for version in versions_of(own)):
+            raise UnknownReferenceError(
+                f"{model} was never trained in {own.project.root}, so nothing answers for it; train it with: "
+                + own.command(f"train {model}")
+            ) from None
+        raise

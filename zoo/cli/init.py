@@ -158,6 +158,7 @@ def _document(
         if decided.behaviour and decided.bought
         else None,
         "recommendation": {"event_type": decided.next_item, "members": decided.ranking} if decided.next_item else None,
+        "no_recommendation": decided.no_ranking or None,
         "left_out": {**left_out, **decided.left_out},
     }
 
@@ -225,6 +226,8 @@ def _report(console: Console, document: Mapping[str, Any], found: Survey, steps:
         console.print(
             f"Task recommendation: which item comes next by a {listed['event_type']}; members {', '.join(listed['members'])}"
         )
+    else:
+        console.print(f"No recommendation task: {document['no_recommendation']}")
     console.print(f"Written to {document['repo']}: {', '.join(document['files'])}, and an empty event log in data/log. Next:")
     for step in steps:
         console.print(f"  {step}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.given import instant, project_log, registry_of, user_ids, versions_of
+from zoo.cli.given import instant, loaded, project_log, registry_of, user_ids, versions_of
 from zoo.cli.registry import tags_of
 from zoo.cli.state import Json, State, state
 from zoo.cli.train import Workers
@@ -58,7 +58,7 @@ def models(
         from zoo.cli.render import table
 
         if not versions:
-            none = "no model is registered yet; train one with: zoo train TASK"
+            none = f"no model is registered yet; train one with: {own.command('train TASK')}"
             console.print(f"none of {len(known)} versions matches {search!r}" if known else none)
             return
         scored = {name: m for name, m in SCORES.items() if any(_score(v, m) is not None for v in versions)}
@@ -174,12 +174,10 @@ def predict(
     users, table = user_ids(schema, user or []), None if rows is None else keyed_rows(rows, schema)
     with own.progress(f"predict {task}") as say:
         say(0.0, "loading the model")
-        from zoo.predictor import Predictor
-
+        predictor = loaded(own, task)
         if out is not None:
-            _into(own, out, Predictor.load(task, repo=project.root, without=own.without), table, moment, say, as_json)
+            _into(own, out, predictor, table, moment, say, as_json)
             return
-        predictor = Predictor.load(task, repo=project.root, without=own.without)
         answer = predictor.predict(table, users=users or None, at=moment)
     if limit is not None:
         by = "score" if of is None else f"score:{of}"
@@ -194,8 +192,8 @@ def predict(
     def human(console: Console) -> None:
         from zoo.cli.render import duration, table
 
-        usual = {"missing": [], "features": "fresh"}
-        rare = [name for name, value in usual.items() if any(row[name] != value for row in answer.to_pylist())]
+        usual: dict[str, tuple[Any, ...]] = {"missing": ([],), "calibrated": (True, None), "features": ("fresh",)}
+        rare = [name for name, values in usual.items() if any(row[name] not in values for row in answer.to_pylist())]
         left_out = {*usual} - {*rare} | ({"id"} if not project.traces else set())
         shown = answer.select([name for name in answer.column_names if name not in left_out])
         records = [

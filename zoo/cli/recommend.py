@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.given import instant, project_log, user_ids
+from zoo.cli.given import instant, loaded, project_log, user_ids
 from zoo.cli.state import Json, state
 from zoo.errors import UsageError
 
@@ -45,9 +45,7 @@ def recommend(
     users = user_ids(project_log(own).schema, user)
     with own.progress(f"recommend {task}") as say:
         say(0.0, "loading the model")
-        from zoo.predictor import Predictor
-
-        predictor = Predictor.load(task, repo=project.root, without=own.without)
+        predictor = loaded(own, task)
         answer = predictor.recommend(users, k, exclude_seen=exclude_seen, where=wanted or None, at=moment)
 
     def human(console: Console) -> None:

@@ -61,7 +61,8 @@ class Shape:
     types: a name for features -> the event type. bought: the event type of a purchase, if there is one. money: amounts that events
     have. item_columns, user_columns: column -> its Feast type. members, ranking: models of churn and of a recommendation.
     next_item: the event type that is recommended for, if any may be. behaviour: models of what a user does next, none where that is
-    not asked. horizons: how far behaviour and propensity look ahead. left_out: what is not used -> why.
+    not asked. horizons: how far behaviour and propensity look ahead. no_churn, no_ranking: why there is none. left_out: what is not used ->
+    why.
     """
 
     schema: LogSchema
@@ -81,6 +82,7 @@ class Shape:
     left_out: Mapping[str, str]
     behaviour: tuple[str, ...] = ()
     horizons: tuple[str, ...] = ()
+    no_ranking: str = ""
 
     @property
     def timed(self) -> bool:
@@ -113,6 +115,7 @@ def shape(found: Survey, items: pa.Table | None, users: pa.Table | None, plugins
     taken = _feature_names(types, windows)
     churn, no_churn = _churn(schema, length, bought or kinds[0], members)
     horizons = _horizons(schema, length) if len(kinds) > 1 else ()
+    no_ranking = _no_ranking(found, bought or kinds[0], ranking)
     return Shape(
         schema=schema,
         filled=found.filled,
@@ -127,10 +130,11 @@ def shape(found: Survey, items: pa.Table | None, users: pa.Table | None, plugins
         user_columns=_columns("users", users, taken, left_out),
         members=members,
         ranking=ranking,
-        next_item=(bought or kinds[0]) if ranking and found.items > 1 else None,
+        next_item=None if no_ranking else (bought or kinds[0]),
         left_out=left_out,
         behaviour=_able(plugins, BEHAVIOUR, "multiclass") if horizons else (),
         horizons=horizons,
+        no_ranking=no_ranking,
     )
 
 
@@ -164,6 +168,20 @@ def _churn(schema: LogSchema, length: float, event_type: str, members: tuple[str
             f"the log covers {length / DAY:.1f} days; churn needs {SPAN} label windows, so at least {SPAN * HORIZONS[-1]} days",
         )
     return Churn(event_type, f"{days}d", f"{4 * days}d"), ""
+
+
+def _no_ranking(found: Survey, event_type: str, ranking: tuple[str, ...]) -> str:
+    """Why there is no recommendation; empty where there is one."""
+    if not ranking:
+        return "no installed plugin ranks items; install one, such as feature-zoo-neighbours, and add [tasks.recommendation]"
+    if found.items < 2:
+        return f"the events name {found.items} items, and a ranking needs at least 2"
+    if event_type not in found.repeated:
+        return (
+            f"no user has three events, two of them of type {event_type}: the last is the test's, the one before chooses, and what came "
+            "earlier is learnt from. Run `zoo init` again once there are more"
+        )
+    return ""
 
 
 def _named(kinds: Sequence[str]) -> dict[str, str]:

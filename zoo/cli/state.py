@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import textwrap
@@ -83,6 +84,10 @@ class State:
     def document(self, document: Mapping[str, Any]) -> None:
         """Print the command's answer as JSON."""
         print(json.dumps(plain(document), ensure_ascii=False, indent=2), file=self.out, flush=True)
+
+    def command(self, words: str) -> str:
+        """A command to print as the next one, of the project that this one was given: ``zoo --repo shop promote churn@1``."""
+        return f"zoo {words}" if self.repo is None else f"zoo --repo {shlex.quote(str(self.repo))} {words}"
 
     def progress(self, title: str) -> AbstractContextManager[Progress]:
         """A progress bar on stderr."""

@@ -28,7 +28,8 @@ class Survey:
     """An event file as ingest would take it.
 
     rows: rows looked at. event_types: rows by type, the most frequent first. bad: rows by the reason why they would be kept apart.
-    first, end: microseconds UTC (of an order-only log: positions). filled: the log's columns that hold any value.
+    first, end: microseconds UTC (of an order-only log: positions). filled: the log's columns that hold any value. repeated: event types of
+    which some user has two, and a third event of any type.
     """
 
     inspection: Inspection
@@ -40,6 +41,7 @@ class Survey:
     first: int
     end: int
     filled: frozenset[str]
+    repeated: frozenset[str]
 
 
 def survey(path: Path, mapping: Mapping[str, str], timezone: str | None, progress: Progress) -> Survey:
@@ -70,7 +72,7 @@ def survey(path: Path, mapping: Mapping[str, str], timezone: str | None, progres
         pa.array([], found.schema.arrow().field("user_id").type),
         pa.array([], found.schema.arrow().field("item_id").type),
     )
-    first, end, filled = None, None, set()
+    first, end, filled, counts = None, None, set(), []
     for chunk, done in source.chunks(how.wanted):
         good, rejected = clean(chunk, how, now)
         rows += good.num_rows + len(rejected)
@@ -81,6 +83,7 @@ def survey(path: Path, mapping: Mapping[str, str], timezone: str | None, progres
         if good.num_rows:
             low, high = pc.min_max(good["time"]).as_py().values()
             first, end = low if first is None else min(first, low), high if end is None else max(end, high)
+        counts.append(good.group_by(["user_id", "event_type"]).aggregate([([], "count_all")]))
         filled |= {name for name in good.column_names if good[name].null_count < good.num_rows}
         progress(done, f"read {path.name}")
         if rows >= ROWS:
@@ -97,7 +100,19 @@ def survey(path: Path, mapping: Mapping[str, str], timezone: str | None, progres
         first,
         end,
         frozenset(filled),
+        _repeated(pa.concat_tables(counts)),
     )
+
+
+def _repeated(counts: pa.Table) -> frozenset[str]:
+    """counts: rows by user and event type, where a pair may stand more than once."""
+    import pyarrow.compute as pc
+
+    both = counts.group_by(["user_id", "event_type"]).aggregate([("count_all", "sum")])
+    whole = counts.group_by("user_id").aggregate([("count_all", "sum")])
+    of = whole.filter(pc.greater_equal(whole["count_all_sum"], 3))["user_id"]
+    twice = both.filter(pc.and_(pc.greater_equal(both["count_all_sum"], 2), pc.is_in(both["user_id"], of)))
+    return frozenset(twice["event_type"].unique().to_pylist())
 
 
 def _listed(bad: Mapping[str, int]) -> str:

@@ -109,6 +109,8 @@ def train(
         )
         if (few := too_few(trained.test)) is not None:
             console.print(few)
+        if (off := beyond(trained.record.get("held_out", {}), project.task(task).serving.calibration_error)) is not None:
+            console.print(off)
         if trained.record.get("reused"):
             console.print(f"reused from an earlier run: {', '.join(map(str, trained.record['reused']))}")
         for part, line in trained.record.get("slices", {}).items():
@@ -121,7 +123,9 @@ def train(
         if version is None:
             console.print("not registered, as asked")
         else:
-            console.print(f"registered as {version.reference}. Make it the one that answers: zoo promote {version.reference}")
+            console.print(
+                f"registered as {version.reference}. Make it the one that answers: {own.command(f'promote {version.reference}')}"
+            )
 
     own.answer(as_json, document, human)
 
@@ -136,6 +140,17 @@ def at(test: TrainingData) -> str:
         return f"at {len(instants):,} instants from {first} to {last}"
     return (
         f"all at {first}: another instant may tell otherwise, see --test-start and --test-end (of churn also origins in zoo.toml)"
+    )
+
+
+def beyond(held_out: Mapping[str, Mapping[str, Any]], bound: float) -> str | None:
+    """Which answers, by the members that they lack, are off by more than the policy's bound on the test rows."""
+    off = [f"{name or 'no member'} ({each['ece']:.3f})" for name, each in held_out.items() if each.get("ece", 0.0) > bound]
+    if not off:
+        return None
+    return (
+        f"Answers that lack {', '.join(off)} were off by more than calibration_error = {bound:g} on the test rows; each says so "
+        "(`calibrated`: false)"
     )
 
 
