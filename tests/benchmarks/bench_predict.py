@@ -1,4 +1,4 @@
-"""The predictor, its service and its registry against what they must show: rows P1 to P16 of docs/benchmarks/predict.json."""
+"""The predictor, its service and its registry against what they must show: rows P1 to P18 of docs/benchmarks/predict.json."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ ROWS = {
     "P14": _row("predict_access", "p14"),
     "P15": _row("predict_service", "p15"),
     "P16": _row("predict_speed", "p16"),
+    "P17": _row("predict_compiled", "p17"),
+    "P18": _row("predict_memory", "p18"),
 }
 
 if __name__ == "__main__":
