@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zoo.errors import RegistryError, UnknownReferenceError, UsageError
+from zoo.errors import UnknownReferenceError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,7 +86,7 @@ def loaded(own: State, reference: str) -> Predictor:
 
     try:
         return Predictor.load(reference, repo=own.project.root, without=own.without)
-    except RegistryError:
+    except UnknownReferenceError:
         model = parse(reference).model
         if model in own.project.tasks and not any(version.model == model for version in versions_of(own)):
             raise UnknownReferenceError(
