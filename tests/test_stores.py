@@ -340,6 +340,18 @@ def test_below_the_cap_answers_are_exact_and_beyond_it_only_what_reaches_back_di
     assert found.column("tenure").values[0] < exact.column("tenure").values[0]
 
 
+def test_an_instant_before_the_cap_dropped_events_is_answered_from_the_log(repo: Path, online: str) -> None:
+    features = shop.opened(repo, online=online, more="\n  max_events: 5")
+    columns = shop.random_events(np.random.default_rng(4), 60)
+    features.append(shop.events_table({**columns, "user_id": [1] * 40 + [2] * 20}))
+    features.materialize()
+    rows = {"user_id": [1, 2, 6], "item_id": ["i1"] * 3, "campaign_id": [7] * 3}
+    for day in (5, 20, 40):
+        for one in ({name: values[:1] for name, values in rows.items()}, rows):
+            assert_parity(features, one, shop.START + day * shop.DAY)
+    assert features.online("users", rows).column("n").values.tolist() == [5, 5, 0]
+
+
 # The clock
 
 

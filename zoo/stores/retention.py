@@ -76,6 +76,5 @@ class Retention:
         """(first position to keep of each slice [low, high) of an index, since when answers from there on are exact)."""
         index, times = evaluator.index, np.full(len(low), now, np.int64)
         stop = index.search(low, high, times)
-        begin = oldest(evaluator, self.reaches[entity], low, stop, times)
-        since = np.where(begin > low, now, ALWAYS)
-        return np.maximum(begin, high - self.max_events), since
+        begin = np.maximum(oldest(evaluator, self.reaches[entity], low, stop, times), high - self.max_events)
+        return begin, np.where(begin > low, now, ALWAYS)
