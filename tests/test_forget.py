@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +25,22 @@ from typer.testing import CliRunner
 
 from zoo.cli.app import app
 from zoo.contract import Artefact
-from zoo.errors import UsageError, ZooError
+from zoo.errors import FeatureError, UsageError, ZooError
+from zoo.events import build
 from zoo.events import forget as forgetting
 from zoo.events.ingest import append, ingest
 from zoo.events.log import EventLog
 from zoo.events.schema import LogSchema
 from zoo.events.view import LogView
+from zoo.features import Features
 from zoo.registry import Registry
+from zoo.stores.frames import index_of
 
 __all__ = ["_applied", "_redis", "redis_url", "repo"]
 
 NOW = 2_000_000_000_000_000
 ANN = "ann+secret@example.org"
-TRACES = (ANN.encode(), b"event-of-ann", b"note of ann", b"key-of-ann")
+TRACES = (ANN.encode(), b"event-of-ann", b"note of ann")
 
 
 def events(users: list[Any], ids: list[str], **columns: Any) -> pa.Table:
@@ -85,7 +94,7 @@ def log(tmp_path: Path) -> EventLog:
 
 
 def test_nothing_of_a_person_is_left_and_everything_of_the_others(log: EventLog) -> None:
-    assert {needle for _, needle in traces(log.root)} == set(TRACES) - {b"key-of-ann"} | {b"key-of-ann"}
+    assert {needle for _, needle in traces(log.root)} == set(TRACES)
     others = [row for row in log.table().to_pylist() if row["user_id"] != ANN]
     codes = log.dictionary("user_id").encode(["bob", "zoe", ANN]).tolist()
     count, before = log.count(), log.version()
@@ -185,6 +194,30 @@ def test_events_before_an_instant_go(log: EventLog) -> None:
     assert EventLog.open(log.root).dictionary("user_id").encode(["zoe"])[0] > 1
 
 
+def test_bad_rows_of_people_whose_identifier_begins_alike_stay(tmp_path: Path) -> None:
+    log = EventLog.create(tmp_path, LogSchema(user_id="string"))
+    users = ["ann", "ann-marie", "anna", "joann", "ann"]
+    append(log, events(users, [f"e{n}" for n in range(5)], price=[float("inf")] * 4 + [1.0]), now=NOW)
+    done = log.forget(["ann"])
+    assert (done.events, done.quarantined) == (1, 1)
+    assert [json.loads(record)["user_id"] for record in log.quarantine.table()["record"].to_pylist()] == users[1:4]
+
+
+def test_a_key_that_names_a_person_stays_with_nobody_elses_events(tmp_path: Path) -> None:
+    log = EventLog.create(tmp_path, LogSchema(user_id="string"))
+    for rows in (1, 30_000):  # through the tail, and at once
+        prices = [float("inf"), 1.0] * (rows - 1) + [1.0, float("inf")]
+        table = events([ANN, "bob"] * rows, [f"{rows}-{n}" for n in range(2 * rows)], price=prices)
+        key = f"key-of-ann-{rows}"
+        assert append(log, table, idempotency_key=key, now=NOW).added == rows
+        again = append(log, table, idempotency_key=key, now=NOW)
+        assert (again.added, again.repeated, again.quarantined) == (0, rows, {"price_not_finite": rows})
+    log.forget([ANN])
+    assert traces(log.root, (b"key-of-ann",)) == []
+    assert log.size == 29_999
+    assert len(log.quarantine.table()) == 2
+
+
 @pytest.mark.parametrize("arguments", [{}, {"users": ["bob"], "before": 1}])
 def test_whom_or_until_when_must_be_said(log: EventLog, arguments: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="not both"):
@@ -237,6 +270,113 @@ def test_a_project_forgets_down_to_the_bytes(repo: Path, redis_url: str, online:
     shop.assert_same(shop.opened(repo).history("users", {**rows, "time": [shop.START + 100] * 2}), answers)
     gone = features.online("users", {"user_id": [SECRET]}, at=shop.START + 100)
     assert gone.newest.tolist() == [-1]
+
+
+def kept_of(features: Features, code: int) -> list[str]:
+    """Entities whose events online are a user's, or name one."""
+    store, config, found = features._online_store, features.store.config, []
+    for space in store.names(config, features.reader.log.id):
+        found += [f"{space.name}:{code}" for own, _ in store.values(config, space, "user_id") if own == code]
+        for item, value in store.values(config, space, "item_id"):
+            found += [f"{space.name} {item}" for _ in np.flatnonzero(index_of([value])[0].columns["user_id"] == code)]
+    return found
+
+
+@pytest.mark.parametrize("work", ["materialize", "online", "write"])
+@pytest.mark.parametrize("online", ["sqlite", "redis"])
+def test_who_is_forgotten_while_others_write_does_not_come_back(
+    repo: Path, redis_url: str, online: str, work: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = shop.opened(repo, online=redis_url) if online == "redis" else shop.opened(repo)
+    times = [shop.START + n for n in range(4)]
+    columns = {"user_id": [SECRET, 2, SECRET, 3], "item_id": ["i0", "i0", "i1", "i1"], "event_type": ["view"] * 4, "time": times}
+    features.reader.log.append(shop.events_table({**columns, "event_id": ["a", "b", "c", "d"]}))
+    code = int(features.reader.log.dictionary("user_id").encode([SECRET])[0])
+    other, forgot = Features.open(repo), []
+    store = other._online_store
+
+    def late(real: Any) -> Any:
+        def write(*given: Any) -> Any:
+            if not forgot:  # what is about to be written was read before
+                forgot.append(features.forget([SECRET]))
+            return real(*given)
+
+        return write
+
+    monkeypatch.setattr(store, "append", late(store.append))
+    monkeypatch.setattr(store, "exchange", late(store.exchange))
+    asked = {"user_id": [2, 3, SECRET]}
+    if work == "materialize":
+        assert other.materialize()["user_id"] in (2, 3)
+    elif work == "write":
+        other.store.materialize_incremental(
+            end_date=datetime.fromtimestamp(times[-1] // 10**6 + 60, UTC), feature_views=["user_windows"]
+        )
+    assert other.online("users", asked, at=shop.START + 100).newest.tolist() == [times[1], times[3], -1]
+    assert [done.events for done in forgot] == [2]
+    assert kept_of(features, code) == []
+    assert len(features._online_store.names(features.store.config, features.reader.log.id)) == 1
+
+
+def test_an_index_that_is_built_while_somebody_is_forgotten_does_not_stay(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, other = shop.opened(repo), shop.opened(repo)
+    table = {
+        "user_id": [1, 2],
+        "item_id": ["i0"] * 2,
+        "event_type": ["view"] * 2,
+        "time": [shop.START] * 2,
+        "event_id": ["a", "b"],
+    }
+    features.reader.log.append(shop.events_table(table))
+    threads = ThreadPoolExecutor(1)
+    real, forgot = build.write_columns, []
+
+    def late(*given: Any) -> None:
+        if not forgot:
+            forgot.append(threads.submit(features.forget, [1]))
+            while features.reader.log.epoch == 0:
+                time.sleep(0.01)
+            assert wait(forgot, timeout=0.5).not_done  # it waits for whoever builds
+        real(*given)
+
+    monkeypatch.setattr(build, "write_columns", late)
+    rows = {"user_id": [1, 2], "time": [shop.START + 1] * 2}
+    with suppress(FeatureError):  # unless it opened what it built in time
+        other.history("users", rows)
+    assert forgot[0].result().events == 1
+    assert [path for path in (repo / "data/log/index").rglob("*") if path.is_file() and path.name != ".lock"] == []
+    assert other.history("users", rows).newest.tolist() == [-1, shop.START]
+
+
+def test_a_view_that_knows_who_was_forgotten_says_so(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    view, real, threads = LogView.open(log.root), EventLog.chunks, ThreadPoolExecutor(1)
+    shutil.rmtree(log.root / "index")
+
+    def late(self: EventLog, *given: Any) -> Any:
+        for part in real(self, *given):
+            if self is view.log and log.epoch == 0:
+                threads.submit(log.forget, ["bob"])
+                while log.epoch == 0:
+                    time.sleep(0.01)
+            yield part
+
+    monkeypatch.setattr(EventLog, "chunks", late)
+    with pytest.raises(FeatureError, match=r"a part of the log was forgotten \(zoo forget\) after this view of it was opened"):
+        view.index("user_id")
+    threads.shutdown()
+    assert not any(path.is_dir() for path in (log.root / "index").iterdir())
+
+
+def test_a_cache_that_cannot_be_removed_is_said(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = shop.opened(repo)
+    (repo / "data" / "cache").mkdir()
+
+    def busy(path: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    monkeypatch.setattr("zoo.features.shutil.rmtree", busy)
+    with pytest.raises(ZooError, match=r"could not remove .*cache: .*Directory not empty"):
+        features.forget([1])
 
 
 def test_the_command_forgets_people_and_what_is_old(repo: Path) -> None:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 import tiny_shop as shop
+from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from tiny_shop import _applied, repo
 
 from zoo.cli.app import app
@@ -27,7 +28,7 @@ from zoo.events.index import MISSING
 from zoo.events.ingest import ingest
 from zoo.features import Features, apply
 from zoo.stores.frames import ALWAYS, NEVER, index_of
-from zoo.stores.packing import Change, newer, pack, pack_slices, without
+from zoo.stores.packing import Change, newer, pack, pack_slices
 from zoo.stores.recent import Space
 
 __all__ = ["_applied", "repo"]
@@ -310,6 +311,26 @@ def test_an_entity_past_its_ttl_is_one_without_events_however_it_is_asked_for(re
     assert [value is not None for value in told] == there.tolist()
 
 
+def test_whoever_has_no_row_in_a_table_is_not_found_in_it(repo: Path, online: str) -> None:
+    features = shop.opened(repo, online=online)
+    rows = shop.random_events(np.random.default_rng(0), 20)
+    features.append(shop.events_table({**rows, "user_id": [2, 5] * 10, "item_id": ["i1", "i9"] * 10}))
+    since = pa.array([shop.START, shop.END + shop.DAY], pa.timestamp("us", "UTC"))
+    prices = pa.table({"item_id": ["i1", "i9"], "category": ["tea", "ale"], "weight_kg": [1.0, 2.0], "valid_from": since})
+
+    def told(view: str, keys: list[dict[str, Any]]) -> list[tuple[int, Any]]:
+        proto = features.store.get_online_features([view], keys).proto.results[-1]
+        return [(status, value.WhichOneof("val")) for status, value in zip(proto.statuses, proto.values)]
+
+    there, not_found = (FieldStatus.PRESENT, "string_val"), (FieldStatus.NOT_FOUND, None)
+    users = [{"user_id": user} for user in (1, 5, 2, 77)]  # of the second the log knows events only, of the third no country
+    assert told("user_profile:country", users) == [there, not_found, (FieldStatus.PRESENT, None), not_found]
+    items = [{"item_id": item} for item in ("i1", "i9", "none")]
+    assert told("item_profile:category", items) == [there, not_found, not_found]
+    features.reader.log.put_table("items", prices)
+    assert told("item_profile:category", items) == [there, not_found, not_found]  # which does not hold yet
+
+
 # Beyond the cap
 
 
@@ -547,6 +568,8 @@ def test_redis_that_does_not_answer_is_named(repo: Path) -> None:
         with pytest.raises(FeatureError, match=r"Redis at 127\.0\.0\.1:1 does not answer.*Start it"):
             act()
     assert features.reader.log.count() == 3  # the push was durable before Redis was asked
+    with pytest.raises(FeatureError, match="events are in the log all the same, and online from the next read on"):
+        features.append(columns)
     shop.opened(repo, online=shop.SQLITE).online("users", {"user_id": [1]})
 
 
@@ -834,6 +857,30 @@ def test_drift_is_found_counted_and_shown(repo: Path, capsys: pytest.CaptureFixt
         drift(features, "users", 0)
 
 
+def test_events_that_come_between_the_two_answers_are_no_drift(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = shop.opened(repo, clock="'2017-12-01T00:00:00Z'")
+    features.append(shop.events_table(shop.random_events(np.random.default_rng(0), 40)))
+    real, asked = Features.history, []
+
+    def late(self: Features, service: str, rows: Any) -> Any:
+        asked.append(len(rows["user_id"]))
+        if len(asked) < 3:
+            event = shop.random_events(np.random.default_rng(len(asked)), 1, 50 + len(asked))
+            features.append(shop.events_table({**event, "user_id": [2]}))
+        return real(self, service, rows)
+
+    monkeypatch.setattr(Features, "history", late)
+    assert drift(features, "users", 30) == (30, [])
+    assert asked[0] == 30 > asked[1] == asked[2] > 0
+    asked.clear()
+    with sqlite3.connect(repo / "data" / "online.db") as connection:
+        connection.execute("DELETE FROM zoo_frames WHERE key IN (SELECT min(key) FROM zoo_frames)")
+    connection.close()
+    _, found = drift(features, "users", 30)
+    assert {int(features.reader.view().codes("user_id", [d.example["user_id"]])[0]) for d in found} == {2}
+    assert asked == [30]  # events that the log has already are none
+
+
 # Forgetting
 
 
@@ -842,14 +889,18 @@ def test_forgotten_users_leave_no_event_behind_not_even_with_items(repo: Path, o
     features.append(shop.events_table(shop.random_events(np.random.default_rng(0), 200)))
     features.append(shop.events_table(shop.random_events(np.random.default_rng(1), 20, 200)))
     store, config, view = features._online_store, features.store.config, features.reader.view()
-    before = features.online("users", {"user_id": [2, 3, 4, 5]})
+    at = features.reader.now()
+    before = features.online("users", {"user_id": [2, 3, 4, 5]}, at)
     (code,) = view.codes("user_id", [1]).tolist()
-    assert store.forget(config, view.log.id, "user_id", [code]) > 1
-    space = store.space(config, view)
+    features.forget([1])
+    assert store.names(config, view.log.id) == []
+    assert features.online("users", {"user_id": [1]}).newest.tolist() == [-1]
+    shop.assert_same(features.online("users", {"user_id": [2, 3, 4, 5]}, at), before)
+    (space,) = store.names(config, view.log.id)
     assert code not in dict(store.values(config, space, "user_id"))
     assert all(code not in events_in(value)["user_id"] for _, value in store.values(config, space, "item_id"))
-    assert features.online("users", {"user_id": [1]}).newest.tolist() == [-1]
-    shop.assert_same(features.online("users", {"user_id": [2, 3, 4, 5]}), before)
+    assert store.forget(config, view.log) == 0  # nobody is in what is kept of the log as it is
+    assert store.names(config, view.log.id) == [space]
 
 
 def test_frames_of_alternating_layouts_are_read_in_their_order() -> None:
@@ -880,7 +931,14 @@ def test_no_byte_of_a_forgotten_user_is_left_in_sqlite(repo: Path) -> None:
     mark = index_of([value])[0].seq.tobytes()  # which nobody else's events share
     files = sorted((repo / "data").glob("online.db*"))
     assert any(mark in path.read_bytes() for path in files)
-    store.forget(config, view.log.id, "user_id", [code])
+    reader = sqlite3.connect(repo / "data" / "online.db", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM zoo_frames").fetchone()
+    store._connection(str(repo / "data" / "online.db")).execute("PRAGMA busy_timeout = 100")
+    with pytest.raises(FeatureError, match="is being read, so bytes of what was removed stay in it; run the same again"):
+        features.forget([1])
+    reader.close()
+    features.forget([1])
     assert not any(mark in path.read_bytes() for path in files if path.exists())
 
 
@@ -959,9 +1017,7 @@ def test_an_event_older_than_those_that_were_kept_is_seen() -> None:
     assert index_of([cut + pack(columns([3])), cut])[1].tolist() == [NEVER, 77]
 
 
-def test_events_beyond_a_count_and_without_an_entity() -> None:
+def test_events_beyond_a_count() -> None:
     value = pack(columns([0, 1, 2])) + pack(columns([4]))
     assert newer(value, 5) is None
     assert events_in(newer(value, 2))["seq"].tolist() == [2, 4]
-    assert without(value, "item_id", [99]) is None
-    assert events_in(without(value, "item_id", [3, 6]))["seq"].tolist() == [0, 2]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from zoo.contract import Array, Column
 from zoo.errors import FeatureError, UsageError
@@ -14,6 +15,8 @@ from zoo.features import Features
 
 TOLERANCE = 1e-9
 """Relative difference of floats that counts as none: sums of floats may be added in another order."""
+LOOKS = 3
+"""Times that rows which differ are read again where events came meanwhile: one may have come between the two answers."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Drift:
 
 
 def drift(features: Features, service: str, entities: int = 100, seed: int = 0) -> tuple[int, list[Drift]]:
-    """(rows compared, features that differ) for rows of random keys, as of now.
+    """(rows compared, features that differ) for rows of random keys, as of now. Events may be pushed meanwhile.
 
     Raises UsageError for an unknown service or no entities.
     """
@@ -40,16 +43,22 @@ def drift(features: Features, service: str, entities: int = 100, seed: int = 0) 
     sizes = {key: view.size(key) for key in set(joins.values())}
     number = 0 if min(sizes.values(), default=0) <= FIRST else entities
     rows = {column: view.ids(key, rng.integers(FIRST, max(sizes[key], FIRST + 1), number)) for column, key in joins.items()}
-    now = features.reader.now()
-    online, log = features.online(service, rows, now), features.history(service, {**rows, "time": np.full(number, now)})
+    for _ in range(LOOKS):
+        now, count = features.reader.now(), features.reader.log.count()
+        online = features.online(service, rows, now)
+        log = features.history(service, {**rows, "time": np.full(len(online), now)})
+        differ = {name: _differ(online.column(name), log.column(name)) for name in log.names}
+        again = pa.array(np.logical_or.reduce([*differ.values(), np.zeros(len(online), bool)]))
+        if not again.true_count or features.reader.log.count() == count:
+            break
+        rows = {column: values.filter(again) for column, values in rows.items()}
     found = []
-    for name in log.names:
-        ours, theirs = online.column(name), log.column(name)
-        differ = _differ(ours, theirs)
-        if differ.any():
-            at = int(np.flatnonzero(differ)[0])
+    for name, rows_of in differ.items():
+        if rows_of.any():
+            at = int(np.flatnonzero(rows_of)[0])
             example = {column: values[at].as_py() for column, values in rows.items()}
-            found.append(Drift(service, name, int(differ.sum()), example, _shown(ours, at), _shown(theirs, at)))
+            shown = _shown(online.column(name), at), _shown(log.column(name), at)
+            found.append(Drift(service, name, int(rows_of.sum()), example, *shown))
     return number, found
 
 

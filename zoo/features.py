@@ -408,6 +408,7 @@ class Features:
 
         See ``zoo.events.forget``. Models trained before stay as they are, and so do files that were ingested.
         """
+        from zoo.events.delta import failing_as
         from zoo.events.given import microseconds
 
         config, log, store = self.store.config, self.reader.log, self._online_store
@@ -418,19 +419,17 @@ class Features:
         people = as_ids(list(users), log.schema.id_type("user_id"), "user_id").drop_null().to_pylist()
         traces = Traces(Path(self.store.repo_path) / "data" / TRACES, 0)
 
-        def elsewhere(codes: Array) -> None:
-            if instant is None:
-                store.forget(config, log.id, "user_id", codes.tolist())
-            else:
-                for space in store.names(config, log.id):
-                    store.drop(config, space)
-                store.erase(config)
+        def elsewhere(_: Array) -> None:
+            store.forget(config, log)
             # traces, as the store's content, hold events of any age
             traces.forget(people if instant is None else None, log.epoch)
 
         done: Forgotten = log.forget(people, instant, elsewhere)
         # out-of-fold scores and encoders' states are of rows that are gone, and cost time only to make again
-        shutil.rmtree(Path(self.store.repo_path) / "data" / "cache", ignore_errors=True)
+        cache = Path(self.store.repo_path) / "data" / "cache"
+        with failing_as(f"remove {cache}"):
+            if cache.is_dir():
+                shutil.rmtree(cache)
         return done
 
 

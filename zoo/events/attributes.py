@@ -92,8 +92,12 @@ class Attribute(NamedTuple):
 
 
 class EntityTable(NamedTuple):
-    """key: the key column. attributes: by column. block: each key's newest row, by code, without the columns of lists."""
+    """key: the key column. attributes: by column. block: each key's newest row, by code, without the columns of lists.
+
+    there: bool, whether a row holds.
+    """
 
     key: str
     attributes: Mapping[str, Attribute]
     block: Block
+    there: Attribute

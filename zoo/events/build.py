@@ -112,6 +112,13 @@ class IndexStore:
         finally:
             os.close(handle)
 
+    def clear(self) -> None:
+        """Remove every index, once whoever builds one is done. Raises ZooError where the disk refuses."""
+        if self.root.is_dir():
+            with self.building(), failing_as(f"remove the index in {self.root}"):
+                for folder in [path for path in self.root.iterdir() if path.is_dir()]:
+                    shutil.rmtree(folder)
+
     def build(self, entities: Iterable[str], epoch: int, base: int | None, count: int, events: Iterable[Encoded]) -> None:
         """Write the indexes of the first ``count`` events; the caller is ``building``.
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,6 +54,8 @@ def forget(
         raise UsageError("say whom to forget, or before which instant, and not both")
     if before is not None and log.schema.clock == "order":
         raise UsageError("this log knows the order of events and no times; there is nothing that 'before' could mean")
+    from zoo.events.build import IndexStore  # a cycle at import time: it reads logs
+
     with delta.failing_as("forget"), log.writing():
         codes = log.dictionary("user_id").encode(ids)
         codes = np.unique(codes[codes > UNKNOWN])
@@ -63,7 +64,7 @@ def forget(
         named = _naming(ids)
         bad = log.quarantine.forget(lambda table: _bad(table, named, before))
         log.tail_file.scrub()
-        shutil.rmtree(log.root / "index", ignore_errors=True)
+        IndexStore(log.root / "index").clear()
         if also is not None:
             also(codes)
         log.dictionaries.forget(_unnamed(log))
@@ -102,32 +103,38 @@ def _rewrite(log: EventLog, leaving: Callable[[pa.Table], Array]) -> int:
     return gone
 
 
-def _naming(ids: pa.Array) -> re.Pattern[str] | None:
-    """What finds one of the identifiers as a word of its own in a text."""
-    if not len(ids):
-        return None
-    words = {form for each in ids.to_pylist() for form in (str(each), json.dumps(str(each), ensure_ascii=False)[1:-1])}
-    return re.compile("|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in sorted(words)))
+@dataclass(frozen=True)
+class _Named:
+    """Tells what names one of some users. ids: their identifiers as text."""
+
+    ids: frozenset[str]
+    word: re.Pattern[str]
+    """Finds one of them as a word of its own in a text."""
+
+    def by(self, record: str) -> bool:
+        """Whether a bad row names one: as its ``user_id`` or as a word of its other texts where it has one, else anywhere in it."""
+        try:
+            fields = json.loads(record)
+        except ValueError:
+            return self.word.search(record) is not None
+        own = fields.get("user_id") if isinstance(fields, dict) else None
+        if not isinstance(own, (int, str)):
+            return self.word.search(record) is not None
+        others = [value for name, value in fields.items() if name != "user_id" and isinstance(value, str)]
+        return str(own) in self.ids or any(self.word.search(text) for text in others)
 
 
-def _bad(table: pa.Table, named: re.Pattern[str] | None, before: int | None) -> Array:
+def _naming(ids: pa.Array) -> _Named:
+    texts = frozenset(map(str, ids.to_pylist()))
+    words = {form for text in texts for form in (text, json.dumps(text, ensure_ascii=False)[1:-1])}
+    return _Named(texts, re.compile("|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in sorted(words))))
+
+
+def _bad(table: pa.Table, named: _Named, before: int | None) -> Array:
     """bool (n,): rows of the quarantine that name a user, or that came before an instant."""
     if before is not None:
         return np.asarray(table["ingested_at"]) < before
-    assert named is not None
-    return np.array([_names(record, named) for record in table["record"].to_pylist()], bool)
-
-
-def _names(record: str, named: re.Pattern[str]) -> bool:
-    """Whether a record names a user: by its field ``user_id`` where it has one, else anywhere in it."""
-    try:
-        fields = json.loads(record)
-    except ValueError:
-        return bool(named.search(record))
-    if isinstance(fields, dict) and isinstance(fields.get("user_id"), (int, str)):
-        texts = [str(value) for name, value in fields.items() if name == "user_id" or isinstance(value, str)]
-        return any(named.search(text) for text in texts)
-    return bool(named.search(record))
+    return np.array([named.by(record) for record in table["record"].to_pylist()], bool)
 
 
 def _unnamed(log: EventLog) -> dict[str, Array]:

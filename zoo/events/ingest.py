@@ -163,9 +163,9 @@ def _append(
                 f"{nameless} of {rows} rows have no event_id and the push has no idempotency key, so a retry would count twice; "
                 "give every row an event_id, or the push an idempotency key"
             )
-    name = _content(source) if idempotency_key is None else f"key:{idempotency_key}"
-    # a key may name a person, and is kept for good: its digest tells a retry as well
+    # a key may name a person, and is kept for good: its digest tells a retry, and where a row came from, as well
     key = None if idempotency_key is None else f"key:{hashlib.sha256(idempotency_key.encode()).hexdigest()}"
+    name = key or _content(source)
     with delta.failing_as("append to the log"):
         if len(source) > LARGE:
             return replace(_take(log, source, how, name, key, now, None, None), seconds=time.perf_counter() - started)
@@ -246,7 +246,7 @@ def _take(
     """Take one source under the write lock. ``key``: adds nothing where the log knows it; ``check``: runs before anything is visible."""
     started = time.perf_counter()
     with log.writing(progress):
-        rows = log.taken(key, name)
+        rows = log.taken(key)
         if rows is not None:
             quarantined = log.quarantine.counts(name)
             repeated = rows - sum(quarantined.values())

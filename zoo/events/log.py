@@ -445,8 +445,8 @@ class EventLog:
             self.tidy()
             return moved
 
-    def taken(self, key: str | None, name: str | None = None) -> int | None:
-        """Rows of a file, or of a push under this key (or this plain name), that was taken before; None where none was."""
+    def taken(self, key: str | None) -> int | None:
+        """Rows of a file, or of a push under this key, that was taken before; None where none was."""
         if key is None:
             return None
         with self._mutex:
@@ -454,8 +454,8 @@ class EventLog:
             segment = self.tail_file.keys.get(key)
             if segment is not None:
                 return segment.taken
-            found = (self._table.transaction_version(each) for each in dict.fromkeys([key, name or key]))
-            return next((int(rows) for rows in found if rows is not None), None)
+            rows = self._table.transaction_version(key)
+            return None if rows is None else int(rows)
 
     def start(self) -> delta.Writing:
         """Files for one coming commit of events. The caller holds the write lock."""

@@ -185,7 +185,10 @@ class Meanings:
                 out[column] = Attribute(nothing, dictionary)
             else:
                 out[column] = Attribute(np.append(read[order], nothing[0]), dictionary, validity)
-        return EntityTable(key, out, {name: each.newest() for name, each in out.items() if each.offsets is None})
+        present = np.zeros(size, bool)
+        present[codes] = True
+        there = Attribute(present if validity is None else np.arange(len(table) + 1) < len(table), None, validity)
+        return EntityTable(key, out, {name: each.newest() for name, each in out.items() if each.offsets is None}, there)
 
     def attributes(self) -> dict[str, Attribute]:
         """``items.COLUMN`` -> attribute by item code."""

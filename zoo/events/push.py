@@ -95,7 +95,7 @@ class Pushes:
                     kept: set[tuple[str, int]] = set()
                     for push in batch:
                         push.version = state.version
-                        push.again = keys.get(push.key or "") if push.key in keys else log.taken(push.key, push.name)
+                        push.again = keys.get(push.key or "") if push.key in keys else log.taken(push.key)
                         if push.again is not None:
                             continue
                         if push.key is not None:

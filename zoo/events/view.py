@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from zoo.contract import PADDING, UNKNOWN, Array, Column
-from zoo.errors import FeatureError, choices
+from zoo.errors import FeatureError, ZooError, choices
 from zoo.events.build import IndexStore, partitions_for
 from zoo.events.dictionary import FIRST
 from zoo.events.encode import Encoded, columns_of, concatenated, encode, kinds_of
@@ -197,8 +197,7 @@ class LogView(Meanings):
             found = store.sound(entity, self.epoch, self.count)
             if found is not None and self._near(found.count):
                 return  # another process built it meanwhile
-            if self.log.epoch != self.epoch:
-                raise FeatureError("the log was rewritten after this view of it was opened; open it again")
+            self.unforgotten()
             wanted: dict[int | None, list[str]] = {}
             for kind in ENTITIES:  # both, as reading the log is most of the work
                 base = store.sound(kind, self.epoch, self.count)
@@ -217,8 +216,20 @@ class LogView(Meanings):
         columns = columns_of(self.log)
         schema = self.log.schema.arrow()
         yield encode(self.log, pa.schema([schema.field(name) for name in columns]).empty_table())
-        for table in self.log.chunks(columns, first, self.count):
-            yield encode(self.log, table)
+        try:
+            for table in self.log.chunks(columns, first, self.count):
+                self.unforgotten()
+                yield encode(self.log, table)
+        except ZooError:
+            self.unforgotten()  # its files went away
+            raise
+
+    def unforgotten(self) -> None:
+        """FeatureError where something was forgotten since the view was opened, which the view would tell of."""
+        if self.log.epoch != self.epoch:
+            raise FeatureError(
+                "a part of the log was forgotten (zoo forget) after this view of it was opened; open it, or ask, again"
+            )
 
     def _since(self, first: int) -> Encoded:
         """The view's events after the first so many; what an older view read of them is not read again."""

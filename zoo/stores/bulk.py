@@ -21,7 +21,7 @@ from zoo.stores.retention import Retention
 
 if TYPE_CHECKING:
     from zoo.stores.online import EventOnlineStore
-    from zoo.stores.recent import Key
+    from zoo.stores.recent import Key, Space
 
 ENTITIES_AT_ONCE = 2_000
 EVENTS_AT_ONCE = 200_000
@@ -53,15 +53,22 @@ class Bulk:
         self.damaged: set[Key] = set()
         self.empty = False
 
+    def _space(self, view: LogView) -> Space:
+        return self.store.place(self.config, view.log, view.epoch)
+
     def everything(self, view: LogView, progress: Progress | None = None) -> dict[str, int]:
-        """Copy all entities and raise the watermark; returns how many entities with events that were, by kind."""
-        space, kinds = self.store.space(self.config, view), sorted(self.kept.reaches, key=ENTITIES.index)
-        count = view.count
+        """Copy all entities and raise the watermark; returns how many entities with events that were, by kind.
+
+        FeatureError where something is forgotten meanwhile.
+        """
+        space, kinds = self._space(view), sorted(self.kept.reaches, key=ENTITIES.index)
+        asked, count = view, view.count
         copied, began = dict.fromkeys(kinds, 0), time.monotonic()
         fresh = f"{count} 0 {FIRST}"
         record = self.store.copying(self.config, space, fresh)
         self.empty = not self.store.load(self.config, space, {})[1]
         while True:
+            asked.unforgotten()  # else the space is nobody's, and is emptied again and again
             first, number, code = map(int, record.split())
             if first > count:  # another process's, which saw more of the log
                 view = LogReader.of(self.config).view()
@@ -94,7 +101,7 @@ class Bulk:
     def _again(self, view: LogView, count: int) -> None:
         """A value that could not be read may have held events beyond the log's first ``count``: copy it from the log as it is now."""
         damaged, self.damaged = self.damaged, set()
-        if not damaged or self.store.load(self.config, self.store.space(self.config, view), {})[1] <= count:
+        if not damaged or self.store.load(self.config, self._space(view), {})[1] <= count:
             return
         view = LogReader.of(self.config).view()
         for entity in self.kept.reaches:
@@ -127,7 +134,7 @@ class Bulk:
 
     def _write(self, view: LogView, part: Part, record: str) -> bool:
         """Write entities, and move the record on; False where the record is another by now."""
-        space, count = self.store.space(self.config, view), view.count
+        space, count = self._space(view), view.count
         entity, codes, packed, then, _ = part
         if not len(codes):
             return self.store.exchange(self.config, space, None, record, then) is not None

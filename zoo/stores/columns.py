@@ -117,7 +117,7 @@ def blank(view: LogView, source: Any, columns: Mapping[str, Column], keys: Itera
 def features_of(view: LogView, source: Any, keys: dict[str, Array], times: Array, evaluator: Any = None) -> dict[str, Column]:
     """A source's features for n rows given codes by join key: aggregated from events, or looked up in an entity table."""
     if isinstance(source, TableSource):
-        key, attributes, _ = view.entity_table(source.table)
+        key, attributes, *_ = view.entity_table(source.table)
         names = source.columns or tuple(attributes)
         for name in names:
             if name not in attributes:

@@ -24,18 +24,17 @@ from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesRespo
 
 from zoo.contract import Array, Column, Progress
 from zoo.deadline import left, until
-from zoo.errors import FeatureError
+from zoo.errors import FeatureError, ZooError
 from zoo.events.clock import moved
 from zoo.events.encode import columns_of, encode, encode_few
-from zoo.events.tables import ENTITIES
 from zoo.events.view import LogView
 from zoo.stores.bulk import Bulk
 from zoo.stores.columns import features_of
 from zoo.stores.compaction import Compaction
-from zoo.stores.packing import Change, pack_slices, without
+from zoo.stores.packing import Change, pack_slices
 from zoo.stores.protos import key_columns, keys_of, raw_events
 from zoo.stores.reader import LogReader
-from zoo.stores.recent import Key, Recent, Space, holds
+from zoo.stores.recent import Recent, Space, holds
 from zoo.stores.request import Request, is_own, requests
 from zoo.stores.retention import Retention
 from zoo.stores.source import EventSource
@@ -70,6 +69,11 @@ class Reply:
 
     def close(self) -> None:
         """Nobody wants it any longer."""
+
+
+def _begins(config: Any, log: EventLog, epoch: int) -> str:
+    """How the names of all spaces of one epoch of a log begin."""
+    return f"{config.project}:zoo:{log.id}:{epoch}-"
 
 
 def _equal(codes: Mapping[str, Array], others: Mapping[str, Array]) -> bool:
@@ -151,10 +155,6 @@ class EventOnlineStore(ABC):
         """(code, value) of every entity of a kind."""
 
     @abstractmethod
-    def remove(self, config: Any, space: Space, keys: Iterable[Key]) -> None:
-        """Remove entities' values."""
-
-    @abstractmethod
     def drop(self, config: Any, space: Space) -> None:
         """Remove a space whole."""
 
@@ -164,13 +164,14 @@ class EventOnlineStore(ABC):
 
     def space(self, config: Any, view: LogView) -> Space:
         """Where the log's events are for the views that are applied."""
-        return self._place(config, view.log, view.log.epoch)
+        return self.place(config, view.log, view.log.epoch)
 
-    def _place(self, config: Any, log: EventLog, epoch: int) -> Space:
+    def place(self, config: Any, log: EventLog, epoch: int) -> Space:
+        """``space`` of one epoch of the log."""
         kept = Retention.of(config)
         spaces = self._spaces  # looked at once: other threads may place other epochs meanwhile
         if spaces[:3] != (log, epoch, kept):
-            name = f"{config.project}:zoo:{log.id}:{epoch}-{kept.digest}"
+            name = f"{_begins(config, log, epoch)}{kept.digest}"
             self._spaces = spaces = (log, epoch, kept, Space(config.project, log.id, name))
         found: Space = spaces[3]
         return found
@@ -191,13 +192,13 @@ class EventOnlineStore(ABC):
             except Exception:  # noqa: BLE001 - the log may be another by now: what is wrong shows below
                 held = None
             else:
-                space = self._place(config, held.log, held.epoch)
+                space = self.place(config, held.log, held.epoch)
                 reply = self.ask(config, space, codes)
         try:
             view = reader.view()
             if view is not held:
                 made, fresh = asked(view)
-                if reply is None or self._place(config, view.log, view.epoch) != space or not _equal(codes, fresh):
+                if reply is None or self.place(config, view.log, view.epoch) != space or not _equal(codes, fresh):
                     if reply is not None:
                         reply.close()
                     return view, made, self.recent(config, view, fresh)
@@ -213,7 +214,7 @@ class EventOnlineStore(ABC):
 
         reply: of the store, where it was asked for them already.
         """
-        values, held = (self.ask(config, self._place(config, view.log, view.epoch), codes) if reply is None else reply).read()
+        values, held = (self.ask(config, self.place(config, view.log, view.epoch), codes) if reply is None else reply).read()
         for _ in range(_EMPTIED):
             if holds(view, held):
                 return Recent(view, codes, values)
@@ -223,7 +224,7 @@ class EventOnlineStore(ABC):
 
     async def recent_async(self, config: Any, view: LogView, codes: Mapping[str, Array]) -> Recent:
         """As ``recent``."""
-        values, held = await self.load_async(config, self._place(config, view.log, view.epoch), codes)
+        values, held = await self.load_async(config, self.place(config, view.log, view.epoch), codes)
         for _ in range(_EMPTIED):
             if holds(view, held):
                 return Recent(view, codes, values)
@@ -340,7 +341,8 @@ class EventOnlineStore(ABC):
             entity = source.aggregation.entity[0]  # type: ignore[union-attr]
             codes = np.unique(keys_of(view, key_columns(table, [key for key, *_ in data]))[entity])
             if entity in Retention.of(config).reaches:
-                Bulk(self, config).entities(view, entity, codes)
+                with self._lasting(config, view.log, view.epoch):
+                    Bulk(self, config).entities(view, entity, codes)
             self.follow(config)
         if progress:
             progress(len(data))
@@ -352,7 +354,7 @@ class EventOnlineStore(ABC):
     def push(self, config: Any, rows: Any, idempotency_key: str | None = None) -> Any:
         """Append raw events (as ``zoo.events.ingest.append`` takes them), durable first, then make them visible online.
 
-        Returns the log's report.
+        Returns the log's report. FeatureError where the store does not answer, by when the events are in the log.
 
         Events that move the clock far, where it is the log's end, are warned of, in the report and by this module's logger.
         """
@@ -360,7 +362,13 @@ class EventOnlineStore(ABC):
         before = reader.log.end() if reader.clock == "log_end" else None
         now = reader.now() if reader.clock not in ("wall", "log_end") else time.time_ns() // 1000
         report = reader.log.append(rows, idempotency_key=idempotency_key, now=now)
-        self.follow(config, known)
+        try:
+            self.follow(config, known)
+        except FeatureError as error:
+            raise FeatureError(
+                f"{error}. The events are in the log all the same, and online from the next read on; pushed again with the same ids or key "
+                "they count once"
+            ) from error
         warnings = moved(reader.log, before) if reader.clock == "log_end" else ()
         for warning in warnings:
             _log.warning("%s", warning)
@@ -377,22 +385,41 @@ class EventOnlineStore(ABC):
         if not self._following.acquire(timeout=-1 if seconds is None else seconds):
             raise FeatureError("the online store is being brought up to date with the log, which takes longer than the deadline")
         with until(None), _releasing(self._following):
-            state = log.state()
-            space, count = self._place(config, log, state.epoch), state.count
-            held = began = self._held.get(space.name, -1)
-            if held >= count and held > (known or {}).get(space.name, held):
-                return 0
-            if held < 0 or held >= count:  # what this process knows may be out of date either way; a step from it is refused then
-                held = began = self._sound(config, log, space, self.load(config, space, {})[1])
-            while held < count:
-                if count - held > TAIL:
-                    Bulk(self, config).everything(LogReader.of(config).view())
-                    reached: int | None = None
-                else:
-                    reached = self._append(config, log, space, held, count)
-                held = self.load(config, space, {})[1] if reached is None else reached
-            self._held[space.name] = held
-            return max(held - began, 0)
+            while True:
+                epoch = log.epoch
+                try:
+                    with self._lasting(config, log, epoch):
+                        return self._follow(config, log, known or {})
+                except ZooError:
+                    if log.epoch == epoch:  # else it was rewritten meanwhile, and is read as it is now
+                        raise
+
+    def _follow(self, config: Any, log: EventLog, known: Mapping[str, int]) -> int:
+        state = log.state()
+        space, count = self.place(config, log, state.epoch), state.count
+        held = began = self._held.get(space.name, -1)
+        if held >= count and held > known.get(space.name, held):
+            return 0
+        if held < 0 or held >= count:  # what this process knows may be out of date either way; a step from it is refused then
+            held = began = self._sound(config, log, space, self.load(config, space, {})[1])
+        while held < count:
+            if count - held > TAIL:
+                Bulk(self, config).everything(LogReader.of(config).view())
+                reached: int | None = None
+            else:
+                reached = self._append(config, log, space, held, count)
+            held = self.load(config, space, {})[1] if reached is None else reached
+        self._held[space.name] = held
+        return max(held - began, 0)
+
+    @contextmanager
+    def _lasting(self, config: Any, log: EventLog, epoch: int) -> Iterator[None]:
+        """What is written of a log that is rewritten meanwhile is removed: whoever forgot somebody may have looked here before."""
+        try:
+            yield
+        finally:
+            if log.epoch != epoch:
+                self.forget(config, log)
 
     def _sound(self, config: Any, log: EventLog, space: Space, held: int) -> int:
         """The watermark; 0, and the space is dropped, where it is beyond the log, whose numbers then mean other events by now.
@@ -443,38 +470,32 @@ class EventOnlineStore(ABC):
         """
         reader = LogReader.of(config)
         Retention.again(config)
-        view = reader.view()
-        here = self.space(config, view)
-        self._sound(config, reader.log, here, self.load(config, here, {})[1])
-        copied = Bulk(self, config).everything(view, progress)
+        while True:
+            view = reader.view()
+            here = self.place(config, view.log, view.epoch)
+            try:
+                with self._lasting(config, view.log, view.epoch):
+                    self._sound(config, view.log, here, self.load(config, here, {})[1])
+                    copied = Bulk(self, config).everything(view, progress)
+                break
+            except ZooError:
+                if view.log.epoch == view.epoch:
+                    raise
         self.follow(config)
+        here = self.space(config, view)
         for other in self.names(config, here.log):
             if other.name != here.name:
                 self.drop(config, other)
         return copied
 
-    def forget(self, config: Any, log: str, entity: str, codes: Iterable[int]) -> int:
-        """Remove entities of a kind, and the events of other kinds' entities that name them; returns how many values were touched.
+    def forget(self, config: Any, log: EventLog) -> int:
+        """Remove what is kept of a log as it was before it was rewritten, down to the bytes; returns how many spaces that were.
 
-        No byte of them stays in the store. The log comes first: what it still holds is brought in again.
+        What is kept of the log as it is holds nobody whom it forgot, and is made anew by the next read.
         """
-        gone, touched = sorted(set(codes)), 0
-        for space in self.names(config, log):
-            self.remove(config, space, [(entity, code) for code in gone])
-            touched += len(gone)
-            for kind in ENTITIES:
-                found: Iterable[tuple[int, bytes | None]] = self.values(config, space, kind) if kind != entity else ()
-                first = True
-                while True:
-                    pairs = ((code, value) for code, value in found if value is not None)
-                    rest = ((code, value, without(value, entity, gone)) for code, value in pairs)
-                    changes = [(code, value, left) for code, value, left in rest if left is not None]
-                    touched += len(changes) if first else 0
-                    if not changes:
-                        break
-                    codes, old, new = zip(*changes)
-                    again = self.exchange(config, space, Change(kind, codes, old, new)) or []
-                    left_over = np.array([codes[i] for i in again], np.int32)  # a push came between
-                    first, found = False, zip(left_over.tolist(), self.load(config, space, {kind: left_over})[0][kind])
+        first = _begins(config, log, log.epoch)
+        old = [space for space in self.names(config, log.id) if not space.name.startswith(first)]
+        for space in old:
+            self.drop(config, space)
         self.erase(config)
-        return touched
+        return len(old)

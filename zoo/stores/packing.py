@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -138,13 +138,3 @@ def newer(value: bytes, count: int) -> bytes | None:
         return None
     columns = {"time": index.time, "seq": index.seq, **index.columns}
     return pack({name: values[at] for name, values in columns.items()})
-
-
-def without(value: bytes, column: str, codes: Iterable[int]) -> bytes | None:
-    """A value without the events whose column is one of these codes, in one frame; None where no event is. Same ``since``."""
-    index, since = index_of([value])
-    gone = np.isin(index.columns[column], list(codes)) if column in index.columns else np.zeros(len(index), bool)
-    if not gone.any():
-        return None
-    columns = {"time": index.time, "seq": index.seq, **index.columns}
-    return pack({name: values[~gone] for name, values in columns.items()}, int(since[0]))

@@ -9,8 +9,9 @@ import asyncio
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from zoo.errors import FeatureError
 from zoo.stores.frames import IDENTITY
 from zoo.stores.online import EventOnlineStore, Reply
 from zoo.stores.packing import Change
-from zoo.stores.recent import Key, Space
+from zoo.stores.recent import Space
 
 _TIMEOUT = 5
 """Seconds to wait for an answer where the connection string does not say (``socket_timeout=``)."""
@@ -230,11 +231,6 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
             if value is not None:
                 yield int(key[len(first) :]), value
 
-    def remove(self, config: Any, space: Space, keys: Iterable[Key]) -> None:
-        gone = [f"{space.name}:{entity}:{code}" for entity, code in keys]
-        for at in range(0, len(gone), _SCAN):
-            self._answer(config, lambda client: client.unlink(*gone[at : at + _SCAN]))  # noqa: B023 - called at once
-
     def drop(self, config: Any, space: Space) -> None:
         # the watermark first: who reads meanwhile then brings in what is gone
         self._answer(config, lambda client: client.unlink(f"{space.name}:held"))
@@ -242,8 +238,9 @@ class RedisEventOnlineStore(EventOnlineStore, RedisOnlineStore):
 
     def _clear(self, config: Any, first: str) -> None:
         def clear(client: Any) -> None:
-            for key in client.scan_iter(f"{_escaped(first)}*", count=_SCAN):
-                client.unlink(key)
+            found = client.scan_iter(f"{_escaped(first)}*", count=_SCAN)
+            while some := list(islice(found, _SCAN)):
+                client.unlink(*some)
 
         self._answer(config, clear)
 

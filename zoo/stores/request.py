@@ -71,7 +71,9 @@ class Request:
         kinds = _kinds_of(table.features)
         columns, at = store.features(self.view, source, part.keys, np.full(count, self.now, np.int64), recent)
         if at is None:
-            newest, found = np.full(count, self.now), np.all([codes > 1 for codes in part.keys.values()], axis=0)
+            held = self.view.entity_table(source.table)
+            newest = np.full(count, self.now)
+            found = held.there.at(part.keys[held.key], newest).values
         else:
             newest, found = at, at >= 0
             if table.ttl:

@@ -19,7 +19,7 @@ from zoo.events.tables import ENTITIES
 from zoo.stores.frames import IDENTITY
 from zoo.stores.online import EventOnlineStore
 from zoo.stores.packing import Change
-from zoo.stores.recent import Key, Space
+from zoo.stores.recent import Space
 
 # A row's key is one number, so that finding and appending rows is as cheap as SQLite can: space, entity kind, code.
 _TABLES = """
@@ -186,10 +186,6 @@ class SqliteEventOnlineStore(EventOnlineStore, SqliteOnlineStore):
                     yield key - first, value
                 at = rows[-1][0]
 
-    def remove(self, config: Any, space: Space, keys: Iterable[Key]) -> None:
-        with self._changing(config, space) as (connection, number, _):
-            connection.executemany("DELETE FROM zoo_frames WHERE key = ?", ((_key(number, *key),) for key in keys))
-
     def drop(self, config: Any, space: Space) -> None:
         with self._changing(config, space) as (connection, number, _):
             bounds = (_key(number, ENTITIES[0], 0), _key(number + 1, ENTITIES[0], 0))
@@ -199,7 +195,12 @@ class SqliteEventOnlineStore(EventOnlineStore, SqliteOnlineStore):
     def erase(self, config: Any) -> None:
         with self._connected(config) as connection:
             connection.execute("VACUUM")
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if busy:  # what was removed still stands in SQLite's log
+                path = self._get_db_path(config)
+                raise FeatureError(
+                    f"the online store {path} is being read, so bytes of what was removed stay in it; run the same again"
+                )
 
     def teardown(self, config: Any, tables: Any, entities: Any) -> None:
         connection = getattr(self._local, "connection", None)
