@@ -282,6 +282,26 @@ def kept_of(features: Features, code: int) -> list[str]:
     return found
 
 
+@pytest.mark.timeout(100)  # it was brought in for ever
+@pytest.mark.parametrize("online", ["sqlite", "redis"])
+def test_the_newest_event_that_is_forgotten_is_not_waited_for_online(repo: Path, redis_url: str, online: str) -> None:
+    features = shop.opened(repo, online=redis_url) if online == "redis" else shop.opened(repo)
+    columns = {
+        "user_id": [1, 2, 3],
+        "item_id": ["i0"] * 3,
+        "event_type": ["view"] * 3,
+        "time": [shop.START + n for n in range(3)],
+    }
+    features.append(shop.events_table({**columns, "event_id": ["a", "b", "c"]}))
+    store, config, log = features._online_store, features.store.config, features.reader.log
+    for gone, newest in ((3, [shop.START, shop.START + 1, -1]), (1, [-1, shop.START + 1, -1]), (2, [-1] * 3)):
+        features.forget([gone])
+        assert features.online("users", {"user_id": [1, 2, 3]}, at=shop.START + 9).newest.tolist() == newest
+        assert store.load(config, store.space(config, features.reader.view()), {})[1] == log.count() == 3
+    features.append(shop.events_table({**columns, "event_id": ["d", "e", "f"]}))
+    assert features.online("users", {"user_id": [1, 2, 3]}, at=shop.START + 9).newest.tolist() == columns["time"]
+
+
 @pytest.mark.parametrize("work", ["materialize", "online", "write"])
 @pytest.mark.parametrize("online", ["sqlite", "redis"])
 def test_who_is_forgotten_while_others_write_does_not_come_back(

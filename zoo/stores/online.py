@@ -441,7 +441,8 @@ class EventOnlineStore(ABC):
         names = [name for name in columns_of(log) if name in wanted]
         few = log.few(held, count, names)
         events = encode(log, log.tail(held - 1, names)) if few is None else encode_few(log, few, held)
-        for at in range(0, len(events), AT_ONCE):
+        whole = max(count, int(events.seq[-1]) + 1 if len(events) else 0)  # the newest events may be forgotten
+        for at in range(0, max(len(events), 1), AT_ONCE):
             part = slice(at, at + AT_ONCE)
             time_, seq = events.time[part], events.seq[part]
             frames: list[tuple[str, int, bytes]] = []
@@ -455,7 +456,7 @@ class EventOnlineStore(ABC):
                 columns = {"time": time_[order], "seq": seq[order], **own}
                 packed = pack_slices(columns, begins, ends, narrow=len(order) > _FEW * len(begins))
                 frames += zip([entity] * len(packed), codes[order][begins].tolist(), packed)
-            stop = int(seq[-1]) + 1
+            stop = int(seq[-1]) + 1 if at + AT_ONCE < len(events) else whole
             lengths = self.append(config, space, held, stop, frames)
             if lengths is None:
                 return None
