@@ -251,12 +251,26 @@ def test_threads_without_work_end_and_others_begin() -> None:
     assert [pool.submit(partial(int, n)).result(30) for n in range(20)] == list(range(20))
     while pool._threads:
         time.sleep(0.01)
-    assert pool._idle == 0
+    assert pool._free == 0
     gate = threading.Event()
     held = [pool.submit(gate.wait) for _ in range(5)]
     assert pool.submit(lambda: "at once").result(30) == "at once"
     gate.set()
     assert all(future.result(30) for future in held)
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_threads_that_were_all_busy_end_and_others_begin(most: int) -> None:
+    pool = Threads(most=most, idle=0.01)
+    for _ in range(3):
+        gate = threading.Event()
+        held = [pool.submit(gate.wait) for _ in range(most + 3)]  # more than there are threads
+        gate.set()
+        assert all(future.result(30) for future in held)
+        while pool._threads:
+            time.sleep(0.01)
+        assert pool._free == 0
+    assert pool.submit(lambda: "at once").result(30) == "at once"
 
 
 def test_a_thread_that_cannot_be_begun_takes_no_place(no_thread_once: None) -> None:

@@ -78,7 +78,8 @@ class Threads:
     def _begin(self) -> None:
         self._lock = threading.Lock()
         self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
-        self._threads = self._idle = 0
+        self._threads = 0
+        self._free = 0  # threads that wait for work, less the work that waits for a thread
 
     def submit(self, work: Callable[[], T], instant: float | None = None) -> Future[T]:
         """Begin the work, in the caller's context and under this deadline; its answer, or its exception, is the future's.
@@ -92,11 +93,11 @@ class Threads:
                 return work()
 
         with self._lock:
-            if self._idle:
-                self._idle -= 1  # the thread that waits is this work's
-            elif self._threads < self._most:
+            if self._free <= 0 and self._threads < self._most:
                 threading.Thread(target=self._run, name="zoo-answer", daemon=True).start()
                 self._threads += 1  # last: one that cannot be begun (RuntimeError) is none
+                self._free += 1
+            self._free -= 1
         self._work.put((future, lambda: context.run(run)))
         return future
 
@@ -115,8 +116,8 @@ class Threads:
                 future, work = self._work.get(timeout=self._patience)
             except queue.Empty:
                 with self._lock:
-                    if self._idle:  # else work that is just being put counts on this thread
-                        self._idle -= 1
+                    if self._free > 0:  # else work that is just being put counts on this thread
+                        self._free -= 1
                         self._threads -= 1
                         return
                 continue
@@ -127,4 +128,4 @@ class Threads:
                     future.set_exception(error)
             del future, work  # an answer that nobody holds is not kept by a thread that waits
             with self._lock:
-                self._idle += 1
+                self._free += 1
