@@ -336,6 +336,7 @@ def test_the_command_says_members_columns_and_events(
     plots = re.findall(r'data-plot="([a-z-]+)"', text)
     assert plots == ["moved-members", "moved-columns", "moved-columns", "moved-events"] * 2
     assert "<script" not in text
+    assert re.search(r">1\. [a-z_]+ \S", text)  # columns by name, as in the terminal
     with pytest.raises(SystemExit) as ended:
         application.app(["--repo", str(trained_shop.root), "explain", "churn", "--output", str(drawn)])
     assert ended.value.code == 2

@@ -105,7 +105,7 @@ def test_a_page_of_single_scores_escapes_what_it_says() -> None:
     row = {"output": HOSTILE, "score": 0.7, "raw": 0.8, "base": -0.1, "units": "log-odds", "source": "last_known", "known": False}
     row |= {"members": {HOSTILE: 0.9}, "features": {HOSTILE: [{"column": HOSTILE, "moved": -0.2}]}, "how": {HOSTILE: HOSTILE}}
     event = {"sequence": "items", "back": 0, "event": {"items": HOSTILE, "value": 2.5, "colour": None}, "moved": {"stack": 0.3}}
-    page = Page(moved.render(HOSTILE, [(HOSTILE, {**row, "events": [event]})]))
+    page = Page(moved.render(HOSTILE, [(HOSTILE, {**row, "events": [event]})], lambda event: str(event["items"])))
     assert page.of("script") == []
     assert page.plots == ["moved-members", "moved-columns", "moved-events"]
     said = "".join(page.text)

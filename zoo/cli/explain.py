@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,23 +72,24 @@ def explain(
         found = predictor.explain(table, users=users or None, at=moment, output=of, top=top, events=events)
     keys = [{"user_id": each} for each in users] if table is None else table.select(predictor.entities).to_pylist()
     answers: list[dict[str, Any]] = [{**key, **each.as_dict()} for key, each in zip(keys, found, strict=True)]
+    durations = predictor.features.durations(predictor.service)
     named = [", ".join(f"{name} {value}" for name, value in key.items()) for key in keys]
     document = {"task": task, "version": predictor.version.reference, "rows": answers}
     if output is not None:
         from zoo.report.moved import render
 
-        written(output, render(predictor.version.reference, list(zip(named, answers, strict=True))))
+        said = partial(_said, durations=durations)
+        written(output, render(predictor.version.reference, list(zip(named, answers, strict=True)), said))
 
     def human(console: Console) -> None:
-        durations = predictor.features.durations(predictor.service)
         for who, row in zip(named, answers, strict=True):
             shown = row["events"] if every else _strongest(row["events"])
             _one(console, who, {**row, "events": shown}, durations)
         console.print(UNITS)
-        if output is not None:
-            console.print(f"wrote {output}", soft_wrap=True)
         if not every:
             console.print("These are the strongest; --all lists every column and event.")
+        if output is not None:
+            console.print(f"wrote {output}", soft_wrap=True)
 
     own.answer(as_json, document, human)
 

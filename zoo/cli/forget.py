@@ -71,7 +71,7 @@ def forget(
             tasks = " and ".join(f"`{own.command(f'train {model}')}`" for model in sorted({version.model for version in stale}))
             console.print(
                 f"Not reproducible, for they were trained on the log as it was before: {names}. They go on answering, and learned from "
-                f"what is forgotten; {tasks}, then `{own.command('promote')}`, replaces them."
+                f"what is forgotten; {tasks}, then `{own.command('promote MODEL@VERSION')}`, replaces them."
             )
 
     own.answer(as_json, {**asdict(done), "found": found, "not_reproducible": [version.reference for version in stale]}, human)

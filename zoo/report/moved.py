@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from zoo.report.charts import bars
 from zoo.report.markup import Markup, joined, page, tag
 
 
-def render(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """A self-contained HTML page, as ``zoo.report.render`` makes it. rows: whom each is about, and ``Explanation.as_dict()``."""
+def render(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]], said: Callable[[Mapping[str, Any]], str]) -> str:
+    """A self-contained HTML page, as ``zoo.report.render`` makes it. rows: whom each is about, and ``Explanation.as_dict()``.
+
+    said: an event's columns in words.
+    """
     parts = [
-        tag("section", tag("h2", _head(who, row)), _notes(row), tag("div", *_plots(row), class_="plots")) for who, row in rows
+        tag("section", tag("h2", _head(who, row)), _notes(row), tag("div", *_plots(row, said), class_="plots"))
+        for who, row in rows
     ]
     return page(f"{title}: what moved scores", tag("h1", f"{title}: what moved scores"), *parts)
 
@@ -32,7 +36,7 @@ def _notes(row: Mapping[str, Any]) -> Markup:
     return joined(tag("p", each) for each in said)
 
 
-def _plots(row: Mapping[str, Any]) -> list[Markup]:
+def _plots(row: Mapping[str, Any], said: Callable[[Mapping[str, Any]], str]) -> list[Markup]:
     units = str(row["units"])
     out = [bars("moved-members", "Members: how much each moved the stack", list(row["members"].items()), units)]
     for name, columns in row["features"].items():
@@ -41,11 +45,6 @@ def _plots(row: Mapping[str, Any]) -> list[Markup]:
         scale = "score before the softmax" if how.endswith("softmax") else units
         out.append(bars("moved-columns", f"Columns of {name}, by {how}", listed, scale))
     if row["events"]:
-        listed = [(_event(each), each["moved"]["stack"]) for each in row["events"]]
+        listed = [(f"{each['back'] + 1}. {said(each['event'])}", each["moved"]["stack"]) for each in row["events"]]
         out.append(bars("moved-events", "Events, the newest first: how much the stack would be without each", listed, units))
     return out
-
-
-def _event(each: Mapping[str, Any]) -> str:
-    said = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in each["event"].values() if value is not None)
-    return f"{each['back'] + 1}. {', '.join(said)}"
