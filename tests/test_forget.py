@@ -447,7 +447,7 @@ def test_the_command_names_the_models_that_learned_from_what_is_gone(repo: Path)
     log.put_table("users", pa.table(users), key="user_id")
     trained()
     assert "churn@1, churn@2, churn@3. " in forget("3")  # who is in a table only
-    assert "zoo train churn" in forget("3")  # and again, where the first call was cut off
+    assert "train churn`" in forget("3")  # and again, where the first call was cut off
 
 
 @pytest.mark.parametrize("words", [("ann",), ("--before", "yore"), ()])
