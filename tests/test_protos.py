@@ -38,7 +38,8 @@ def slow_read(self: Any, config: Any, table: Any, entity_keys: Any, requested_fe
     recent = self.recent(config, view, self.wanted(config, [(table.batch_source, keys)]))
     columns, newest = self.features(view, table.batch_source, keys, np.full(len(entity_keys), now), recent)
     if newest is None:
-        found, newest = np.all([codes > 1 for codes in keys.values()], axis=0), np.full(len(entity_keys), now)
+        held, newest = view.entity_table(table.batch_source.table), np.full(len(entity_keys), now)
+        found = held.there.at(keys[held.key], newest).values
     else:
         found = newest >= 0
         if table.ttl:
