@@ -338,16 +338,22 @@ def test_who_is_forgotten_while_others_write_does_not_come_back(
     assert len(features._online_store.names(features.store.config, features.reader.log.id)) == 1
 
 
+def two_views() -> pa.Table:
+    """An event of user 1 and one of user 2."""
+    return shop.events_table(
+        {
+            "user_id": [1, 2],
+            "item_id": ["i0"] * 2,
+            "event_type": ["view"] * 2,
+            "time": [shop.START] * 2,
+            "event_id": ["a", "b"],
+        }
+    )
+
+
 def test_an_index_that_is_built_while_somebody_is_forgotten_does_not_stay(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     features, other = shop.opened(repo), shop.opened(repo)
-    table = {
-        "user_id": [1, 2],
-        "item_id": ["i0"] * 2,
-        "event_type": ["view"] * 2,
-        "time": [shop.START] * 2,
-        "event_id": ["a", "b"],
-    }
-    features.reader.log.append(shop.events_table(table))
+    features.reader.log.append(two_views())
     threads = ThreadPoolExecutor(1)
     real, forgot = build.write_columns, []
 
@@ -420,14 +426,7 @@ def test_the_command_forgets_people_and_what_is_old(repo: Path) -> None:
 def test_the_command_names_the_models_that_learned_from_what_is_gone(repo: Path) -> None:
     (repo / "zoo.toml").write_text(SETTINGS)
     log = shop.opened(repo).reader.log
-    table = {
-        "user_id": [1, 2],
-        "item_id": ["i0"] * 2,
-        "event_type": ["view"] * 2,
-        "time": [shop.START] * 2,
-        "event_id": ["a", "b"],
-    }
-    log.append(shop.events_table(table))
+    log.append(two_views())
 
     def trained() -> None:
         with Registry.open(f"sqlite:///{repo / 'data/models.db'}", repo / "data/artefacts") as registry:

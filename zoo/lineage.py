@@ -59,12 +59,16 @@ class Tracer:
         traces.begin()
         return Tracer(traces, about)
 
+    def keeps(self, rows: int, read: Read) -> bool:
+        """Whether an answer of so many rows is traced: of a batch, and of what no store told, nothing is."""
+        return rows <= ROWS and read.recent is not None
+
     def keep(
         self, ids: Sequence[str], keys: Mapping[str, Sequence[Any]], read: Read, answers: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Trace the rows of an answer. keys: entity columns, (n,) each. answers: what each row was told, JSON-ready."""
-        if len(ids) > ROWS or read.recent is None:
-            return
+        """Trace the rows of an answer that is to be traced (``keeps``). keys: entity columns, (n,) each. answers: what each row was told,
+        JSON-ready."""
+        assert read.recent is not None
         view, now = read.recent.view, datetime.now(UTC).isoformat()
         log, epoch = view.lineage(), view.epoch
         users: list[Any] = []

@@ -1,4 +1,8 @@
-"""One version of an ensemble, loaded and answering: the features it was trained on, read online, through every member to one score."""
+"""One version of an ensemble, loaded and answering: the features it was trained on, read online, through every member to one score.
+
+``Predictor`` is long, being the one page that says what callers may ask, and what they get and when they do not: rows, batches, lists and
+explanations, each awaited as well. What an answer is made of is in the rooms that it calls.
+"""
 
 from __future__ import annotations
 
@@ -374,7 +378,7 @@ class Predictor:
             lists, ages, source = Lists.joined([], k, len(self.members)), pa.array([], pa.float64()), np.zeros(0, object)
         ids = ids_of(len(table))
         answer = listed(table["user_id"], lists, ages, source, ids, view, self.members, self.version.reference)
-        if self.tracer is not None and len(table):
+        if self.tracer is not None and len(table) and self.tracer.keeps(len(table), read):
             told = answer.drop_columns(["user_id", "id", "features", "newest_event_age"]).to_pylist()
             parts: dict[str, dict[str, Any]] = {id: {"items": []} for id in ids}
             for id, line in zip(answer["id"].to_pylist(), told, strict=True):
@@ -452,7 +456,7 @@ class Predictor:
             outputs=self.outputs,
             version=self.version.reference,
         )
-        if self.tracer is not None and read is not None and read.recent is not None:
+        if self.tracer is not None and read is not None and self.tracer.keeps(len(table), read):
             keys = {name: table[name].to_pylist() for name in (*self.entities, *self.context)}
             left_out = {*self.entities, "id", "features"}
             told = [{name: value for name, value in row.items() if name not in left_out} for row in answer.rows()]

@@ -117,12 +117,13 @@ class Recommender:
 
     def vectors_of(self, batch: FeatureBatch) -> Mapping[str, Array]:
         """Vectors of a batch's items by members that have some, as ``Stage`` has them; made once a catalogue."""
-        able = {member.name: member.fitted for member in self.members if isinstance(member.fitted, EncodesItems)}
         for met, held in self._vectors[:1]:
             if met is batch.catalogue:
                 return held
         found: dict[str, Array] = {}
-        for name, fitted in able.items():
+        for name, fitted in ((member.name, member.fitted) for member in self.members):
+            if not isinstance(fitted, EncodesItems):
+                continue
             vectors, scorable = np.asarray(fitted.item_vectors(batch.catalogue), np.float32), fitted.scorable(batch.catalogue)
             size = batch.catalogue.size(ITEMS)
             if vectors.ndim != 2 or len(vectors) != size or not np.isfinite(vectors[scorable]).all():
