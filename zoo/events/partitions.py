@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -17,15 +18,15 @@ from zoo.events.encode import Encoded
 from zoo.events.evaluate import Evaluator
 from zoo.events.index import Index
 from zoo.events.merging import joined, merged
+from zoo.events.slices import room, taken
 
-T = TypeVar("T")
 AT_ONCE = 2_000_000
 """Events of entities with newer ones that are put together in memory at a time."""
 THREADS = max(1, min(len(os.sched_getaffinity(0)), 8)) if hasattr(os, "sched_getaffinity") else 2
 """That share the rows of one question."""
 _MANY = 20_000
 """Rows from which on the order in which an index answers them matters, and threads share them."""
-_ROWS = 1 << 16
+_ROWS = 1 << 17
 """Rows, at most, that one of those threads answers before it takes the next ones."""
 BUDGET = max(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4, 1 << 28)
 """Bytes of what is derived from columns (running sums, filtered positions) that is kept for the next call: a quarter of the memory."""
@@ -159,13 +160,14 @@ class Partitions:
         """
         return len(self.stored) > 1 and rows > _MANY
 
-    def answered(self, pieces: Sequence[Piece], work: Callable[[Piece], T]) -> list[tuple[Array, T]]:
-        """(rows, what ``work`` makes of them) of all pieces, which name their rows, in any number of parts."""
-        if not self.shares(sum(len(piece.codes) for piece in pieces)):
-            return [(piece.rows, work(piece)) for piece in pieces if piece.rows is not None]
+    def answered(self, pieces: Sequence[Piece], work: Callable[[Piece], Mapping[str, Column]]) -> dict[str, Column]:
+        """Columns of all rows in order. pieces: name their rows, each of which one of them has; work: makes the columns of some rows."""
+        count = sum(len(piece.codes) for piece in pieces)
+        if not self.shares(count):
+            return _joined(pieces, [work(piece) for piece in pieces], count, map)
         parts = [part for piece in pieces for part in _cut(piece)]
         with ThreadPoolExecutor(THREADS, "partitions") as threads:
-            return [(part.rows, found) for part, found in zip(parts, threads.map(work, parts)) if part.rows is not None]
+            return _joined(parts, list(threads.map(work, parts)), count, threads.map)
 
     def evaluator(self, number: int) -> Evaluator:
         """Computes features over one index; what it derives is kept while all of them stay within ``BUDGET``."""
@@ -230,27 +232,31 @@ def _order(number: Array, local: Array, times: Array) -> Array:
 
 
 def _cut(piece: Piece) -> Iterator[Piece]:
-    for begin in range(0, len(piece.codes), _ROWS):
-        some = slice(begin, begin + _ROWS)
-        yield Piece(piece.number, None if piece.rows is None else piece.rows[some], piece.codes[some])
+    """About equal parts of a piece."""
+    rows = len(piece.codes)
+    edges = np.linspace(0, rows, -(-rows // _ROWS) + 1).astype(np.int64).tolist()
+    for begin, stop in pairwise(edges):
+        yield Piece(piece.number, None if piece.rows is None else piece.rows[begin:stop], piece.codes[begin:stop])
 
 
-def scattered(pieces: Sequence[tuple[Array, Mapping[str, Column]]], count: int) -> dict[str, Column]:
-    """Columns of ``count`` rows from those of some rows each (int64 (k,), columns)."""
-    out, place = {}, np.empty(0, np.int64)
-    for name, first in pieces[0][1].items():
-        columns = [found[name] for _, found in pieces]
-        if first.offsets is None:
-            whole = np.empty(count, np.result_type(*[column.values.dtype for column in columns]))
-            for (rows, _), column in zip(pieces, columns):
-                whole[rows] = column.values
-            out[name] = Column(whole, dictionary=first.dictionary)
-            continue
-        if not len(place):
-            place = np.empty(count, np.int64)
-            place[np.concatenate([rows for rows, _ in pieces])] = np.arange(count)
+def _joined(
+    pieces: Sequence[Piece], found: Sequence[Mapping[str, Column]], count: int, every: Callable[..., Iterable[Column]]
+) -> dict[str, Column]:
+    """Columns of ``count`` rows from those of the pieces. every: ``map``, or that of threads."""
+    # where each row is among the pieces' rows
+    place = room(count, np.int32 if count < 1 << 31 else np.int64)
+    begin = 0
+    for piece in pieces:
+        place[piece.rows] = np.arange(begin, begin + len(piece.codes), dtype=place.dtype)
+        begin += len(piece.codes)
+
+    def column(name: str) -> Column:
+        columns = [each[name] for each in found]
         values = np.concatenate([column.values for column in columns])
+        if columns[0].offsets is None:
+            return Column(taken(values, place), dictionary=columns[0].dictionary)
         lengths = np.concatenate([column.lengths for column in columns])
-        taken, offsets = gather(values, (np.cumsum(lengths) - lengths)[place], lengths[place])
-        out[name] = Column(taken, offsets, first.dictionary)
-    return out
+        whole, offsets = gather(values, (np.cumsum(lengths) - lengths)[place], lengths[place])
+        return Column(whole, offsets, columns[0].dictionary)
+
+    return dict(zip(found[0], every(column, found[0])))

@@ -22,7 +22,7 @@ from zoo.events.log import EventLog, Snapshot
 from zoo.events.meanings import Meanings
 from zoo.events.merging import merged
 from zoo.events.pairs import evaluate_pairs
-from zoo.events.partitions import Partitions, Piece, scattered
+from zoo.events.partitions import Partitions, Piece
 from zoo.events.specs import SEQUENCES, Aggregation
 from zoo.events.storage import TornError
 from zoo.events.tables import ENTITIES
@@ -329,7 +329,7 @@ class LogView(Meanings):
         pieces = parts.route(keys[first], near)
         if pieces[0].rows is None:
             return answer(pieces[0])
-        return scattered(parts.answered(pieces, answer), len(times))
+        return parts.answered(pieces, answer)
 
     def _evaluate(
         self, aggregation: Aggregation, keys: Mapping[str, Array], times: Array, evaluator: Evaluator
