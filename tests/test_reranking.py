@@ -20,7 +20,7 @@ from zoo.evaluation.ranking import of_rows
 from zoo.fitting import Member, PluginSource
 from zoo.plugin import Array, Artefact, Catalogue, Column, FeatureBatch, PluginError, Target, TrainingData
 from zoo.recommender import Recommender, fit_recommender, ranked, second_stage
-from zoo.reranking import MEAN, STACK, Reranker
+from zoo.reranking import MEAN, STACK, Reranker, Survey, choose
 from zoo.testing import Follower, contract, toy
 from zoo.testing.follower import FittedFollower
 
@@ -277,6 +277,17 @@ def test_the_simplest_wins_where_nothing_is_better_beyond_noise(members: Recomme
     assert choice.record["chosen"] == MEAN
     assert few.reranker.final is None
     assert STACK not in few.rankings(shop(50, 4))
+
+
+def test_rows_of_one_user_are_no_more_evidence_than_the_user(members: Recommender) -> None:
+    twins = replace(members, members=(members.members[0], replace(members.members[0], name="twin")))
+    survey = twins.survey(shop(12, 8), exclude_seen=False, depth=20)[1]
+    assert survey is not None
+    again, users = Survey.joined([survey] * 30), np.tile(np.arange(12), 30)
+    record = choose(again, 20, params=SMALL, users=users, source=SOURCE).record
+    # of 360 rows of as many users this would be beyond noise
+    assert record["ndcg@10"]["gbdt"] > record["ndcg@10"][MEAN] + 0.04
+    assert record["chosen"] == MEAN
 
 
 def test_a_member_may_be_asked_for_and_stands_for_the_stack(members: Recommender) -> None:

@@ -170,7 +170,7 @@ def choose(
 
     final: a model to take (``mean`` or a member's name among them) instead of choosing. users: (n,), whom each row is of; all rows of a
     user are in one fold. In the order rank average, best member, final models, one takes the place of what stands before it where it is
-    better by more than a standard error of the paired difference.
+    better by more than a standard error of the paired difference, over users.
     Raises UsageError where ``final`` names no model that orders candidates.
     """
     found = source.load()
@@ -191,7 +191,7 @@ def choose(
             progress((number + (part + 1) / (FOLDS + 1)) / len(members), f"{name}, fold {part + 1} of {FOLDS}")
         ranks[name] = survey.places(scores)
         seconds[name] = perf_counter() - started
-    chosen = final if final is not None and final in ranks else _simplest(survey, ranks, list(members))
+    chosen = final if final is not None and final in ranks else _simplest(survey, ranks, list(members), users)
     fitted = _fitted(survey, np.arange(len(survey.target)), members[chosen], found) if chosen in members else None
     gains = {name: float(ndcg(each).mean()) for name, each in ranks.items()} if len(survey.target) else {}
     record = {
@@ -207,22 +207,34 @@ def choose(
     return Choice(Reranker(chosen, depth, fitted), ranks, record)
 
 
-def _simplest(survey: Survey, ranks: Mapping[str, Array], finals: Sequence[str]) -> str:
+def _simplest(survey: Survey, ranks: Mapping[str, Array], finals: Sequence[str], users: Array | None) -> str:
     if not len(survey.target):
         return MEAN
     gain = {name: ndcg(each) for name, each in ranks.items()}
     alone = max((name for name in survey.ranks if name != MEAN), key=lambda name: float(gain[name].mean()))
-    chosen = MEAN
+    who, chosen = _users(survey, users), MEAN
     for name in (alone, *finals):
         more = gain[name] - gain[chosen]
-        if more.mean() > more.std() / math.sqrt(len(more)):
+        if more.mean() > _standard_error(more, who):
             chosen = name
     return chosen
 
 
+def _standard_error(values: Array, who: Array) -> float:
+    """Of the mean of values (n,), those of one user (codes ``who`` (n,)) being drawn together."""
+    of_users = np.bincount(who, values - values.mean())
+    return math.sqrt(float(of_users @ of_users)) / len(values)
+
+
+def _users(survey: Survey, users: Array | None) -> Array:
+    """int64 (n,): whom each row is of, as numbers from 0 on."""
+    who: Array = np.arange(len(survey.target)) if users is None else np.unique(users, return_inverse=True)[1]
+    return who
+
+
 def _folds(survey: Survey, users: Array | None, seed: int) -> Array | None:
     """int64 (n,), or None where there is too little to fit on and judge by."""
-    who = np.arange(len(survey.target)) if users is None else np.unique(users, return_inverse=True)[1]
+    who = _users(survey, users)
     if not len(who):
         return None
     fold: Array = (np.random.default_rng(seed).permutation(int(who.max()) + 1) % FOLDS)[who]
