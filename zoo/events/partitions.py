@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -160,7 +160,7 @@ class Partitions:
         """
         return len(self.stored) > 1 and rows > _MANY
 
-    def answered(self, pieces: Sequence[Piece], work: Callable[[Piece], Mapping[str, Column]]) -> dict[str, Column]:
+    def answered(self, pieces: Sequence[Piece], work: Callable[[Piece], dict[str, Column]]) -> dict[str, Column]:
         """Columns of all rows in order. pieces: name their rows, each of which one of them has; work: makes the columns of some rows."""
         count = sum(len(piece.codes) for piece in pieces)
         if not self.shares(count):
@@ -240,9 +240,9 @@ def _cut(piece: Piece) -> Iterator[Piece]:
 
 
 def _joined(
-    pieces: Sequence[Piece], found: Sequence[Mapping[str, Column]], count: int, every: Callable[..., Iterable[Column]]
+    pieces: Sequence[Piece], found: Sequence[dict[str, Column]], count: int, every: Callable[..., Iterable[Column]]
 ) -> dict[str, Column]:
-    """Columns of ``count`` rows from those of the pieces. every: ``map``, or that of threads."""
+    """Columns of ``count`` rows from those of the pieces, which are emptied. every: ``map``, or that of threads."""
     # where each row is among the pieces' rows
     place = room(count, np.int32 if count < 1 << 31 else np.int64)
     begin = 0
@@ -251,7 +251,7 @@ def _joined(
         begin += len(piece.codes)
 
     def column(name: str) -> Column:
-        columns = [each[name] for each in found]
+        columns = [each.pop(name) for each in found]  # what is joined is not held beside its parts
         values = np.concatenate([column.values for column in columns])
         if columns[0].offsets is None:
             return Column(taken(values, place), dictionary=columns[0].dictionary)
@@ -259,4 +259,5 @@ def _joined(
         whole, offsets = gather(values, (np.cumsum(lengths) - lengths)[place], lengths[place])
         return Column(whole, offsets, columns[0].dictionary)
 
-    return dict(zip(found[0], every(column, found[0])))
+    names = list(found[0])
+    return dict(zip(names, every(column, names)))

@@ -26,7 +26,7 @@ BATCH = 65_536
 
 _LARGE = 1 << 17
 _SMALL = 1 << 14
-_MOST = 1 << 20
+_MOST = 1 << 18
 
 
 def _parts(rows: int, shared: bool) -> list[slice]:
