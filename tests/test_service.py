@@ -108,7 +108,8 @@ def problem(response: httpx.Response) -> tuple[int, str, str]:
 
 def test_live_and_ready_are_told_apart(served: Served) -> None:
     assert served.client.get("/health/live").json() == {"status": "live"}
-    assert served.client.get("/health/ready").json() == {"status": "ready"}
+    ready = {"churn@1": "ready", "campaign@1": "ready"}
+    assert served.client.get("/health/ready").json() == {"status": "ready", "versions": ready}
 
 
 def test_models_say_what_they_need_and_what_they_were_made_from(served: Served) -> None:
@@ -581,7 +582,9 @@ def test_a_body_that_cannot_be_meant_is_refused_with_what_was_expected(served: S
         (b"\xff\xfe", JSON, 400, "malformed_json"),
         (b"[" * 100_000, JSON, 400, "malformed_json"),
         (b'{"model": "churn", "users": [' + b"9" * 5_000 + b"]}", JSON, 400, "malformed_json"),
-        (b"", JSON, 422, "invalid_request"),
+        (b"", JSON, 400, "malformed_json"),
+        (b"", {}, 400, "malformed_json"),
+        (b"null", JSON, 422, "invalid_request"),
         (b'{"model": "churn", "users": [1]}', {"Content-Type": "text/plain"}, 415, "unsupported_media_type"),
         (b'{"model": "churn", "users": [1]}', {}, 415, "unsupported_media_type"),
         (b" " * (MAX_BODY + 1), JSON, 413, "too_large"),
@@ -599,6 +602,22 @@ def test_bytes_that_are_no_request_are_refused(
     assert served.predict(users=[1]).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/explain", "/v1/recommend", "/v1/events", "/v2/models/churn/infer"])
+def test_every_route_says_of_a_body_that_is_no_object_what_it_expects(served: Served, path: str) -> None:
+    said = {
+        b"": (400, "the body is empty; expected one object with its fields, as in {"),
+        b"null": (422, "the body: it is a JSON null; expected one object with its fields, as in {"),
+        b"[1]": (422, "the body: it is a JSON list; expected one object with its fields, as in {"),
+        b'{"a": [{"b": 1, "c": 2, "b": 3}]}': (422, 'the body: an object has the field "b" 2 times; expected it once'),
+    }
+    for content, (status, message) in said.items():
+        for kind in ("application/json", "application/json; charset=utf-8"):
+            answer = served.client.post(path, content=content, headers={"Content-Type": kind})
+            error = answer.json()["error"]
+            assert answer.status_code == status
+            assert (error if path.startswith("/v2") else error["message"]).startswith(message)
+
+
 def test_a_body_without_stated_length_is_cut_off_at_the_limit(served: Served) -> None:
     parts = (b" " * 65_536 for _ in range(MAX_BODY // 65_536 + 1))
     assert problem(served.client.post("/v1/predict", content=parts, headers=JSON))[:2] == (413, "too_large")
@@ -613,8 +632,23 @@ def test_routes_and_methods_that_are_not_there_are_named(served: Served) -> None
     status, kind, message = problem(served.client.get("/v1/predict"))
     assert (status, kind) == (405, "method_not_allowed")
     assert "allowed: POST" in message
+    assert problem(served.client.post("/v1/predict/", json={"model": "churn", "users": [1]})) == (
+        404,
+        "not_found",
+        "there is nothing at POST /v1/predict/; GET /openapi.json lists the routes; leave out the / at its end",
+    )
     for page in ("/docs", "/redoc"):
         assert served.client.get(page).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/health", "/metrics", "/v1/models", "/v2/health/ready", "/"])
+def test_head_is_answered_as_get_without_the_body(served: Served, path: str) -> None:
+    whole, head = served.client.get(path), served.client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == whole.headers["content-type"]
+    assert int(head.headers["content-length"]) > 0
+    assert served.client.head("/v1/predict").status_code == 405
+    assert served.client.get("/health/live").json() == {"status": "live"}  # by the same connection
 
 
 texts = st.text(st.characters(), max_size=5)  # halves of surrogate pairs among them, which JSON can bring
@@ -848,7 +882,7 @@ def test_a_server_answers_callers_of_its_own_address_and_stops_on_ctrl_c(trained
             m[1] for line in process.stderr if (m := re.search(r"churn@1, campaign@1 at (http://127\.0\.0\.1:\d+)", line))
         )
         with httpx.Client(base_url=address, timeout=60) as client:
-            assert client.get("/health/ready").json() == {"status": "ready"}
+            assert client.get("/health/ready").json()["versions"] == {"churn@1": "ready", "campaign@1": "ready"}
             assert [card["version"] for card in client.get("/v1/models").json()["models"]] == ["churn@1", "campaign@1"]
             assert client.post("/v1/events", json={"events": [purchase(30, "first")]}).json()["added"] == 1
             answer = client.post("/v1/predict", json={"model": "churn", "users": [30]}).json()["answers"][0]

@@ -51,12 +51,12 @@ def test_every_route_refuses_every_credential_that_is_none(guarded: tuple[FastAP
     api, client, _ = guarded
     routes = paths(api)
     assert {("POST", "/v1/events", PUSH), ("GET", "/v1/models", READ), ("POST", "/v1/reload", ADMIN)} <= set(routes)
-    assert [path for _, path, role in routes if role == OPEN] == [
-        "/health/live",
-        "/health/ready",
-        "/v2/health/live",
-        "/v2/health/ready",
-    ]
+    probes = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
+    assert {(method, path) for method, path, role in routes if role == OPEN} == {
+        (method, path) for path in probes for method in ("GET", "HEAD")
+    }
+    roles = {(method, path): role for method, path, role in routes}
+    assert all(roles["HEAD", path] == role for method, path, role in routes if method == "GET")
     for method, path, role in [*routes, ("GET", "/nothing", "(no route)"), ("DELETE", "/v1/models", "(no route)")]:
         for what, authorization in attacks().items():
             response = ask(client, method, path, authorization)

@@ -20,7 +20,7 @@ from test_service import opened, running
 from test_service_runs import BODY, Held, counts
 
 from zoo.service import app
-from zoo.service.access import Access, add_key
+from zoo.service.access import READ, Access, add_key
 from zoo.service.guard import Guard
 from zoo.service.load import Limiter
 from zoo.service.protocol import Protocol
@@ -106,6 +106,18 @@ def test_the_protocol_refuses_as_the_application_does_behind_another_server(part
     assert answers[:4] == answers[4:]
     assert json.loads(answers[0][1])["error"]["type"] == "overloaded"
     assert isinstance(json.loads(answers[2][1])["error"], str)
+
+
+@pytest.mark.parametrize("http", ["auto", Protocol])
+def test_spaces_around_the_value_of_a_header_are_no_part_of_it(parts: Any, tmp_path: Path, http: Any) -> None:
+    key = add_key(tmp_path / "keys.json", "reader", [READ])
+    with (
+        running(app(*parts, access=Access(tmp_path / "keys.json", None)), http=http) as client,
+        Caller(client) as caller,
+    ):
+        caller.send(post("X-Deadline-Ms: \t60000 \t", "X-Request-Id:  r-1 ", f"Authorization: Bearer {key}  "))
+        status, headers, _ = caller.answer()
+        assert (status, headers["x-request-id"]) == (200, "r-1")
 
 
 def test_a_refusal_needs_nothing_of_the_application(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,8 @@ def test_without_the_store_a_model_is_ready_by_its_policy_and_says_degraded(shop
         (answer,) = client.post("/v1/predict", json={"model": "churn", "users": [1]}).raise_for_status().json()["answers"]
         assert answer["features"] == "cold"
         found = client.get("/health/ready")
-        assert (found.status_code, found.json()) == (200, {"status": "degraded"})
+        told = {"status": "degraded", "versions": {"churn@1": "degraded"}}
+        assert (found.status_code, found.json()) == (200, told)
         assert client.get("/v2/health/ready").json() == {"ready": True}
         assert client.get("/v2/models/churn/ready").json() == {"name": "churn", "ready": True}
     with running(app({"churn": able, "campaign": predictors["campaign"]}, features)) as client:  # which refuses
@@ -68,7 +69,11 @@ def test_a_lost_member_is_degraded_and_a_required_one_is_not_ready(trained_shop:
     lame = with_faults(predictors["churn"], fail, "gru")
     assert lame.warm() == lame.warm(30) == State("fresh", ("gru",))
     with running(app({"churn": lame}, features)) as client:
-        assert client.get("/health/ready").json() == {"status": "degraded"}
+        told = {"status": "degraded", "versions": {"churn@1": "degraded"}}
+        assert client.get("/health/ready").json() == told
+    with running(app({"churn": lame, "campaign": predictors["campaign"]}, features)) as client:
+        told = {"status": "degraded", "versions": {"churn@1": "degraded", "campaign@1": "ready"}}
+        assert client.get("/health/ready").json() == told
     needs = replace(lame, policy=Policy(required=("gru",)))
     with pytest.raises(PluginError, match="gru failed"):
         needs.warm()
@@ -151,6 +156,6 @@ def test_a_check_that_hangs_is_answered_all_the_same(trained_shop: Shop, monkeyp
         able = replace(predictors["churn"], policy=Policy(store="cold"))
         monkeypatch.setattr(readiness, "WITHIN", 8.0)
         with running(app({"churn": able}, features)) as client:
-            assert client.get("/health/ready").json() == {"status": "degraded"}
+            assert client.get("/health/ready").json()["status"] == "degraded"
     finally:
         let.set()

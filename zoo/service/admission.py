@@ -82,7 +82,8 @@ class Admission:
 
     def request(self, method: str, path: str, headers: Iterable[tuple[bytes, bytes]]) -> Request:
         began = time.perf_counter()
-        found = {name: value.decode("latin-1") for name, value in headers}
+        # spaces and tabs around a value are no part of it (RFC 9110, 5.5), and parsers leave those at its end
+        found = {name: value.strip(b" \t").decode("latin-1") for name, value in headers}
         given = found.get(b"x-request-id", "")
         return Request(
             method, path, found, self.rules.find(method, path), given if REQUEST_ID.fullmatch(given) else named(), began

@@ -33,6 +33,7 @@ from zoo.service.messages import (
     Models,
     Predictions,
     PredictRequest,
+    ReadyStatus,
     Recommendations,
     RecommendRequest,
     Report,
@@ -84,7 +85,16 @@ def app(
     # no pages that load scripts from elsewhere: they would run in the origin that pushes events
     # FastAPI's own telemetry would send the query, in which a page's user stands, and the text of errors: see zoo.spans
     quiet: Any = {"tracing": False, "metrics": False, "logs": False}
-    api = FastAPI(title="feature-zoo", version="1", docs_url=None, redoc_url=None, openapi_url=None, telemetry=quiet)
+    # no redirects: some clients lose the body of a POST on the way
+    api = FastAPI(
+        title="feature-zoo",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        telemetry=quiet,
+    )
     api.router.route_class = Direct
     versions = predictors if isinstance(predictors, Versions) else Versions(predictors)
     rules, metrics, batches, shadows, explaining = Rules(), Metrics(), Batches(), Shadows(), Threads(EXPLAINED)
@@ -101,7 +111,7 @@ def app(
     )
     api.add_middleware(Guard, admission=api.state.admission)
 
-    async def states() -> list[State]:
+    async def states() -> dict[str, State]:
         return await readiness.of((*versions.values(), *versions.aside(CANARY).values()))
 
     def in_time(http: Request) -> float | None:
@@ -166,12 +176,17 @@ def app(
         return Json(_health(versions))
 
     @api.get(
-        "/health/ready", openapi_extra=needs(OPEN), response_model=Status, responses={503: {"model": ErrorBody}}, tags=["health"]
+        "/health/ready",
+        openapi_extra=needs(OPEN),
+        response_model=ReadyStatus,
+        responses={503: {"model": ErrorBody}},
+        tags=["health"],
     )
     async def ready() -> Json:
         """Whether every model can answer at this moment: its features are read and its members score, or (``degraded``) its policy has an
         answer without."""
-        return Json({"status": "ready" if all(state.whole for state in await states()) else "degraded"})
+        told = {name: "ready" if state.whole else "degraded" for name, state in (await states()).items()}
+        return Json({"status": "degraded" if "degraded" in told.values() else "ready", "versions": told})
 
     @api.get("/metrics", openapi_extra=needs(READ), response_class=Response, tags=["health"], include_in_schema=False)
     async def prometheus() -> Response:
@@ -271,8 +286,23 @@ def app(
 
     add_v2(api, known, versions, metrics, batches, shadows, readiness, states, in_time, features)
     add_page(api, versions, features, lambda: _health(versions), shadows.told)
+    _answer_head(api)
     rules.fill(rules_of(api))
     return api
+
+
+def _answer_head(api: FastAPI) -> None:
+    """Have every route of GET answer HEAD alike, under its role; the server leaves the body out."""
+    for route in [*api.router.routes]:
+        if isinstance(route, Direct) and "GET" in (route.methods or ()):
+            api.add_api_route(
+                route.path,
+                route.endpoint,
+                methods=["HEAD"],
+                response_class=Response,
+                openapi_extra=route.openapi_extra,
+                include_in_schema=False,
+            )
 
 
 def _document(api: FastAPI) -> dict[str, Any]:

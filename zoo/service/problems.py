@@ -52,6 +52,14 @@ class UnknownModelError(UsageError):
     """This server answers for no model of that name."""
 
 
+class BodyError(StarletteHTTPException):
+    """A body that is no request. kind: the type that it is told as."""
+
+    def __init__(self, status: int, kind: str, message: str) -> None:
+        super().__init__(status, message)
+        self.kind = kind
+
+
 class Json(Response):
     """JSON in ASCII: messages may quote text that UTF-8 cannot hold (half of a surrogate pair)."""
 
@@ -95,6 +103,7 @@ def too_slow(seconds: float) -> Refusal:
 def handle(app: FastAPI) -> None:
     """Give every error that a route may raise the one form of body; ``Guard`` does it for all others."""
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(BodyError, _body)
     app.add_exception_handler(StarletteHTTPException, _http)
     app.add_exception_handler(ZooError, _zoo)
 
@@ -131,18 +140,23 @@ def _told(place: tuple[Any, ...], errors: Sequence[dict[str, Any]]) -> str:
     if all(each["type"] in _EXPECTED for each in errors):
         *others, last = [_EXPECTED[each["type"]] for each in errors]
         expected = f"{', '.join(others)} or {last}" if others else last
-        return f"{where}: seen {_seen(first['input'])}; expected {expected}"
+        return f"{where}: seen {seen(first['input'])}; expected {expected}"
     message = first["msg"].removeprefix("Value error, ")
     tells = first["type"] in ("missing", "value_error") or isinstance(first["input"], (dict, list))
-    return f"{where}: {message}" if tells else f"{where}: {message}; seen {_seen(first['input'])}"
+    return f"{where}: {message}" if tells else f"{where}: {message}; seen {seen(first['input'])}"
 
 
-def _seen(value: Any) -> str:
-    """A JSON value, in short."""
+def seen(value: Any) -> str:
+    """A value of a body, in short."""
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else "a list"
     text = json.dumps(value, default=repr)
     return text if len(text) <= SEEN else f"{text[:SEEN]}..."
+
+
+async def _body(request: Request, error: Exception) -> Json:
+    assert isinstance(error, BodyError)
+    return problem(error.status_code, error.kind, str(error.detail), path=request.url.path)
 
 
 async def _http(request: Request, error: Exception) -> Json:
@@ -156,7 +170,8 @@ async def _http(request: Request, error: Exception) -> Json:
         return too_large(MAX_BODY).answer(request.url.path)
     path = f"{request.method} {request.url.path}"
     told = {
-        404: f"there is nothing at {path}; GET /openapi.json lists the routes",
+        404: f"there is nothing at {path}; GET /openapi.json lists the routes"
+        + "; leave out the / at its end" * path.endswith("/"),
         405: f"{path} is not offered; allowed: {(error.headers or {}).get('Allow', '(see GET /openapi.json)')}",
     }
     return problem(status, STATUS_TYPES.get(status, "http"), told.get(status, str(error.detail)), error.headers, request.url.path)

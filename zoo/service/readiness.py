@@ -24,9 +24,12 @@ class Readiness:
         self._threads = Threads(CHECKED)
         self._checks: dict[int, tuple[Predictor, asyncio.Future[State]]] = {}
 
-    async def of(self, predictors: Iterable[Predictor]) -> list[State]:
-        """How each of them answers. Raises what keeps one of them from answering: as ``Predictor.predict``, ZooError where it is late."""
-        return list(await asyncio.gather(*map(self._of, predictors)))
+    async def of(self, predictors: Iterable[Predictor]) -> dict[str, State]:
+        """How each of them answers, by version. Raises what keeps one of them from answering: as ``Predictor.predict``, ZooError where it
+        is late."""
+        asked = [*predictors]
+        states = await asyncio.gather(*map(self._of, asked))
+        return {each.version.reference: state for each, state in zip(asked, states, strict=True)}
 
     async def _of(self, predictor: Predictor) -> State:
         number = id(predictor)  # its own for as long as it is kept here

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -118,7 +118,7 @@ def add_v2(
     batches: Batches,
     shadows: Shadows,
     readiness: Readiness,
-    states: Callable[[], Awaitable[list[State]]],
+    states: Callable[[], Awaitable[Mapping[str, State]]],
     in_time: Callable[[Request], float | None],
     features: Features,
 ) -> None:
