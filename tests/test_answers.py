@@ -38,8 +38,9 @@ def answered(n: int, outputs: tuple[str, ...] = (), lost: tuple[tuple[int, int],
 @pytest.mark.parametrize("lost", [(), ((0, 0),), ((0, 0), (0, 1))])
 def test_rows_are_those_of_the_table(n: int, outputs: tuple[str, ...], lost: tuple[tuple[int, int], ...]) -> None:
     answer = answered(n, outputs, lost if n else ())
-    rows = answer.rows()
+    rows = answer.rows
     assert rows == answer.table().to_pylist()
+    assert answer.rows is rows  # made once, for the answer and for its trace
     assert [*map(list, rows)] == [answer.table().column_names] * n
     assert {type(value) for row in rows for value in row.values()} <= {int, float, str, bool, list, type(None)}
     if n:
@@ -50,7 +51,7 @@ def test_rows_are_those_of_the_table(n: int, outputs: tuple[str, ...], lost: tup
 
 
 def test_what_is_not_there_is_null() -> None:
-    first, second, third = answered(3, lost=((0, 1),)).rows()
+    first, second, third = answered(3, lost=((0, 1),)).rows
     assert first["gru"] is None
     assert first["missing"] == ["gru"]
     assert second["gru"] is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,8 +71,9 @@ class Answered:
         columns["id"] = pa.array(self.ids, pa.string())
         return pa.table(columns, metadata=None if self.at is None else {AS_OF: str(self.at)})
 
+    @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """``table().to_pylist()``, for few rows in a fraction of its time."""
+        """``table().to_pylist()``, for few rows in a fraction of its time; not to be changed, for the answer's trace shares it."""
         columns: dict[str, Sequence[Any]] = {name: self.keys[name].to_pylist() for name in self.keys.column_names}
         for name, scores, lost in self._scores():
             columns[name] = scores.tolist() if lost is None else _some(scores, ~lost)

@@ -459,7 +459,7 @@ class Predictor:
         if self.tracer is not None and read is not None and self.tracer.keeps(len(table), read):
             keys = {name: table[name].to_pylist() for name in (*self.entities, *self.context)}
             left_out = {*self.entities, "id", "features"}
-            told = [{name: value for name, value in row.items() if name not in left_out} for row in answer.rows()]
+            told = [{name: value for name, value in row.items() if name not in left_out} for row in answer.rows]
             self.tracer.keep(answer.ids, keys, read, told)
         return answer
 

@@ -204,7 +204,7 @@ def _predicted(predictor: Predictor, table: pa.Table, at: Any, instant: float | 
     if deadline is not None and deadline <= 0:
         raise LateError("the deadline passed before work on this began")
     found = predictor.answer(table, at=at, deadline=deadline)
-    return found.rows(), found.at
+    return found.rows, found.at
 
 
 def _earliest(batch: list[Asked]) -> float | None:
