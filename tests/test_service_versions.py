@@ -28,6 +28,7 @@ from zoo.predictor import Predictor
 from zoo.project import Project
 from zoo.registry import Registry
 from zoo.service import app
+from zoo.service import versions as watching
 from zoo.service.settings import Settings
 from zoo.service.shadow import Shadows
 from zoo.service.versions import Source, Versions, Watch
@@ -478,6 +479,21 @@ def test_a_watch_looks_until_it_is_stopped_and_survives_errors() -> None:
 
     with Watch(look, 0.001, "nothing"):
         assert all(looked.acquire(timeout=30) for _ in range(3))
+
+
+def test_the_end_of_a_watch_does_not_wait_for_a_look_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "PATIENCE", 0.1)
+    looks, let = threading.Event(), threading.Event()
+
+    def look() -> None:
+        looks.set()
+        assert let.wait(60)
+
+    began = time.monotonic()
+    with Watch(look, 0.001, "nothing"):
+        assert looks.wait(30)
+    assert time.monotonic() - began < 30
+    let.set()
 
 
 def test_a_rollback_is_one_command_and_goes_forward_again(shop: Shop) -> None:

@@ -24,6 +24,8 @@ from zoo.registry import CANARY, SHADOW, Registry, Version, parse
 
 RETRY = 60.0
 """Seconds after which a version that could not be loaded is tried again, if the alias still names it."""
+PATIENCE = 5.0
+"""Seconds that the end of a watch waits for a look that has begun: a registry may not answer, and a version takes long to load."""
 
 _log = logging.getLogger(__name__)
 
@@ -264,8 +266,9 @@ class Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Stop, and wait for a look that has begun, at most ``PATIENCE`` seconds: one that hangs ends with the process."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(PATIENCE)
 
     def _run(self) -> None:
         while not self._stop.wait(self._seconds):
