@@ -403,10 +403,13 @@ class Features:
         copied: dict[str, int] = self._online_store.materialize(self.store.config, progress)
         return copied
 
-    def forget(self, users: Iterable[Any] = (), before: int | datetime | None = None) -> Forgotten:
+    def forget(
+        self, users: Iterable[Any] = (), before: int | datetime | None = None, progress: Progress | None = None
+    ) -> Forgotten:
         """Remove people, or all events before an instant, from the log, the online store, answers' traces and what training has cached.
 
-        See ``zoo.events.forget``. Models trained before stay as they are, and so do files that were ingested.
+        See ``zoo.events.forget``. Models trained before stay as they are, and so do files that were ingested. progress: called with the
+        fraction done and what is looked through.
         """
         from zoo.events.delta import failing_as
         from zoo.events.given import microseconds
@@ -419,12 +422,12 @@ class Features:
         people = as_ids(list(users), log.schema.id_type("user_id"), "user_id").drop_null().to_pylist()
         traces = Traces(Path(self.store.repo_path) / "data" / TRACES, 0)
 
-        def elsewhere(_: Array) -> None:
+        def elsewhere() -> None:
             store.forget(config, log)
             # traces, as the store's content, hold events of any age
             traces.forget(people if instant is None else None, log.epoch)
 
-        done: Forgotten = log.forget(people, instant, elsewhere)
+        done: Forgotten = log.forget(people, instant, elsewhere, progress)
         # out-of-fold scores and encoders' states are of rows that are gone, and cost time only to make again
         cache = Path(self.store.repo_path) / "data" / "cache"
         with failing_as(f"remove {cache}"):
@@ -474,9 +477,14 @@ def append(rows: Any, idempotency_key: str | None = None, repo: Path | str = "."
     return Features.open(repo).append(rows, idempotency_key)
 
 
-def forget(users: Iterable[Any] = (), before: int | datetime | None = None, repo: Path | str = ".") -> Forgotten:
-    """``Features.open(repo).forget(users, before)``."""
-    return Features.open(repo).forget(users, before)
+def forget(
+    users: Iterable[Any] = (),
+    before: int | datetime | None = None,
+    repo: Path | str = ".",
+    progress: Progress | None = None,
+) -> Forgotten:
+    """``Features.open(repo).forget(users, before, progress)``."""
+    return Features.open(repo).forget(users, before, progress)
 
 
 def materialize(repo: Path | str = ".", progress: Progress | None = None) -> dict[str, int]:

@@ -47,7 +47,7 @@ def forget(
         features = Features.open(root)
         instant = None if before is None else _instant(before, features.reader.now())
         log, versions = features.reader.log, versions_of(own)
-        done = features.forget(user_ids(log.schema, users or []), instant)
+        done = features.forget(user_ids(log.schema, users or []), instant, say)
         found = bool(done.users or done.events or done.quarantined or done.profiles)
         stale = [version for version in versions if not log.reproducible(_log_of(version))]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zoo.contract import UNKNOWN, Array
+from zoo.contract import UNKNOWN, Array, Progress
 from zoo.errors import UsageError
 from zoo.events import delta
 from zoo.events.dictionary import FIRST, as_ids
@@ -41,13 +41,18 @@ class Forgotten:
 
 
 def forget(
-    log: EventLog, users: Iterable[Any] = (), before: int | None = None, also: Callable[[Array], None] | None = None
+    log: EventLog,
+    users: Iterable[Any] = (),
+    before: int | None = None,
+    also: Callable[[], None] | None = None,
+    progress: Progress | None = None,
 ) -> Forgotten:
     """Remove users, or (``before``, microseconds UTC) all events before an instant. Pushes and ingests wait meanwhile.
 
     Identifiers and texts that nothing in the log names any longer leave the dictionaries; their codes stay and mean nobody.
-    also: called with the users' codes (none for ``before``) once the log is rewritten and while it still knows them: for what was copied
-    elsewhere. Raises UsageError for neither or both, and for ``before`` on a log without times; UnknownIdError for a wrong type.
+    also: called once the log is rewritten and while it still knows the users: for what was copied elsewhere. progress: called with the
+    fraction done and what is looked through. Raises UsageError for neither or both, and for ``before`` on a log without times;
+    UnknownIdError for a wrong type.
     """
     ids = as_ids(list(users), log.schema.id_type("user_id"), "user_id").drop_null()
     if (before is None) == (not len(ids)):
@@ -56,21 +61,28 @@ def forget(
         raise UsageError("this log knows the order of events and no times; there is nothing that 'before' could mean")
     from zoo.events.build import IndexStore  # a cycle at import time: it reads logs
 
-    with delta.failing_as("forget"), log.writing():
+    say = progress or _nothing
+    with delta.failing_as("forget"), log.writing(progress):
         codes = log.dictionary("user_id").encode(ids)
         codes = np.unique(codes[codes > UNKNOWN])
-        events = _rewrite(log, lambda table: _leaving(table, ids, before))
+        events = _rewrite(log, lambda table: _leaving(table, ids, before), say)
+        say(0.6, "look through tables and bad rows")
         profiles = log.forget_profiles(ids)
         named = _naming(ids)
         bad = log.quarantine.forget(lambda table: _bad(table, named, before))
         log.tail_file.scrub()
         IndexStore(log.root / "index").clear()
+        say(0.65, "remove what was copied elsewhere")
         if also is not None:
-            also(codes)
-        log.dictionaries.forget(_unnamed(log))
+            also()
+        log.dictionaries.forget(_unnamed(log, say))
         log.lose_ids()
         state = log.state()
         return Forgotten(len(codes), events, bad, profiles, state.epoch, log.version())
+
+
+def _nothing(fraction: float, text: str) -> None:
+    """Tell nobody."""
 
 
 def _leaving(table: pa.Table, ids: pa.Array, before: int | None) -> Array:
@@ -80,19 +92,21 @@ def _leaving(table: pa.Table, ids: pa.Array, before: int | None) -> Array:
     return np.asarray(pc.is_in(table["user_id"], value_set=ids))
 
 
-def _rewrite(log: EventLog, leaving: Callable[[pa.Table], Array]) -> int:
+def _rewrite(log: EventLog, leaving: Callable[[pa.Table], Array], say: Progress) -> int:
     """Write the log's files that hold such rows anew without them, in one commit; returns how many rows that were."""
     shot, schema = log.snapshot(), log.schema.arrow()
     folder = log.root / "log"
     hit, gone = [], 0
-    for file in shot.files:
+    for number, file in enumerate(shot.files):
+        say(0.3 * number / len(shot.files), f"look through {shot.size:,} events")
         rows = int(leaving(delta.read(folder, [file], schema, ["user_id", "time"])).sum())
         if rows:
             hit.append(file)
             gone += rows
 
     def kept() -> Iterator[pa.Table]:
-        for file in hit:
+        for number, file in enumerate(hit):
+            say(0.3 + 0.3 * number / len(hit), f"write {len(hit)} of {len(shot.files)} files anew")
             table = delta.read(folder, [file], schema, schema.names)
             yield table.filter(pa.array(~leaving(table)))
 
@@ -137,15 +151,19 @@ def _bad(table: pa.Table, named: _Named, before: int | None) -> Array:
     return np.array([named.by(record) for record in table["record"].to_pylist()], bool)
 
 
-def _unnamed(log: EventLog) -> dict[str, Array]:
+def _unnamed(log: EventLog, say: Progress) -> dict[str, Array]:
     """Codes by dictionary of users and of texts that no event and no table names; items and event types are nobody's."""
     texts = [(column, name) for column, name in log.coded if column not in ("item_id", "event_type")]
     used: dict[str, list[pa.Array]] = {name: [] for _, name in texts}
+    size, done = max(log.size, 1), 0
     for part in log.chunks([column for column, _ in texts]):
+        say(0.7 + 0.25 * min(done / size, 1.0), "look for identifiers that nothing names any longer")
+        done += len(part)
         for column, name in texts:
             used[name].append(pc.unique(part[column].combine_chunks()))
             if len(used[name]) == 16:
                 used[name] = [pc.unique(pa.concat_arrays(used[name]))]
+    say(0.95, "remove identifiers")
     for name, values in log.profile_texts().items():
         used.setdefault(name, []).extend(values)
     return {name: _absent(log, name, parts) for name, parts in used.items()}

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zoo.contract import Array, Progress
+from zoo.contract import Progress
 from zoo.errors import FeatureError, UsageError, ZooError, choices
 from zoo.events import delta
 from zoo.events.dictionaries import DictionaryStore
@@ -390,10 +390,14 @@ class EventLog:
     # Writing, for zoo.events.ingest
 
     def forget(
-        self, users: Iterable[Any] = (), before: int | None = None, also: Callable[[Array], None] | None = None
+        self,
+        users: Iterable[Any] = (),
+        before: int | None = None,
+        also: Callable[[], None] | None = None,
+        progress: Progress | None = None,
     ) -> Forgotten:
         """``zoo.events.forget.forget`` in this log."""
-        return forget(self, users, before, also)
+        return forget(self, users, before, also, progress)
 
     def append(self, frame: Any, idempotency_key: str | None = None, now: int | None = None) -> IngestReport:
         """``zoo.events.ingest.append`` to this log."""
