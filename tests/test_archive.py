@@ -39,6 +39,7 @@ from zoo.registry.archive import (
     MAGIC,
     ORIGIN,
     SIGNATURE,
+    Exported,
     Imported,
     _message,
     _public,
@@ -80,9 +81,14 @@ def archive(tmp_path_factory: pytest.TempPathFactory, keys: tuple[Path, Path]) -
         scores = there.artefacts.write(SCORES)
         there.register("churn", Artefact(texts={"model.json": "{}"}), {}, {})
         there.register("churn", ARTEFACT, {"auc": 0.8, "scores": scores}, {"log": {"version": 3}}, {"owner": "anna"})
-        found = export(there, "churn@2", keys[0])
-        assert found.note is None
-        return found.content
+        found, content = exported(there, "churn@2", keys[0])
+        assert (found.size, found.note) == (len(content), None)
+        return content
+
+
+def exported(registry: Registry, reference: str, key: Path) -> tuple[Exported, bytes]:
+    archive = io.BytesIO()
+    return export(registry, reference, key, archive), archive.getvalue()
 
 
 def imported(registry: Registry, content: bytes, keys: list[Path]) -> Imported:
@@ -237,7 +243,7 @@ def large(tmp_path: Path, keys: tuple[Path, Path]) -> bytes:
     texts = {f"{name}.txt": name * (16 << 20) for name in "abcd"}
     with Registry.open(tmp_path / "large.db", tmp_path / "large") as there:
         there.register("churn", Artefact(texts=texts), {}, {})
-        return export(there, "churn@1", keys[0]).content
+        return exported(there, "churn@1", keys[0])[1]
 
 
 def test_one_file_of_an_archive_is_in_memory_at_a_time(registry: Registry, large: bytes, keys: tuple[Path, Path]) -> None:
@@ -250,6 +256,19 @@ def test_one_file_of_an_archive_is_in_memory_at_a_time(registry: Registry, large
         tracemalloc.stop()
     assert most < 48 << 20
     registry.artefacts.verify(version.digest)
+
+
+def test_one_file_of_a_version_is_in_memory_at_a_time(large: bytes, keys: tuple[Path, Path], tmp_path: Path) -> None:
+    path = tmp_path / "again"
+    with Registry.open(tmp_path / "large.db", tmp_path / "large") as there, path.open("xb") as archive:
+        tracemalloc.start()
+        try:
+            assert export(there, "churn@1", keys[0], archive).size == len(large)
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert most < 24 << 20
+    assert path.read_bytes() == large  # Ed25519 signs the same alike
 
 
 def test_an_archive_comes_through_a_pipe(registry: Registry, large: bytes, keys: tuple[Path, Path], tmp_path: Path) -> None:
@@ -292,14 +311,14 @@ def test_scores_that_only_this_machine_holds_are_exported_and_lost_ones_named(ke
         scores = before.artefacts.write(SCORES)
         before.register("churn", ARTEFACT, {"scores": scores}, {})
     with Registry.open(tmp_path / "registry.db", RemoteArtefacts(f"file://{tmp_path}/there", tmp_path / "artefacts")) as there:
-        found = export(there, "churn@1", keys[0])
+        found, content = exported(there, "churn@1", keys[0])
         assert found.note is None
-        assert scores in {each["artefact"] for each in parts(found.content)[0]["files"]}
+        assert scores in {each["artefact"] for each in parts(content)[0]["files"]}
         there.artefacts.send(scores)
         there.artefacts.delete(scores)
-        found = export(there, "churn@1", keys[0])
+        found, content = exported(there, "churn@1", keys[0])
         assert found.note == f"the scores of its test rows are not in it: their artefact {scores} is gone"
-        assert scores not in {each["artefact"] for each in parts(found.content)[0]["files"]}
+        assert scores not in {each["artefact"] for each in parts(content)[0]["files"]}
 
 
 @pytest.mark.parametrize(
@@ -313,7 +332,7 @@ def test_headers_that_are_none(registry: Registry, keys: tuple[Path, Path], head
 
 def test_a_manifest_of_another_artefact_is_not_adopted(registry: Registry) -> None:
     other = registry.artefacts.write(SCORES)
-    files = registry.artefacts.files(other)
+    files = dict(registry.artefacts.files(other))
     registry.artefacts.delete(other)
     with pytest.raises(ArtefactError, match="another hash"):
         registry.artefacts.adopt("0" * 64, files)
@@ -339,7 +358,7 @@ def test_keys_that_are_none_are_named(registry: Registry, keys: tuple[Path, Path
     elif content == "text":
         path.write_text("no key at all")
     with pytest.raises(UsageError, match="no private key of Ed25519" if content != "none" else "cannot read the key"):
-        export(registry, "churn@1", path)
+        exported(registry, "churn@1", path)
 
 
 @pytest.mark.parametrize(
@@ -354,7 +373,7 @@ def test_keys_in_other_forms_are_named(registry: Registry, tmp_path: Path, kind:
     key, path = Ed25519PrivateKey.generate(), tmp_path / "key"
     path.write_bytes(key.private_bytes(Encoding.PEM, kind, scheme))
     with pytest.raises(UsageError, match=said):
-        export(registry, "churn@1", path)
+        exported(registry, "churn@1", path)
     path.write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
     with pytest.raises(UsageError, match="no public key of Ed25519 in PEM: it is in OpenSSH's own format"):
         imported(registry, b"", [path])
@@ -363,7 +382,7 @@ def test_keys_in_other_forms_are_named(registry: Registry, tmp_path: Path, kind:
 def test_a_version_that_is_not_there(registry: Registry, keys: tuple[Path, Path]) -> None:
     registry.register("churn", ARTEFACT, {}, {})
     with pytest.raises(UnknownReferenceError):
-        export(registry, "churn@9", keys[0])
+        exported(registry, "churn@9", keys[0])
 
 
 def test_a_project_answers_with_a_version_of_another(trained_shop: Shop, tmp_path: Path) -> None:
@@ -392,3 +411,17 @@ def test_a_project_answers_with_a_version_of_another(trained_shop: Shop, tmp_pat
     assert again.exit_code != 0
     assert "is there already" in again.output
     assert file.read_bytes() == written
+
+
+def test_an_export_that_fails_half_way_leaves_no_file(trained_shop: Shop, tmp_path: Path) -> None:
+    private, _ = pair(tmp_path, "shop")
+    shop = trained_shop.copy(tmp_path / "there")
+    project = Project.open(shop.root)
+    with Registry.open(project.registry_url, project.artefacts) as registry:
+        (*_, last) = [path for path in sorted((project.artefacts / registry.get("churn").digest).rglob("*")) if path.is_file()]
+    last.write_bytes(bytes(last.stat().st_size))
+    (tmp_path / "out").mkdir()
+    words = ["--repo", str(shop.root), "export", "churn", str(tmp_path / "out" / "churn.zoo"), "--key", str(private)]
+    said = CliRunner().invoke(app, words)
+    assert (said.exit_code, "sha256" in said.output) == (1, True)
+    assert [*(tmp_path / "out").iterdir()] == []

@@ -174,7 +174,7 @@ def test_a_file_cut_short_grown_or_gone_is_found_and_named(tmp_path):
 def test_what_cannot_be_read_now_is_no_rot_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int) -> None:
     store = ArtefactStore(tmp_path / "store")
     digest = store.write(sample())
-    files = store.files(digest)
+    files = dict(store.files(digest))
 
     def refuse(*_: object, **__: object) -> bytes:
         raise OSError(reason, os.strerror(reason))

@@ -77,7 +77,8 @@ class ArtefactStore:
 
         Raises ArtefactError when it is missing, or naming the first file whose size or digest differs.
         """
-        files = self._verified(digest)
+        files = dict(self._verified(digest))
+        del files[MANIFEST]
         try:
             packed = files.pop(ARRAYS, None)
             arrays = {} if packed is None else load_arrays(packed)
@@ -89,10 +90,10 @@ class ArtefactStore:
             ) from error
         return Artefact(arrays, texts)
 
-    def files(self, digest: str) -> dict[str, bytes]:
-        """Every file by name, the manifest first, for ``adopt`` of another store. Raises ArtefactError as ``read`` does."""
-        found = self._verified(digest)
-        return {MANIFEST: _content(self._directory(digest), MANIFEST, None, digest), **found}
+    def files(self, digest: str) -> Iterator[tuple[str, bytes]]:
+        """(name, content) of every file, the manifest first, the others in its order, for ``adopt`` of another store. One is in memory at
+        a time. Raises ArtefactError as ``read`` does, when it comes to a file that is not whole."""
+        return self._verified(digest)
 
     def adopt(self, digest: str, files: Mapping[str, bytes]) -> None:
         """Store files that another store gave under this digest, if they are what it names. One at a time is asked of the mapping.
@@ -120,8 +121,7 @@ class ArtefactStore:
 
     def verify(self, digest: str) -> None:
         """Hash every file without parsing any, one in memory at a time; raises ArtefactError as ``read`` does."""
-        with self._readable(digest):
-            deque(self._contents(digest), maxlen=0)
+        deque(self._verified(digest), maxlen=0)
 
     def send(self, digest: str) -> None:
         """Where artefacts lie at an address (``RemoteArtefacts``), send it if it is only here. Raises ArtefactError."""
@@ -214,10 +214,10 @@ class ArtefactStore:
             raise
         _sync_directory(self.root)
 
-    def _verified(self, digest: str) -> dict[str, bytes]:
-        """Every file's content, its size and hash checked; no content but the manifest's is parsed."""
+    def _verified(self, digest: str) -> Iterator[tuple[str, bytes]]:
+        """Every file, the manifest first, its size and hash checked; no content but the manifest's is parsed."""
         with self._readable(digest):
-            return dict(self._contents(digest))
+            yield from self._contents(digest)
 
     @contextmanager
     def _readable(self, digest: str) -> Iterator[None]:
@@ -230,11 +230,12 @@ class ArtefactStore:
             ) from error
 
     def _contents(self, digest: str) -> Iterator[tuple[str, bytes]]:
-        """As ``_verified``, one file after the other; raises OSError where one cannot be read."""
+        """As ``_verified``; raises OSError where a file cannot be read."""
         directory = self._directory(digest)
         if not directory.is_dir():
             raise ArtefactError(self._missing(digest))
         manifest = _content(directory, MANIFEST, None, digest)
+        yield MANIFEST, manifest
         for name, (size, found) in entries(manifest, digest).items():
             yield name, _content(directory, name, size, found)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class RemoteArtefacts(ArtefactStore):
         self._fetch(digest)
         return super().read(digest)
 
-    def files(self, digest: str) -> dict[str, bytes]:
+    def files(self, digest: str) -> Iterator[tuple[str, bytes]]:
         self._fetch(digest)
         return super().files(digest)
 
@@ -80,11 +81,13 @@ class RemoteArtefacts(ArtefactStore):
         if not super().exists(digest) or self.exists(digest):
             return
         files = super().files(digest)
+        manifest = next(files)
         with self._failing("write an artefact"):
-            for name in [*(name for name in files if name != MANIFEST), MANIFEST]:
+            for name, content in chain(files, [manifest]):
                 path = self._path(digest, name)
                 self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
-                self._system.pipe_file(path, files[name])
+                self._system.pipe_file(path, content)
+                del content  # before the next one is read
 
     def held(self, digest: str) -> bool:
         return super().exists(digest) or self.exists(digest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,23 +33,27 @@ def export(
     own = state(ctx)
     if file.exists():
         raise UsageError(f"{file} is there already; name another file, or remove it")
+    beside = file.with_name(f".{file.name}.{token_hex(4)}")
     with registry_of(own) as registry:
         version = registry.get(reference)
-        found = exported(registry, version.reference, key)
-    try:
-        file.write_bytes(found.content)
-    except OSError as error:
-        raise UsageError(f"cannot write {file}: {error.strerror or error}") from error
+        try:
+            with beside.open("xb") as archive:
+                found = exported(registry, version.reference, key, archive)
+            beside.replace(file)  # whole, or not there
+        except OSError as error:
+            raise UsageError(f"cannot write {file}: {error.strerror or error}") from error
+        finally:
+            beside.unlink(missing_ok=True)
     document = {
         "model": version.model,
         "version": version.number,
         "file": str(file),
-        "bytes": len(found.content),
+        "bytes": found.size,
         "note": found.note,
     }
 
     def human(console: Console) -> None:
-        console.print(f"{version.reference} is in {file}, {len(found.content):,} bytes")
+        console.print(f"{version.reference} is in {file}, {found.size:,} bytes")
         if found.note is not None:
             console.print(f"Note: {found.note}")
 

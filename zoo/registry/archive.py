@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from zoo.artefacts import DIGEST, LARGEST, LARGEST_MANIFEST, MANIFEST
+from zoo.artefacts import DIGEST, LARGEST, LARGEST_MANIFEST, MANIFEST, entries
 from zoo.errors import ArtefactError, UnknownReferenceError, UsageError
 from zoo.registry.reference import Version, parse
 from zoo.registry.registry import SCORES, Registry
@@ -41,9 +42,9 @@ _KEYS = "openssl genpkey -algorithm ed25519 -out signing.pem; openssl pkey -in s
 
 @dataclass(frozen=True)
 class Exported:
-    """content: the file. note: what is not in it, in words, where the scores of the version's test rows are gone."""
+    """size: bytes of the file. note: what is not in it, in words, where the scores of the version's test rows are gone."""
 
-    content: bytes
+    size: int
     note: str | None = None
 
 
@@ -60,11 +61,12 @@ class Imported:
     before: tuple[str, ...] = ()
 
 
-def export(registry: Registry, reference: str, key: Path) -> Exported:
-    """A version, with the scores of its test rows where it has them, signed by a private key (PEM).
+def export(registry: Registry, reference: str, key: Path, archive: BinaryIO) -> Exported:
+    """Write a version, with the scores of its test rows where it has them, signed by a private key (PEM).
 
-    Raises UnknownReferenceError for an unknown version, ArtefactError where its artefact or scores that are there are not whole,
-    UsageError for a key that is none.
+    archive: an empty file that is open and can be sought in; one file of the version is in memory at a time. What it holds is no archive
+    before this returns. Raises UnknownReferenceError for an unknown version, ArtefactError where its artefact or scores that are there
+    are not whole, UsageError for a key that is none.
     """
     signing = _private(key)
     version = registry.get(reference)
@@ -75,11 +77,12 @@ def export(registry: Registry, reference: str, key: Path) -> Exported:
             digests.append(scores)
         else:  # of a retired version, or of one that came without them
             note = f"the scores of its test rows are not in it: their artefact {scores} is gone"
-    named, contents = [], []
-    for digest in dict.fromkeys(digests):
-        for name, content in registry.artefacts.files(digest).items():
-            named.append({"artefact": digest, "name": name, "size": len(content), "sha256": sha256(content).hexdigest()})
-            contents.append(content)
+    digests = [*dict.fromkeys(digests)]
+    named = [
+        {"artefact": digest, "name": name, "size": size, "sha256": hashed}
+        for digest in digests
+        for name, (size, hashed) in _stated(registry, digest).items()
+    ]
     about = {
         "model": version.model,
         "number": version.number,
@@ -91,8 +94,30 @@ def export(registry: Registry, reference: str, key: Path) -> Exported:
         "files": named,
     }
     header = json.dumps(about, sort_keys=True, allow_nan=False).encode("ascii")
-    signed = b"".join([len(header).to_bytes(LENGTH, "little"), header, *contents])
-    return Exported(MAGIC + signing.sign(_message(sha256(signed).digest())) + signed, note)
+    archive.write(MAGIC + bytes(SIGNATURE))  # which is known when all is written
+    signed = sha256()
+    for content in chain([len(header).to_bytes(LENGTH, "little"), header], _contents(registry, digests)):
+        signed.update(content)
+        archive.write(content)
+        del content  # before the next one is read
+    size = archive.tell()
+    archive.seek(len(MAGIC))
+    archive.write(signing.sign(_message(signed.digest())))
+    return Exported(size, note)
+
+
+def _stated(registry: Registry, digest: str) -> dict[str, tuple[int, str]]:
+    """File name -> (size, sha256), in the order in which the store gives an artefact's files."""
+    name, manifest = next(registry.artefacts.files(digest))
+    return {name: (len(manifest), digest), **entries(manifest, digest)}
+
+
+def _contents(registry: Registry, digests: Sequence[str]) -> Iterator[bytes]:
+    """Every file of these artefacts, one after another; each is what its manifest says."""
+    for digest in digests:
+        for _, content in registry.artefacts.files(digest):
+            yield content
+            del content
 
 
 @contextmanager
