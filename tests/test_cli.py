@@ -602,14 +602,18 @@ def test_a_task_that_was_never_trained_says_so(trained_shop: Shop, tmp_path: Pat
     root = trained_shop.copy(tmp_path / "my shop").root
     with (root / "zoo.toml").open("a") as file:
         file.write('\n[tasks.recommendation]\nmembers = ["popularity"]\n')
-    for command in ("recommend", "predict", "explain"):
-        words = (command, *(["recommendation"] if command != "recommend" else []), "--user", 1)
+    asked = [(name, "recommendation", "--user", 1) for name in ("predict", "explain")]
+    asked += [("report", "recommendation"), ("promote", "recommendation@1"), ("serve", "recommendation", "--port", 0)]
+    for words in (("recommend", "--user", 1), ("item-vectors", "recommendation"), *asked):
         answer = zoo("--repo", root, *words)
         assert answer.code == 2
         said = " ".join(answer.err.split())
         assert f"recommendation was never trained in {root}" in said
         assert f"train it with: zoo --repo '{root}' train recommendation" in said
-    assert "unknown model 'chrun'; choose one of" in " ".join(zoo("--repo", root, "predict", "chrun", "--user", 1).err.split())
+    for words in (("predict", "chrun", "--user", 1), ("promote", "chrun@1")):
+        said = " ".join(zoo("--repo", root, *words).err.split())
+        assert "unknown model 'chrun'; choose one of: campaign, churn; did you mean churn?" in said
+        assert "train" not in said
 
 
 def test_the_next_command_names_the_project_that_was_given(trained_shop: Shop, tmp_path: Path, zoo: Zoo) -> None:

@@ -184,8 +184,11 @@ def test_a_missing_version_cannot_be_promoted(registry):
     fill(registry, count=2)
     with pytest.raises(UnknownReferenceError, match=r"'churn' has no version 3; it has versions 1 to 2; aliases: \(none\)"):
         registry.promote("churn", 3)
+    fill(registry, "campaign", 1)
+    with pytest.raises(UnknownReferenceError, match=r"^unknown model 'x'; choose one of: campaign, churn$"):
+        registry.promote("x", 1)
     with pytest.raises(
-        UnknownReferenceError, match=r"unknown model 'chrun'; choose one of: churn\. .* never trained .* zoo train chrun"
+        UnknownReferenceError, match=r"^unknown model 'chrun'; choose one of: campaign, churn; did you mean churn\?$"
     ):
         registry.promote("chrun", 1)
     assert registry.get("churn").aliases == ()

@@ -32,7 +32,14 @@ class RegistryError(ZooError):
 
 
 class UnknownReferenceError(RegistryError, UsageError):
-    """The caller names a model, version or alias that the registry does not have, or that no registry could have."""
+    """The caller names a model, version or alias that the registry does not have, or that no registry could have.
+
+    model: its name, where the registry has no version of it.
+    """
+
+    def __init__(self, message: str, model: str | None = None) -> None:
+        super().__init__(message)
+        self.model = model
 
 
 class FeatureError(ZooError):

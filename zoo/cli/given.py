@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from zoo.errors import UnknownReferenceError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from zoo.cli.state import State
@@ -62,11 +64,27 @@ def user_ids(schema: LogSchema, users: list[str]) -> list[int] | list[str]:
     return [int(text) for text in users]
 
 
-def registry_of(own: State, *, create: bool = False) -> Registry:
-    """The project's registry, to be closed. Raises RegistryError where there is none yet, unless it is to be made then."""
+@contextmanager
+def registry_of(own: State, *, create: bool = False) -> Iterator[Registry]:
+    """The project's registry. Raises RegistryError where there is none yet, unless it is to be made then."""
     from zoo.registry import Registry
 
-    return Registry.of(own.project, create=create)
+    with told_untrained(own), Registry.of(own.project, create=create) as registry:
+        yield registry
+
+
+@contextmanager
+def told_untrained(own: State) -> Iterator[None]:
+    """Where the registry has no version of a task of the project that is asked for in this block, say that it was never trained."""
+    try:
+        yield
+    except UnknownReferenceError as error:
+        if error.model not in own.project.tasks:
+            raise
+        raise UnknownReferenceError(
+            f"{error.model} was never trained in {own.project.root}, so there is no version of it; train it with: "
+            + own.command(f"train {error.model}")
+        ) from None
 
 
 def versions_of(own: State) -> list[Version]:
@@ -80,17 +98,8 @@ def versions_of(own: State) -> list[Version]:
 
 
 def loaded(own: State, reference: str) -> Predictor:
-    """A version that answers. Raises as ``Predictor.load``; of a task that was never trained the error says so."""
+    """A version that answers. Raises as ``Predictor.load``."""
     from zoo.predictor import Predictor
-    from zoo.registry import parse
 
-    try:
+    with told_untrained(own):
         return Predictor.load(reference, repo=own.project.root, without=own.without)
-    except UnknownReferenceError:
-        model = parse(reference).model
-        if model in own.project.tasks and not any(version.model == model for version in versions_of(own)):
-            raise UnknownReferenceError(
-                f"{model} was never trained in {own.project.root}, so nothing answers for it; train it with: "
-                + own.command(f"train {model}")
-            ) from None
-        raise

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoo.cli.given import versions_of
+from zoo.cli.given import told_untrained, versions_of
 from zoo.cli.state import Json, State, state
 from zoo.errors import UsageError
 
@@ -39,7 +39,8 @@ def serve(
     def ready(url: str, versions: list[str]) -> None:
         own.document({"url": url, "models": versions})
 
-    serve(project.root, asked, host, port, own.without, ready if as_json else None)
+    with told_untrained(own):
+        serve(project.root, asked, host, port, own.without, ready if as_json else None)
 
 
 def key(

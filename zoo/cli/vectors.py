@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zoo.cli.given import loaded
 from zoo.cli.state import Json, state
 from zoo.errors import FeatureError, UsageError
 
@@ -59,10 +60,9 @@ def item_vectors(
         raise UsageError(f"--view {view!r} names no feature view and no file; expected letters, digits and underscores")
     with own.progress(f"item vectors of {reference}") as say:
         say(0.0, "loading the model")
-        from zoo.predictor import Predictor
         from zoo.vectors import readers, write
 
-        predictor = Predictor.load(reference, repo=project.root, without=own.without)
+        predictor = loaded(own, reference)
         declared, path = readers(predictor.features, view), project.root / f"{view}.py"
         text = DEFINITION.format(entity=_entity(predictor.features), view=view)
         if declare and not declared and path.exists():

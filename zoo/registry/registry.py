@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -340,8 +341,9 @@ def _known(session: Session, model: str) -> None:
         known = session.scalars(select(ModelRow.name)).all()
         if not known:
             raise RegistryError(f"no model is registered yet, so there is no {model!r}; train one with: zoo train TASK")
+        near = get_close_matches(model, known)
         raise UnknownReferenceError(
-            f"{choices('model', model, known)}. A task of zoo.toml that was never trained has no model yet: zoo train {model}"
+            choices("model", model, known) + (f"; did you mean {' or '.join(near)}?" if near else ""), model
         )
 
 
