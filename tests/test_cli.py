@@ -28,9 +28,11 @@ from zoo.cli.given import instant
 from zoo.cli.state import READS, State
 from zoo.cli.train import beyond, too_few
 from zoo.contract import Artefact, Column, FeatureBatch, TrainingData
-from zoo.errors import UsageError
+from zoo.errors import FeatureError, UsageError
 from zoo.events.log import EventLog
 from zoo.events.schema import LogSchema
+from zoo.features import Features
+from zoo.policy import Policy
 from zoo.registry import Registry
 
 HEAVY = ("torch", "feast", "transformers", "pydantic", "numpy", "sqlalchemy", "rich", "pyarrow", "polars", "lightgbm", "pandas")
@@ -659,6 +661,18 @@ def test_predict_answers_for_users_known_and_unknown(trained_shop: Shop, zoo: Zo
     assert "no" in text.split()
     said = " ".join(text.split())
     assert "No event of 999999 before this time, so answered as new. The log's user identifiers are int, such as " in said
+
+
+def test_predict_calls_nobody_new_of_whom_the_store_said_nothing(
+    trained_shop: Shop, zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(*_: Any, **__: Any) -> Any:
+        raise FeatureError("the store is down")
+
+    monkeypatch.setattr(Features, "online", down)
+    monkeypatch.setattr(Policy, "kept", lambda _: Policy(store="cold"))
+    answer = zoo("--repo", trained_shop.root, "predict", "churn", "--user", 5)
+    assert (answer.code, "cold" in answer.out, "answered as new" in answer.out) == (0, True, False)
 
 
 def test_predict_reads_rows_from_a_file_and_keeps_the_highest(trained_shop: Shop, tmp_path: Path, zoo: Zoo) -> None:

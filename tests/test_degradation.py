@@ -507,6 +507,7 @@ def test_an_answer_without_the_store_says_so_and_claims_to_know_nobody(churn: Pr
     monkeypatch.setattr(Features, "online", down)
     row = cold.predict(users=[1], deadline=10).to_pylist()[0]
     assert (row["known"], row["features"], row["newest_event_age"]) == (None, "cold", None)
+    assert row["calibrated"] is None  # which was measured with fresh ones
     assert row["score"] == pytest.approx(before["score"], abs=1e-6)
     (explained,) = cold.explain(users=[1], deadline=30, events=0)
     assert explained.as_dict()["source"] == "cold"

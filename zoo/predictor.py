@@ -192,9 +192,9 @@ class Predictor:
         (seconds; null where there is no event), ``known`` (False: a user without events before ``at``, answered as cold; null where
         the store did not say), ``version``, ``missing`` (names of the members that failed, were late or gave no number),
         ``calibrated`` (whether answers that lack those were off by no more than the policy's ``calibration_error`` on held-out rows; null
-        where that was not measured) and ``features`` (``fresh`` from the store, or what the policy has instead: ``last_known``, ``cold``)
-        and ``id`` (of the row's answer, by which ``zoo trace`` finds what it was made of); where there are several ``outputs``, each
-        score is a column an output, ``score:OUTPUT``.
+        where that was not measured, as of features that are not fresh) and ``features`` (``fresh`` from the store, or what the policy has
+        instead: ``last_known``, ``cold``) and ``id`` (of the row's answer, by which ``zoo trace`` finds what it was made of); where there
+        are several ``outputs``, each score is a column an output, ``score:OUTPUT``.
         The schema's metadata has ``as_of``, the instant that was answered for (microseconds UTC).
         Raises as ``answer`` does.
         """
@@ -443,6 +443,8 @@ class Predictor:
 
     def _answered(self, table: pa.Table, read: Read | None, scores: Scores, final: Array) -> Answered:
         none, spares, bound = np.zeros(0, np.int64), self.fallbacks, self.policy.calibration_error
+        source = np.zeros(0, object) if read is None else read.source
+        measured = [None] * len(table) if spares is None else spares.calibrated(self.members, scores.lost, bound)
         answer = Answered(
             keys=table.select(self.entities),
             ids=ids_of(len(table)),
@@ -450,8 +452,10 @@ class Predictor:
             scores=scores,
             as_of=none if read is None else read.batch.as_of,
             newest=none if read is None else read.batch.newest,
-            source=np.zeros(0, object) if read is None else read.source,
-            calibrated=[None] * len(table) if spares is None else spares.calibrated(self.members, scores.lost, bound),
+            source=source,
+            calibrated=[
+                told if each == FRESH else None for told, each in zip(measured, source, strict=True)
+            ],  # it was of fresh ones
             members=self.members,
             outputs=self.outputs,
             version=self.version.reference,

@@ -211,7 +211,7 @@ def predict(
                 rows,
             )
         )
-        cold = [str(r["user_id"]) for r in records if not r["known"]] if "user_id" in answer.column_names else []
+        cold = [str(r["user_id"]) for r in records if r["known"] is False] if "user_id" in answer.column_names else []
         if cold:
             some = f"{', '.join(cold[:LISTED])}{', ...' if len(cold) > LISTED else ''}"
             console.print(f"No event of {some} before this time, so answered as new. {_example(own)}".rstrip())

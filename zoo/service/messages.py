@@ -112,7 +112,8 @@ class Answer(BaseModel):
     version: str = Field(description="The model version that answered.")
     missing: list[str] = Field(description="Members that failed, were late or gave no number; the answer is that of the others.")
     calibrated: bool | None = Field(
-        description="Whether answers that lack these members were off by no more than the policy's bound on test rows; null: not known."
+        description="Whether answers that lack these members were off by no more than the policy's bound on test rows; null: not known, "
+        "as of features that are not fresh."
     )
     features: Literal["fresh", "last_known", "cold"] = Field(
         description="Where the features are from: the store, or, while it does not answer, what the task's policy has instead."
