@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import ssl
 import threading
 import time
@@ -164,6 +165,61 @@ def test_a_key_is_made_by_one_command(tmp_path: Path) -> None:
     made = json.loads(done.output)
     assert Access(tmp_path / "own" / "keys.json", None).refused(f"Bearer {made['key']}", PUSH) is None
     assert CliRunner().invoke(command, ["--repo", str(tmp_path), "key", "shop", "--role", "root"]).exit_code == 2
+
+
+def test_a_key_is_revoked_by_one_command(tmp_path: Path) -> None:
+    def zoo(*words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(command, ["--repo", str(tmp_path), "key", *words])
+        return done.exit_code, " ".join(done.output.split())
+
+    (tmp_path / "zoo.toml").write_text('[service.auth]\nkeys = "keys.json"\n')
+    assert zoo("shop", "--revoke")[0] == 2  # there is no file
+    assert [path.name for path in tmp_path.iterdir()] == ["zoo.toml"]
+    made = {name: zoo(name, "--role", "read")[1] for name in ("shop", "other")}
+    access = Access(tmp_path / "keys.json", None)
+    code, said = zoo("shop", "--revoke")
+    assert (code, "the key of shop is taken out" in said) == (0, True)
+    access.refresh()
+    assert [access.refused(f"Bearer {made[name]}", READ) is None for name in ("shop", "other")] == [False, True]
+    code, said = zoo("shop", "--revoke")
+    assert (code, "unknown key 'shop'; choose one of: other" in said) == (2, True)
+    for words in ((), ("--role", "read", "--revoke")):
+        code, said = zoo("shop", *words)
+        assert (code, "one of them" in said) == (2, True)
+
+
+def test_a_change_within_one_tick_of_the_clock_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    lost = f"Bearer {add_key(path, 'lost', [READ])}"
+    access, seen = Access(path, None), path.stat()
+    add_key(path, "lost", [READ])
+    os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    access.refresh()
+    assert access.refused(lost, READ) is not None
+
+
+def test_a_file_of_keys_that_is_gone_is_told_once_and_the_former_keys_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server, "KEYS", 0.01)
+    path = tmp_path / "keys.json"
+    held = f"Bearer {add_key(path, 'held', [READ])}"
+    access, looks = Access(path, None), threading.Semaphore(0)
+    real = access.refresh
+
+    def refresh() -> None:
+        looks.release()
+        real()
+
+    monkeypatch.setattr(access, "refresh", refresh)
+    path.unlink()
+    with server._watched(Versions({}), access, 0):
+        assert all(looks.acquire(timeout=30) for _ in range(5))
+    (record,) = [each for each in caplog.records if "file of API keys" in each.message]
+    assert "there is no file of API keys" in record.message
+    assert "The keys read before still count" in record.message
+    assert record.exc_info is None
+    assert access.refused(held, READ) is None
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:

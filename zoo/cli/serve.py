@@ -46,25 +46,35 @@ def serve(
 def key(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="Who holds the key; a former key of that name ends.", metavar="NAME")],
-    role: Annotated[list[str], typer.Option(help="read, push or admin; may be repeated.", metavar="ROLE")],
+    role: Annotated[list[str] | None, typer.Option(help="read, push or admin; may be repeated.", metavar="ROLE")] = None,
+    revoke: Annotated[bool, typer.Option("--revoke", help="Take the key of this name out, and make none.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make an API key for the service, and print it once.
+    """Make an API key for the service, and print it once; or take one out.
 
     Its hash is kept in the file that `keys` in `[service.auth]` of zoo.toml names (keys.json where it names none); a running
     `zoo serve` reads it within seconds. The key itself is kept nowhere.
     """
-    from zoo.service.access import add_key
+    from zoo.service.access import add_key, revoke_key
     from zoo.service.settings import Settings
 
     own = state(ctx)
+    if revoke == bool(role):
+        raise UsageError(f"say what {name} may do, as in --role read, or --revoke, one of them")
     path = Settings.of(own.project).keys or own.project.root / "keys.json"
-    made = add_key(path, name, role)
+    if revoke:
+        roles = revoke_key(path, name)
+        told = f"the key of {name} is taken out of {path}; a running `zoo serve` refuses it within seconds"
+        own.answer(
+            as_json, {"name": name, "roles": roles, "revoked": True, "file": str(path)}, lambda console: console.print(told)
+        )
+        return
+    made = add_key(path, name, role or ())
 
     def human(console: Console) -> None:
         console.print(made, soft_wrap=True, highlight=False)
 
-    own.answer(as_json, {"name": name, "roles": sorted(set(role)), "key": made, "file": str(path)}, human)
+    own.answer(as_json, {"name": name, "roles": sorted(set(role or ())), "key": made, "file": str(path)}, human)
 
 
 def _answering(own: State) -> list[str]:

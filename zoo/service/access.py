@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,12 +117,27 @@ def add_key(path: Path, name: str, roles: Collection[str]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(path.with_name(f".{path.name}.lock")):  # else of two that are made at once one would be lost
         others = [each for each in (read_keys(path) if path.exists() else ()) if each.name != name]
-        keys = [*others, Key(name, hashlib.sha256(key.encode()).hexdigest(), tuple(sorted(set(roles))))]
-        beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump({"keys": [vars(each) for each in keys]}, file, indent=1)
-        beside.replace(path)  # a server that reads meanwhile sees the former file or this one, whole
+        _write_keys(path, [*others, Key(name, hashlib.sha256(key.encode()).hexdigest(), tuple(sorted(set(roles))))])
     return key
+
+
+def revoke_key(path: Path, name: str) -> tuple[str, ...]:
+    """Take the key of this name out of the file; returns its roles. Raises UsageError where there is none, and as ``read_keys``."""
+    with file_lock(path.with_name(f".{path.name}.lock")) if path.exists() else nullcontext():
+        held = {each.name: each for each in read_keys(path)}
+        if name not in held:
+            raise UsageError(f"{choices('key', name, held)}; they are in {path}")
+        revoked = held.pop(name)
+        _write_keys(path, held.values())
+    return revoked.roles
+
+
+def _write_keys(path: Path, keys: Iterable[Key]) -> None:
+    """A server that reads meanwhile sees the former file or this one, whole. The caller holds the lock."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump({"keys": [vars(each) for each in keys]}, file, indent=1)
+    beside.replace(path)
 
 
 class Access:
@@ -129,12 +145,12 @@ class Access:
 
     def __init__(self, keys: Path | None, jwt: Jwt | None) -> None:
         """Raises UsageError for files that cannot be read, and for algorithms that may not stand together."""
-        self._path, self._jwt, self._seen = keys, jwt, 0
+        self._path, self._jwt, self._seen = keys, jwt, _NOWHERE
         self._keys: Mapping[str, Key] = {}
         self._secret = None if jwt is None else _secret(jwt)
         if keys is not None:
+            self._seen = _state(keys)  # first: what is changed while it is read is read again
             self._keys = {key.sha256: key for key in read_keys(keys)}
-            self._seen = keys.stat().st_mtime_ns
 
     @classmethod
     def of(cls, settings: Settings) -> Access | None:
@@ -142,12 +158,15 @@ class Access:
         return None if settings.keys is None and settings.jwt is None else cls(settings.keys, settings.jwt)
 
     def refresh(self) -> None:
-        """Raises UsageError where the file is there no more or is damaged; the keys read before stay."""
+        """Raises UsageError where the file is there no more or is damaged; the keys read before stay, and the error says so."""
         if self._path is None:
             return
-        changed = self._path.stat().st_mtime_ns if self._path.exists() else 0
+        changed = _state(self._path)
         if changed != self._seen:
-            self._keys = {key.sha256: key for key in read_keys(self._path)}
+            try:
+                self._keys = {key.sha256: key for key in read_keys(self._path)}
+            except UsageError as error:
+                raise UsageError(f"{error}. The keys read before still count; `zoo key NAME --revoke` takes one out") from error
             self._seen = changed
 
     def refused(self, authorization: str | None, role: str | None) -> Refusal | None:
@@ -186,6 +205,18 @@ class Access:
             return None
         given = claims.get("roles", [])
         return tuple(role for role in (READ, PUSH, ADMIN) if isinstance(given, list) and role in given)
+
+
+_NOWHERE = (0, 0, 0)
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    """What tells one state of a file from the next: its time alone does not, where it was written twice within a tick of the clock."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return _NOWHERE
+    return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 def _secret(jwt: Jwt) -> str:

@@ -271,8 +271,14 @@ class Watch:
         self._thread.join(PATIENCE)
 
     def _run(self) -> None:
+        told = ""
         while not self._stop.wait(self._seconds):
             try:
                 self._look()
+                told = ""
+            except ZooError as error:  # said in full, and once
+                if told != str(error):
+                    _log.error("looking at %s failed; it is tried again every %g seconds: %s", self._what, self._seconds, error)
+                    told = str(error)
             except Exception:  # noqa: BLE001 - whatever it was, the next look may go well
                 _log.exception("looking at %s failed; it is tried again in %g seconds", self._what, self._seconds)
