@@ -132,16 +132,17 @@ class Evaluator:
         What features derive from columns then costs as much as the rows do, however large the log is.
         """
         offsets = self.index.offsets
-        asked = np.zeros(len(offsets) - 1, bool)
-        known = np.where((codes > 0) & (codes < len(asked)), codes, 0)
-        asked[known] = True
-        asked[0] = False
-        entities = np.flatnonzero(asked)
+        if len(codes) and codes[0] > 0 and codes[-1] < len(offsets) - 1 and (codes[1:] >= codes[:-1]).all():
+            entities = codes[
+                np.concatenate(([True], codes[1:] != codes[:-1]))
+            ]  # sooner than looking at every entity that there is
+        else:
+            entities = np.unique(codes[(codes > 0) & (codes < len(offsets) - 1)])
         if (offsets[entities + 1] - offsets[entities]).sum() * _PART > len(self.index):
             return None, codes
-        own = np.zeros(len(asked), np.int32)
+        own = np.zeros(len(offsets) - 1, np.int32)
         own[entities] = np.arange(2, len(entities) + 2)
-        return self.over(self.index.events(entities)), own[known]
+        return self.over(self.index.events(entities)), own[np.where((codes > 0) & (codes < len(own)), codes, 0)]
 
     def _places(self, aggregation: Aggregation, codes: Array, times: Array) -> Array:
         """int64 (w + 1, n): where each of the aggregation's windows begins for each row, and past the last event that it sees."""

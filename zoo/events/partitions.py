@@ -26,7 +26,7 @@ THREADS = max(1, min(len(os.sched_getaffinity(0)), 8)) if hasattr(os, "sched_get
 """That share the rows of one question."""
 _MANY = 20_000
 """Rows from which on the order in which an index answers them matters, and threads share them."""
-_ROWS = 1 << 17
+_ROWS = 1 << 16
 """Rows, at most, that one of those threads answers before it takes the next ones."""
 BUDGET = max(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4, 1 << 28)
 """Bytes of what is derived from columns (running sums, filtered positions) that is kept for the next call: a quarter of the memory."""
@@ -232,9 +232,9 @@ def _order(number: Array, local: Array, times: Array) -> Array:
 
 
 def _cut(piece: Piece) -> Iterator[Piece]:
-    """About equal parts of a piece."""
+    """About equal parts of a piece, as many for each thread."""
     rows = len(piece.codes)
-    edges = np.linspace(0, rows, -(-rows // _ROWS) + 1).astype(np.int64).tolist()
+    edges = np.linspace(0, rows, THREADS * -(-rows // (THREADS * _ROWS)) + 1).astype(np.int64).tolist()
     for begin, stop in pairwise(edges):
         yield Piece(piece.number, None if piece.rows is None else piece.rows[begin:stop], piece.codes[begin:stop])
 
