@@ -133,9 +133,7 @@ class Evaluator:
         """
         offsets = self.index.offsets
         if len(codes) and codes[0] > 0 and codes[-1] < len(offsets) - 1 and (codes[1:] >= codes[:-1]).all():
-            entities = codes[
-                np.concatenate(([True], codes[1:] != codes[:-1]))
-            ]  # sooner than looking at every entity that there is
+            entities = codes[np.append(True, codes[1:] != codes[:-1])]
         else:
             entities = np.unique(codes[(codes > 0) & (codes < len(offsets) - 1)])
         if (offsets[entities + 1] - offsets[entities]).sum() * _PART > len(self.index):
