@@ -156,6 +156,7 @@ class FeatureBatch:
     newest: Array
     catalogue: Catalogue = field(default_factory=Catalogue)
     group: Array | None = None
+    _owner: Mapping[str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         seen: dict[str, str] = {}
@@ -166,6 +167,7 @@ class FeatureBatch:
                         f"feature {name!r} comes from both {seen[name]!r} and {entity!r}; names in one service must differ"
                     )
                 seen[name] = entity
+        object.__setattr__(self, "_owner", seen)
 
     def __len__(self) -> int:
         return len(self.as_of)
@@ -176,14 +178,14 @@ class FeatureBatch:
         return tuple(name for block in self.blocks.values() for name in block)
 
     def __contains__(self, name: object) -> bool:
-        return any(name in block for block in self.blocks.values())
+        return name in self._owner
 
     def stored(self, name: str) -> tuple[str, Column]:
         """The entity kind that owns a column, and the column as stored (once an entity, not once a row)."""
-        for entity, block in self.blocks.items():
-            if name in block:
-                return entity, block[name]
-        raise FeatureError(f"no column {name!r} in this batch; it has: {', '.join(self.names) or '(none)'}")
+        entity = self._owner.get(name)
+        if entity is None:
+            raise FeatureError(f"no column {name!r} in this batch; it has: {', '.join(self.names) or '(none)'}")
+        return entity, self.blocks[entity][name]
 
     def column(self, name: str) -> Column:
         """The column expanded to the batch's n rows."""

@@ -54,28 +54,39 @@ class Steps:
                 "here; predict with the feature service that the model was trained on"
             )
         rows = batch.row_of[entities[0]]
-        self.used, self.row_of = np.unique(rows, return_inverse=True)
+        if len(rows) == 1:
+            self.used, self.row_of = rows, np.zeros(1, np.int64)
+        else:
+            self.used, self.row_of = np.unique(rows, return_inverse=True)
         self.columns = {name: column for name, (_, column) in stored.items()}
         for name, column in self.columns.items():
             if not column.is_sequence:
                 raise PluginError(f"column {name!r} was a sequence in training and has one value a row here")
-        longest = np.stack([column.lengths[self.used] for column in self.columns.values()]).max(0)
-        self.length = np.minimum(longest, max_length)
+        # of columns that have the very same offsets once
+        lengths = [column.lengths[self.used] for column in {id(c.offsets): c for c in self.columns.values()}.values()]
+        self.length = np.minimum(np.stack(lengths).max(0), max_length)
         end = np.cumsum(self.length)
         self.first = end - self.length
         self.count = int(self.length.sum())
         self._back = np.repeat(end, self.length) - np.arange(self.count)
+        self._places: dict[int, tuple[Array, Array | None]] = {}
 
     def read(self, name: str, filler: float) -> Array:
         """The column's values, flat (count,)."""
         column = self.columns[name]
         assert column.offsets is not None
-        start, end = column.offsets[:-1][self.used], column.offsets[1:][self.used]
-        index = np.repeat(end, self.length) - self._back
-        here = index >= np.repeat(start, self.length)
-        if here.all():
+        if id(column.offsets) not in self._places:
+            self._places[id(column.offsets)] = self._placed(column.offsets)
+        index, here = self._places[id(column.offsets)]
+        if here is None:
             return column.values[index]
         return np.append(column.values, filler)[np.where(here, index, len(column.values))]
+
+    def _placed(self, offsets: Array) -> tuple[Array, Array | None]:
+        """int64 (count,): where each step stands in values of these offsets; bool (count,): whether it does, None if all do."""
+        index = np.repeat(offsets[1:][self.used], self.length) - self._back
+        here = index >= np.repeat(offsets[:-1][self.used], self.length)
+        return index, None if here.all() else here
 
 
 @dataclass(frozen=True)
