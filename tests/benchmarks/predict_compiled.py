@@ -1,7 +1,8 @@
-"""Row P17: networks of sequence members for one row, as they answer, compiled by torch, and in ONNX Runtime where that is installed.
+"""Row P17: networks of sequence members for one row, as they answer, by torch, compiled by torch, and in ONNX Runtime; and a whole answer.
 
 Each is fitted for a moment on toy rows, for its layout (weights cost the same whatever they are), and asked about one sequence as long as
-the demo has them. All have one thread. Shapes stay the same from call to call, which suits a compiler best.
+the demo has them. All have one thread. Shapes stay the same from call to call, which suits a compiler best. The whole answer is of the
+demo's champion of churn, its recurrent members with and without ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from functools import partial
 from importlib.util import find_spec
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from figures import QUICK, Figure
-from predict_speed import quantile
+from predict_service import USERS, project, quantile
 
 STEPS = {"rnn": 30, "gru": 30, "gpt": 50}
 """Events of the sequence: the demo's ``max_length`` for churn, and a history of a recommendation."""
@@ -26,45 +27,75 @@ AGREE = 1e-5
 
 
 def p17() -> list[Figure]:
-    """One row through the networks of rnn and gru (churn) and gpt (lists)."""
+    """One row through the networks of rnn and gru (churn) and gpt (lists), and one user through the champion of churn."""
     import torch
 
     torch.set_num_threads(1)
-    rounds = 200 if QUICK else 5_000
-    figures = []
+    rounds = 200 if QUICK else 2_000
+    figures = _answer(rounds // 2)
     for name, steps in STEPS.items():
         ways = _gpt(steps) if name == "gpt" else _recurrent(name, steps)
-        expected = ways["today"]()
-        figures += _figures(
-            name, steps, {way: call for way, call in ways.items() if way != "today"}, ways["today"], expected, rounds
-        )
+        times = _in_turn(ways, rounds)
+        expected, apart = ways["today"](), {}
+        for way, call in ways.items():
+            apart[way] = float(np.abs(np.asarray(call()) - np.asarray(expected)).max())
+        what = f"network of {name}, one sequence of {steps} steps, one thread, p50 of {rounds} in turns"
+        figures += _figures(f"P17 {name}", what, times, apart, "us")
     return figures
 
 
-def _figures(
-    name: str, steps: int, others: dict[str, Callable[[], Any]], today: Callable[[], Any], expected: Any, rounds: int
-) -> list[Figure]:
-    times: dict[str, list[float]] = {way: [] for way in ("today", *others)}
+def _answer(rounds: int) -> list[Figure]:
+    """One user, embedded: the version loaded with ONNX Runtime, and as where it is not installed."""
+    from zoo.predictor import Predictor
+
+    with project() as root:
+        today = Predictor.load("churn", root)
+        today.warm()
+        with mock.patch.dict(sys.modules, {"onnxruntime": None}):
+            without = Predictor.load("churn", root)
+            without.warm()
+        turns = {name: iter(USERS * (rounds // len(USERS) + 2)) for name in ("today", "torch")}
+        ways = {
+            "today": lambda: today.predict(users=[next(turns["today"])]),
+            "torch": lambda: without.predict(users=[next(turns["torch"])]),
+        }
+        times = _in_turn(ways, rounds)
+        users = USERS[:200]
+        found = [
+            np.array([p.predict(users=[user])["score"].to_numpy()[0] for user in users], np.float64) for p in (today, without)
+        ]
+    what = f"predict one user, embedded, {', '.join(today.members)}, p50 of {rounds} in turns"
+    return _figures("P17 answer", what, times, {"torch": float(np.abs(found[0] - found[1]).max())}, "ms")
+
+
+def _in_turn(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, in turn; the first tenth does not count."""
+    times: dict[str, list[float]] = {way: [] for way in ways}
     for n in range(rounds + rounds // 10):
-        for way, call in {"today": today, **others}.items():
+        for way, call in ways.items():
             began = time.perf_counter()
             call()
             if n >= rounds // 10:
                 times[way].append(time.perf_counter() - began)
+    return times
+
+
+def _figures(id: str, what: str, times: dict[str, list[float]], apart: dict[str, float], unit: str) -> list[Figure]:
+    """Today's way beside each other; apart: how far that is from it, at most."""
+    scale = {"us": 1e6, "ms": 1e3}[unit]
+    p50, p99 = ({way: quantile(seen, q) * scale for way, seen in times.items()} for q in (0.5, 0.99))
     figures = []
-    for way, call in others.items():
-        away = float(np.abs(np.asarray(call()) - np.asarray(expected)).max())
-        ours, peer = quantile(times["today"], 0.5) * 1e6, quantile(times[way], 0.5) * 1e6
-        told = f"differs by {away:.1e} at most, {'within' if away <= AGREE else 'beyond'} {AGREE:g}"
+    for way in [each for each in times if each != "today"]:
+        told = f"differs by {apart[way]:.1e} at most, {'within' if apart[way] <= AGREE else 'beyond'} {AGREE:g}"
         figures.append(
             Figure(
-                id=f"P17 {name}",
-                what=f"network of {name}, one sequence of {steps} steps, one thread, p50 of {rounds} in turns; {way} {told}",
-                ours=ours,
-                unit="us",
-                peer=peer,
+                id=id,
+                what=f"{what}; {way} {told}",
+                ours=p50["today"],
+                unit=unit,
+                peer=p50[way],
                 peer_name=way,
-                beside={"p99": quantile(times["today"], 0.99) * 1e6, "p99 of the peer": quantile(times[way], 0.99) * 1e6},
+                beside={"p99": p99["today"], "p99 of the peer": p99[way]},
             )
         )
     return figures
@@ -73,7 +104,9 @@ def _figures(
 def _recurrent(name: str, steps: int) -> dict[str, Callable[[], Any]]:
     import torch
     import zoo_recurrent
-    from zoo_recurrent.network import Sequences, Tensors
+    from zoo_recurrent.inputs import Inputs, Stream
+    from zoo_recurrent.network import Tensors, scores_of
+    from zoo_recurrent.single import SingleRow
 
     from zoo.testing.toy import toy
 
@@ -81,45 +114,38 @@ def _recurrent(name: str, steps: int) -> dict[str, Callable[[], Any]]:
     params = type(plugin.tiny())(streams=("visit_*",), max_length=steps, epochs=1)
     data = toy(400)
     fitted = plugin.fit(data, params=params, seed=0, progress=lambda done, text: None)
-    network = fitted.networks[0]
+    network, single = fitted.networks[0], SingleRow(fitted.networks, "value")
     rng = np.random.default_rng(0)
     streams = []
     for columns in fitted.layout.streams:
-        drawn = [rng.integers(0, each.rows, steps + 1) for each in columns.codes]
-        codes = np.stack(drawn, axis=1) if drawn else np.zeros((steps + 1, 0), np.int64)
-        numbers = rng.normal(size=(steps + 1, columns.width)).astype(np.float32)
-        numbers[-1], codes[-1] = 0, 0
-        first = torch.zeros(1, dtype=torch.int64)
-        streams.append(Sequences(torch.from_numpy(numbers), torch.from_numpy(codes), first, first + steps, first))
+        drawn = [rng.integers(0, each.rows, steps) for each in columns.codes]
+        codes = np.stack(drawn, axis=1) if drawn else np.zeros((steps, 0))
+        numbers = rng.normal(size=(steps, columns.width)).astype(np.float32)
+        first = np.zeros(1, np.int64)
+        streams.append(Stream(numbers, codes.astype(np.int32), first, first + steps, first))
     scalars = fitted.layout.read(data.batch.take(np.array([0])))
-    inputs = Tensors(tuple(streams), torch.from_numpy(scalars.numbers), torch.from_numpy(scalars.codes))
-    given = [stream.padded(torch.zeros(1, dtype=torch.int64)) for stream in inputs.streams]
+    inputs = Inputs(tuple(streams), scalars.numbers, scalars.codes)
 
-    def of(encoders: list[Any], head: Any) -> Callable[[], Any]:
-        other = copy.copy(network)
-        other._modules = {**network._modules}
-        del other._modules["encoders"]
-        other.__dict__["encoders"], other.__dict__["head"] = encoders, head
-        return lambda: other.predict(inputs).numpy()
+    class Compiled:
+        """What stands in an encoder's place."""
 
-    class Encoder:
-        """What stands in an encoder's place. call: of numbers, codes and length."""
+        def __init__(self, encoder: Any) -> None:
+            self.width, self._encoder = encoder.width, encoder
 
-        def __init__(self, width: int, call: Callable[..., Any]) -> None:
-            self.width, self._call = width, call
+        def __call__(self, *given: Any) -> Any:
+            return whole(self._encoder, *given)
 
-        def __call__(self, numbers: Any, codes: Any, length: Any, _: Any) -> Any:
-            return self._call(numbers, codes, length)
-
-    ways: dict[str, Callable[[], Any]] = {"today": lambda: network.predict(inputs).numpy()}
-    whole: Any = torch.compile(lambda encoder, *of: encoder(*of, None), dynamic=False)
-    compiled = [Encoder(each.width, partial(whole, each)) for each in network.encoders]
-    ways["torch.compile"] = of(compiled, torch.compile(network.head, dynamic=False))
-    if _has_onnx():
-        asked = zip(network.encoders, given, strict=True)
-        sessions = [Encoder(e.width, _onnx(e, lambda inner, *of: inner(*of, None), part)) for e, part in asked]
-        ways["ONNX Runtime"] = of(sessions, network.head)
-    return ways
+    whole: Any = torch.compile(lambda encoder, *given: encoder(*given), dynamic=False)
+    compiled = copy.copy(network)
+    compiled._modules = {**network._modules}
+    del compiled._modules["encoders"]
+    compiled.__dict__["encoders"] = [Compiled(each) for each in network.encoders]
+    compiled.__dict__["head"] = torch.compile(network.head, dynamic=False)
+    return {
+        "today": lambda: single(inputs),
+        "torch": lambda: scores_of(fitted.networks, inputs, "value"),
+        "torch.compile": lambda: compiled.predict(Tensors.of(inputs)).numpy()[None],
+    }
 
 
 def _gpt(steps: int) -> dict[str, Callable[[], Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from zoo_recurrent.inputs import Layout
     from zoo_recurrent.network import Network
     from zoo_recurrent.params import RecurrentParams
+    from zoo_recurrent.single import SingleRow
 
 LAYOUT = "model.json"
 
@@ -60,22 +62,25 @@ class FittedRecurrent:
 
     def predict(self, batch: FeatureBatch) -> Array:
         """float32 (n, k): probabilities, or amounts for a value target (k = 1)."""
+        from zoo_recurrent.network import scores_of
+
+        inputs = self.layout.read(batch)
+        scores = self._single(inputs) if len(batch) == 1 else scores_of(self.networks, inputs, self.target.kind)
+        if self.target.kind == "value":
+            scores = scores * self.std + self.mean
+        elif self.params.focal or min(self.keep) < 1:
+            return np.asarray(calibrated(scores, np.array(self.keep), self.params.focal).mean(0), np.float32)
+        if len(scores) == 1:
+            return scores[0]
         import torch
 
-        from zoo_recurrent.network import Tensors
+        return np.asarray(torch.from_numpy(scores).mean(0).numpy())  # numpy's sums of many networks have other last bits
 
-        inputs = Tensors.of(self.layout.read(batch))
-        with torch.inference_mode():
-            logits = torch.stack([network.predict(inputs) for network in self.networks])
-            if self.target.kind == "value":
-                answers = logits * self.std + self.mean
-            else:
-                answers = torch.softmax(logits, -1) if self.target.kind == "multiclass" else torch.sigmoid(logits)
-            scores: Array = answers.numpy()
-        if self.target.kind != "value" and (self.params.focal or min(self.keep) < 1):
-            scores = calibrated(scores, np.array(self.keep), self.params.focal)
-            return np.asarray(scores.mean(0), np.float32)
-        return np.asarray(answers.mean(0).numpy())
+    @cached_property
+    def _single(self) -> SingleRow:
+        from zoo_recurrent.single import SingleRow
+
+        return SingleRow(self.networks, self.target.kind)
 
     def save(self) -> Artefact:
         arrays = {

@@ -6,6 +6,7 @@ are safe to share between threads, and leave torch's global generator alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Literal
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from zoo.plugin import UNKNOWN
+from zoo.plugin import UNKNOWN, Array, TargetKind
 from zoo_recurrent.cells import states
 from zoo_recurrent.columns import Columns
 from zoo_recurrent.inputs import Inputs, Layout, Stream
@@ -121,6 +122,7 @@ class Mixer(nn.Module):
         super().__init__()
         sizes = [(code.rows, min(most, ceil(1.6 * code.rows**0.56))) for code in columns.codes]
         self.tables = nn.ModuleList(Embedding(rows, width) for rows, width in sizes)
+        self.numbers = columns.width
         self.width = columns.width + sum(width for _, width in sizes)
 
     def forward(self, numbers: Tensor, codes: Tensor, noise: Generator | None) -> Tensor:
@@ -194,6 +196,16 @@ class Network(nn.Module):
                     vectors[some] = encoder(*stream.padded(some), None)
                 pooled.append(vectors[stream.row_of])
             return self.head(pooled, inputs.numbers, inputs.codes, None)
+
+
+def scores_of(networks: Sequence[Network], inputs: Inputs, kind: TargetKind) -> Array:
+    """float32 (networks, n, k): what each says of every row: probabilities, or of a value the logits themselves."""
+    tensors = Tensors.of(inputs)
+    with torch.inference_mode():
+        logits = torch.stack([network.predict(tensors) for network in networks])
+        if kind == "value":
+            return np.asarray(logits.numpy())
+        return np.asarray((torch.softmax(logits, -1) if kind == "multiclass" else torch.sigmoid(logits)).numpy())
 
 
 def initialise(network: Network, bias: Tensor, noise: Generator) -> None:
