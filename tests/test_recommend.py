@@ -275,6 +275,20 @@ def test_a_fitted_second_stage_that_reads_the_item_table_warms_up_and_answers(ro
     assert len(found.recommend([1, STRANGER], 3)) == 6
 
 
+def test_the_average_asked_for_is_that_of_the_second_stage_and_of_its_answers(root: Path, features: Features) -> None:
+    project = Project.open(root)
+    task = project.tasks["recommendation"]
+    asked = replace(task, final="blend", own={**task.own, "average": "items"})
+    done = train(replace(project, tasks={"recommendation": asked}), "recommendation", plugins=plugins(), features=features)
+    second = json.loads(json.dumps(done.record))["second_stage"]
+    assert (second["average"], second["chosen"]) == ("items", "blend")
+    assert second["ndcg@10"]["blend"] == max(each["items"] for each in second["frontier"])
+    assert done.version is not None
+    found = Predictor.load(done.version.reference, root, features=features).ensemble
+    assert isinstance(found, Recommender)
+    assert found.reranker.tau == second["tau"]
+
+
 def test_a_shadow_of_lists_is_refused_before_the_service_starts(predictor: Predictor) -> None:
     with pytest.raises(UsageError, match=r"recommendation@1 ranks items and has no scores .* take it out"):
         Versions({"recommendation": predictor}, {"recommendation": "recommendation"}, shadow={"recommendation": 1.0})
@@ -361,3 +375,4 @@ def test_the_command_line_trains_and_shows_rankings(root: Path, trained: Trained
     assert "covisit" in out
     assert "mean" in out
     assert "validation rows" in out
+    assert "by NDCG@10 over rows: covisit" in out.replace("\n", " ")

@@ -187,6 +187,8 @@ def test_a_basket_is_learnt_from_whole(tmp_path: Path) -> None:
         ({"candidates": "many"}, "candidates is 'many'; expected a number of items, 1 or more"),
         ({"candidates": 0}, "candidates is 0; expected a number of items, 1 or more"),
         ({"exclude_seen": "no"}, "exclude_seen is 'no'; expected true or false"),
+        ({"average": "users"}, r"unknown average in \[tasks\.recommendation\] 'users'; choose one of: items, rows"),
+        ({"average": ["rows"]}, r"unknown average in \[tasks\.recommendation\] \['rows'\]"),
         ({"protocol": "time_cut"}, "time_cut needs an instant: test_start"),
         ({"protocol": "time_cut", "test_start": "2035-01-01"}, "no validation rows|no test rows"),
         ({"test_start": "2017-09-01"}, "leave_one_out has no start and no end"),

@@ -15,12 +15,12 @@ from zoo_gbdt import GBDT
 
 from zoo.blend import Blend, FittedBlend
 from zoo.candidates import Candidates, ItemCounts
-from zoo.errors import UsageError
+from zoo.errors import ArtefactError, UsageError
 from zoo.evaluation.ranking import of_rows
 from zoo.fitting import Member, PluginSource
 from zoo.plugin import Array, Artefact, Catalogue, Column, FeatureBatch, PluginError, Target, TrainingData
 from zoo.recommender import Recommender, fit_recommender, ranked, second_stage
-from zoo.reranking import MEAN, STACK, Reranker, Survey, choose
+from zoo.reranking import MEAN, STACK, Reranker, Survey, choose, order
 from zoo.testing import Follower, contract, toy
 from zoo.testing.follower import FittedFollower
 
@@ -288,6 +288,89 @@ def test_rows_of_one_user_are_no_more_evidence_than_the_user(members: Recommende
     # of 360 rows of as many users this would be beyond noise
     assert record["ndcg@10"]["gbdt"] > record["ndcg@10"][MEAN] + 0.04
     assert record["chosen"] == MEAN
+
+
+def crowded(rows: int, seed: int) -> TrainingData:
+    """A shop whose rows ask for the most popular items more often than their histories tell."""
+    data = shop(rows, seed)
+    rng = np.random.default_rng(seed)
+    return replace(data, target=np.where(rng.random(rows) < 0.4, rng.choice([2, 3, 4], rows), data.target))
+
+
+def by_items(place: Array, target: Array) -> float:
+    """NDCG@10 of every item that is a target, then their mean."""
+    gain = np.where((place > 0) & (place <= 10), 1 / np.log2(1 + np.maximum(place, 1)), 0.0)
+    return float(np.mean([gain[target == item].mean() for item in np.unique(target)]))
+
+
+@pytest.mark.parametrize("final", ["blend", "gbdt", None])
+def test_by_the_average_over_items_rare_items_come_further_up(final: str | None) -> None:
+    members = fit_recommender(MEMBERS, crowded(400, 1), source=SOURCE)
+    survey = members.survey(crowded(600, 3), exclude_seen=False, depth=20)[1]
+    assert survey is not None
+    rows, items = (choose(survey, 20, final=final, params=SMALL, average=average, source=SOURCE) for average in ("rows", "items"))
+    assert (rows.record["average"], rows.record["tau"], rows.reranker.tau) == ("rows", 0.0, 0.0)
+    assert items.record["average"] == "items"
+    assert items.reranker.tau == items.record["tau"] > 0
+    chosen = items.record["chosen"]
+    # both know what every tau gives on rows that were not fitted on
+    if rows.record["chosen"] == chosen:
+        assert rows.record["frontier"] == items.record["frontier"]
+    frontier = {each["tau"]: each for each in items.record["frontier"]}
+    assert list(frontier) == [tenths / 10 for tenths in range(11)]
+    best = max(frontier.values(), key=lambda each: each["items"])
+    assert best["tau"] == items.record["tau"]
+    assert best["items"] == pytest.approx(by_items(items.ranks[chosen], survey.target))
+    assert best["items"] == pytest.approx(items.record["ndcg@10"][chosen])
+    assert frontier[0.0]["rows"] == pytest.approx(of_rows_at_10(rows.ranks[chosen]))
+    assert best["items"] > frontier[0.0]["items"]
+    # and so it is on other rows, whose lists are of rarer items
+    test = crowded(600, 4)
+    found = [replace(members, reranker=choice.reranker).rankings(test, exclude_seen=False)[STACK] for choice in (rows, items)]
+    target = members.vocabulary.target(test).astype(np.int64)
+    assert by_items(found[1].rank, target) > by_items(found[0].rank, target)
+    seldom = [np.log1p(members.popularity)[each.top[:, :5]].mean() for each in found]
+    assert seldom[1] < seldom[0]
+
+
+def of_rows_at_10(place: Array) -> float:
+    return float(np.where((place > 0) & (place <= 10), 1 / np.log2(1 + np.maximum(place, 1)), 0.0).mean())
+
+
+def test_scores_are_adjusted_by_how_often_training_held_the_item(members: Recommender) -> None:
+    survey = members.survey(shop(200, 3), exclude_seen=False, depth=10)[1]
+    assert survey is not None
+    final = choose(survey, 10, final="blend", source=SOURCE).reranker.final
+    assert final is not None
+    plain, shifted = order(final, survey.candidates), order(final, survey.candidates, 0.5)
+    count = np.array([members.popularity[item] for item in survey.candidates.items])
+    np.testing.assert_allclose(shifted, plain - 0.5 * np.log(1 + count), rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(order(final, survey.candidates, 0.0), plain)
+
+
+def test_an_adjusted_second_stage_is_stored_and_an_odd_one_refused(members: Recommender) -> None:
+    stacked, _ = second_stage(members, shop(200, 3), exclude_seen=False, depth=10, final="blend", source=SOURCE)
+    shifted = replace(stacked, reranker=replace(stacked.reranker, tau=0.7))
+    batch = shop(40, 6).batch
+    lists = [each.lists(batch, 10, exclude_seen=False).items for each in (stacked, shifted)]
+    assert (lists[0] != lists[1]).any()
+    loaded = Recommender.load(shifted.save(), SOURCE.load())
+    np.testing.assert_array_equal(loaded.lists(batch, 10, exclude_seen=False).items, lists[1])
+    about = json.loads(stacked.save().texts["recommender.json"])
+    for tau, expected in ((None, 0.0), (0.3, 0.3), (-1, "tau is -1.0"), (float("nan"), "tau is nan"), ("x", "x")):
+        changed = {k: v for k, v in about["reranker"].items() if k != "tau"} | ({} if tau is None else {"tau": tau})
+        texts = {**stacked.save().texts, "recommender.json": json.dumps({**about, "reranker": changed})}
+        artefact = replace(stacked.save(), texts=texts)
+        if isinstance(expected, str):
+            with pytest.raises(ArtefactError, match=expected):
+                Recommender.load(artefact, SOURCE.load())
+        else:
+            assert Recommender.load(artefact, SOURCE.load()).reranker.tau == expected
+
+
+def test_another_average_is_refused(members: Recommender) -> None:
+    with pytest.raises(UsageError, match="unknown average of a second stage 'users'; choose one of: items, rows"):
+        second_stage(members, shop(60, 3), average="users", source=SOURCE)
 
 
 def test_a_member_may_be_asked_for_and_stands_for_the_stack(members: Recommender) -> None:

@@ -36,6 +36,7 @@ from zoo.plugin import (
 )
 from zoo.reranking import DEPTH, MEAN, STACK, Choice, Reranker, Survey, choose, rank_average
 from zoo.stacking import INSTALLED, UNREADABLE, Fitted, fit_members
+from zoo.tasks.recommendation import AVERAGES
 from zoo.vocabulary import ITEMS, PART, Vocabulary
 
 FILE = "recommender.json"
@@ -312,6 +313,7 @@ def second_stage(
     params: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     users: Array | None = None,
+    average: str = AVERAGES[0],
     source: PluginSource = INSTALLED,
     progress: Progress = silent,
 ) -> tuple[Recommender, Choice]:
@@ -327,7 +329,8 @@ def second_stage(
     survey = recommender.survey(validation, exclude_seen=exclude_seen, depth=depth)[1]
     if survey is None:  # no row
         return recommender, Choice(recommender.reranker, {})
-    choice = choose(survey, depth, final=final, params=params, seed=seed, users=users, source=source, progress=progress)
+    asked: dict[str, Any] = {"final": final, "params": params, "seed": seed, "users": users, "average": average}
+    choice = choose(survey, depth, **asked, source=source, progress=progress)
     return replace(recommender, reranker=choice.reranker), choice
 
 

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from zoo.candidates import FIRST, Candidates, ItemCounts, Stage
-from zoo.errors import UsageError
+from zoo.errors import UsageError, choices
 from zoo.evaluation.ranking import ndcg
 from zoo.fitting import Member, PluginSource, silent
 from zoo.manager import Plugins
 from zoo.plugin import Array, Artefact, Progress, Target, TrainingData
 from zoo.stacking import Fitted
+from zoo.tasks.recommendation import AVERAGES
 
 MEAN = "mean"
 """What the rank average is called beside the members."""
@@ -43,16 +44,19 @@ DEPTH = 100
 """Candidates that each member brings, where zoo.toml does not say."""
 FITTED = 250_000
 """Candidates that a final model is fitted on, about, at most."""
+TAUS = tuple(tenths / 10 for tenths in range(11))
+"""How much of an item's log-frequency is tried to be taken from its score."""
 RELEVANCE = Target("relevance")
 
 
 @dataclass(frozen=True)
 class Reranker:
-    """chosen: ``mean``, a member's name, or that of ``final``. depth: candidates that each member brings."""
+    """chosen: ``mean``, a member's name, or that of ``final``. depth: candidates that each member brings. tau: as of ``order``."""
 
     chosen: str = MEAN
     depth: int = DEPTH
     final: Fitted | None = None
+    tau: float = 0.0
 
     def scores(self, stage: Stage, counts: ItemCounts, allowed: Array | None = None, k: int | None = None) -> Array:
         """float32 (n, codes), -inf where an item may not be listed; allowed: as of ``Candidates.of``.
@@ -67,20 +71,27 @@ class Reranker:
         out = np.full(stage.hidden.shape, -np.inf, np.float32) if enough else rank_average(stage.ranks)
         if len(found.items):
             row = found.rows
-            given = order(self.final, found)
+            given = order(self.final, found, self.tau)
             least = np.full(len(out), np.inf)
             np.minimum.at(least, row, given)
             out[row, found.items] = given - least[row]  # 0 or more, where a rank average is below 0
         return out
 
     def facts(self) -> dict[str, Any]:
-        return {"chosen": self.chosen, "depth": self.depth, "final": None if self.final is None else self.final.facts()}
+        final = None if self.final is None else self.final.facts()
+        return {"chosen": self.chosen, "depth": self.depth, "final": final, "tau": self.tau}
 
     @staticmethod
     def load(about: Mapping[str, Any], artefact: Artefact, plugins: Plugins) -> Reranker:
-        """What ``facts`` says, and the final model's own artefact. Raises PluginError where its plugin is missing."""
+        """What ``facts`` says, and the final model's own artefact; without ``tau``, which older ones lack, it is 0.
+
+        Raises ValueError for a ``tau`` that nothing writes, PluginError where the final model's plugin is missing.
+        """
+        tau = float(about.get("tau", 0.0))
+        if not 0 <= tau <= TAUS[-1]:
+            raise ValueError(f"tau is {tau}; expected {TAUS[0]} to {TAUS[-1]}")
         final = None if about["final"] is None else Fitted.load(about["final"], artefact, plugins)
-        return Reranker(str(about["chosen"]), int(about["depth"]), final)
+        return Reranker(str(about["chosen"]), int(about["depth"]), final, tau)
 
 
 def rank_average(ranks: Mapping[str, Array]) -> Array:
@@ -91,11 +102,21 @@ def rank_average(ranks: Mapping[str, Array]) -> Array:
     return (total / len(ranks)).astype(np.float32)
 
 
-def order(final: Fitted, candidates: Candidates) -> Array:
-    """float64 (c,): the final model's scores."""
+def order(final: Fitted, candidates: Candidates, tau: float = 0.0) -> Array:
+    """float64 (c,): the final model's scores, less ``tau`` times the logarithm of the item's count in training (one added).
+
+    That is logit adjustment (Menon et al., 2021): of a softmax such as ``blend``'s, at tau = 1 the order is by how likely the row is given
+    the item, which is best where every item counts alike. A row's scores may all be shifted, so counts do as well as shares.
+    """
     if not len(candidates.items):
         return np.zeros(0)
-    return final.fitted.predict(candidates.batch.select(final.inputs))[:, 0].astype(np.float64)
+    scores = final.fitted.predict(candidates.batch.select(final.inputs))[:, 0].astype(np.float64)
+    return adjusted(scores, candidates, tau)
+
+
+def adjusted(scores: Array, candidates: Candidates, tau: float) -> Array:
+    """float64 (c,): scores (c,) at tau 0 as ``order`` has them at another."""
+    return scores - tau * candidates.batch.column("popularity").values
 
 
 @dataclass(frozen=True)
@@ -163,6 +184,7 @@ def choose(
     params: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     users: Array | None = None,
+    average: str = AVERAGES[0],
     source: PluginSource,
     progress: Progress = silent,
 ) -> Choice:
@@ -170,9 +192,12 @@ def choose(
 
     final: a model to take (``mean`` or a member's name among them) instead of choosing. users: (n,), whom each row is of; all rows of a
     user are in one fold. In the order rank average, best member, final models, one takes the place of what stands before it where it is
-    better by more than a standard error of the paired difference, over users.
-    Raises UsageError where ``final`` names no model that orders candidates.
+    better by more than a standard error of the paired difference, over users. average: one of ``AVERAGES``; over items a final model's
+    scores are adjusted by the ``tau`` of ``TAUS`` that is best for it, over rows they are as they are.
+    Raises UsageError where ``final`` names no model that orders candidates, and for another ``average``.
     """
+    if average not in AVERAGES:
+        raise UsageError(choices("average of a second stage", average, AVERAGES))
     found = source.load()
     names = [name for name in ((final,) if final else FINALS) if name not in survey.ranks]
     members = {name: member for name in names if (member := _member(name, params or {}, seed, found, asked=final is not None))}
@@ -181,6 +206,8 @@ def choose(
     seconds: dict[str, float] = {}
     if fold is None:  # too little to fit on
         members = {}
+    alike, taus = _alike(survey.target), dict.fromkeys(members, 0.0)
+    frontiers: dict[str, list[dict[str, float]]] = {}
     for number, (name, member) in enumerate(members.items()):
         assert fold is not None
         started = perf_counter()
@@ -189,28 +216,45 @@ def choose(
             model = _fitted(survey, np.flatnonzero(fold != part), member, found)
             scores[(fold == part)[survey.candidates.rows]] = order(model, survey.candidates.take(np.flatnonzero(fold == part)))
             progress((number + (part + 1) / (FOLDS + 1)) / len(members), f"{name}, fold {part + 1} of {FOLDS}")
-        ranks[name] = survey.places(scores)
+        at = {tau: survey.places(adjusted(scores, survey.candidates, tau)) for tau in TAUS}
+        frontiers[name] = [
+            {"tau": tau, "rows": float(ndcg(each).mean()), "items": float((ndcg(each) * alike).mean())}
+            for tau, each in at.items()
+        ]
+        if average == "items":
+            taus[name] = max(frontiers[name], key=lambda place: place["items"])["tau"]  # the least of equal ones
+        ranks[name] = at[taus[name]]
         seconds[name] = perf_counter() - started
-    chosen = final if final is not None and final in ranks else _simplest(survey, ranks, list(members), users)
+    gain = {name: ndcg(each) * (alike if average == "items" else 1.0) for name, each in ranks.items()}
+    chosen = final if final is not None and final in ranks else _simplest(survey, gain, list(members), users)
     fitted = _fitted(survey, np.arange(len(survey.target)), members[chosen], found) if chosen in members else None
-    gains = {name: float(ndcg(each).mean()) for name, each in ranks.items()} if len(survey.target) else {}
+    tau = taus.get(chosen, 0.0)
     record = {
         "chosen": chosen,
         "asked_for": final,
+        "average": average,
+        "tau": tau,
+        "frontier": frontiers.get(chosen, []),
         "depth": depth,
         "candidates": len(survey.candidates.items) / max(1, len(survey.target)),
         "recall": len(survey.hits) / max(1, len(survey.target)),
         "validation_rows": len(survey.target),
-        "ndcg@10": gains,
+        "ndcg@10": {name: float(each.mean()) for name, each in gain.items()} if len(survey.target) else {},
         "seconds": seconds,
     }
-    return Choice(Reranker(chosen, depth, fitted), ranks, record)
+    return Choice(Reranker(chosen, depth, fitted, tau), ranks, record)
 
 
-def _simplest(survey: Survey, ranks: Mapping[str, Array], finals: Sequence[str], users: Array | None) -> str:
+def _alike(target: Array) -> Array:
+    """float64 (n,): weights of rows, their mean 1, by which every item that is a target counts alike."""
+    _, which, count = np.unique(target, return_inverse=True, return_counts=True)
+    weight: Array = len(target) / (len(count) * count[which])
+    return weight
+
+
+def _simplest(survey: Survey, gain: Mapping[str, Array], finals: Sequence[str], users: Array | None) -> str:
     if not len(survey.target):
         return MEAN
-    gain = {name: ndcg(each) for name, each in ranks.items()}
     alone = max((name for name in survey.ranks if name != MEAN), key=lambda name: float(gain[name].mean()))
     who, chosen = _users(survey, users), MEAN
     for name in (alone, *finals):

@@ -35,6 +35,7 @@ from zoo.registry import Registry, Version
 from zoo.reranking import DEPTH
 from zoo.stacking import Ensemble, fit_members, out_of_fold, plain_mean
 from zoo.tasks.moments import TEST_SHARE
+from zoo.tasks.recommendation import AVERAGES
 from zoo.tasks.settings import duration, instant
 from zoo.vocabulary import Vocabulary
 
@@ -303,6 +304,7 @@ def _ranked(
             params=settings.params,
             seed=settings.seed,
             users=_groups(rows.validation),
+            average=own.get("average", AVERAGES[0]),
             source=work["source"],
             progress=_part(say, "folds", "members"),
         )

@@ -91,9 +91,15 @@ def train(
         second = trained.record.get("second_stage")
         if second:
             console.print(
-                f"on {second['validation_rows']:,} validation rows {second['chosen']} was chosen, by NDCG@10: "
-                + ", ".join(f"{name} {value:.4f}" for name, value in second["ndcg@10"].items())
+                f"on {second['validation_rows']:,} validation rows {second['chosen']} was chosen, by NDCG@10 over "
+                f"{second['average']}: " + ", ".join(f"{name} {value:.4f}" for name, value in second["ndcg@10"].items())
             )
+            if second["tau"]:
+                plain, taken = (next(p for p in second["frontier"] if p["tau"] == tau) for tau in (0, second["tau"]))
+                console.print(
+                    f"its scores are adjusted for popularity by tau = {second['tau']:g}: NDCG@10 over items {plain['items']:.4f} before, "
+                    f"{taken['items']:.4f} after; over rows {plain['rows']:.4f} before, {taken['rows']:.4f} after"
+                )
         if trained.record.get("exclude_seen") and trained.record["seen_before"] > OFTEN:
             console.print(
                 f"In {trained.record['seen_before']:.0%} of the test rows the item is in the user's history, which exclude_seen = true "

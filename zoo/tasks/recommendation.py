@@ -24,10 +24,13 @@ DEFAULTS: Mapping[str, Any] = {
     "min_history": 1,
     "exclude_seen": True,
     "candidates": 100,
+    "average": "rows",
 }
 """exclude_seen: whether items of a user's history are left out of rankings and lists. candidates: how many each member brings to the
-second stage.
+second stage. average: what NDCG is averaged over where the second stage is chosen, one of ``AVERAGES``.
 """
+AVERAGES = ("rows", "items")
+"""Of the validation rows, or of the items they ask for, each alike however many rows ask for it (the macro average)."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ def split(view: LogView, settings: Mapping[str, Any], test_start: int | None = N
         raise UsageError(f"[tasks.recommendation] candidates is {chosen['candidates']!r}; expected a number of items, 1 or more")
     if not isinstance(chosen["exclude_seen"], bool):
         raise UsageError(f"[tasks.recommendation] exclude_seen is {chosen['exclude_seen']!r}; expected true or false")
+    if chosen["average"] not in AVERAGES:
+        raise UsageError(choices("average in [tasks.recommendation]", chosen["average"], AVERAGES))
     events = _Events.of(view, chosen)
     if chosen["protocol"] == "leave_one_out":
         if test_start is not None or test_end is not None or chosen["test_start"] is not None:
