@@ -20,6 +20,7 @@ MODELS = {
     "itemknn": "feature-zoo-neighbours",
     "lstm": "feature-zoo-recurrent",
     "popularity": "feature-zoo-neighbours",
+    "repeat": "feature-zoo-neighbours",
     "rnn": "feature-zoo-recurrent",
     "slit": "feature-zoo-neighbours",
 }

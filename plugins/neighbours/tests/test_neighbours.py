@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import replace
 from typing import Any
@@ -11,19 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from zoo_neighbours import Covisit, Ease, ItemKNN, Popularity, Slit
+from zoo_neighbours import Covisit, Ease, ItemKNN, Popularity, Repeat, Slit
 from zoo_neighbours.histories import UNSEEN, Histories
 
 from zoo.plugin import Array, Catalogue, Column, FeatureBatch, PluginError, Target, TrainingData
 from zoo.testing import contract, toy
 
 test_popularity = contract(Popularity())
+test_repeat = contract(Repeat())
 test_covisit = contract(Covisit())
 test_itemknn = contract(ItemKNN())
 test_ease = contract(Ease())
 test_slit = contract(Slit())
 
-MODELS = (Popularity(), Covisit(), ItemKNN(), Ease(), Slit())
+MODELS = (Popularity(), Repeat(), Covisit(), ItemKNN(), Ease(), Slit())
 SIZE = 9
 DAY = 86_400
 TYPES = np.array(["", "?", "view", "purchase"], object)
@@ -171,6 +173,41 @@ def test_popularity_fades_and_adds_ones_own() -> None:
     assert faded[2:4] == pytest.approx([0.5, 2.0])
     own = fit(Popularity(), data, own=10.0).score_items(data.batch)
     assert own[:, 2:4].tolist() == [[11, 12], [1, 12]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows, st.sampled_from([None, 2.0]), st.sampled_from([0.0, 1.0, 0.5]))
+def test_repeat_is_what_a_loop_over_ones_own_events_counts(
+    histories: list[list[int]], half_life: float | None, rarity: float
+) -> None:
+    data = data_of(histories)
+    scores = fit(Repeat(), data, half_life=half_life, rarity=rarity).score_items(data.batch)
+    total = sum(len(known(row)) for row in histories)
+    for at, row in enumerate(histories):
+        for item in range(2, SIZE):
+            users = sum(item in other for other in histories)
+            expected = sum(other.count(item) for other in histories) / max(total, 1)
+            for place, own in enumerate(row):
+                faded = 1.0 if half_life is None else 0.5 ** ((len(row) - place) / half_life)
+                expected += (own == item) * faded * math.log((len(histories) + 1) / (users + 0.5)) ** rarity
+            assert scores[at, item] == pytest.approx(expected, rel=1e-5)
+
+
+def test_repeat_lists_what_one_took_and_others_did_not_before_what_everybody_takes() -> None:
+    data = data_of([[2, 5], [2, 3], [2, 3], [2]])
+    asked = data_of([[5, 2]]).batch
+    assert order(fit(Repeat(), data).score_items(asked)[0])[:3] == [5, 2, 3]  # what is not one's own follows by popularity
+    assert order(fit(Repeat(), data, rarity=0.0).score_items(asked)[0])[:3] == [2, 5, 3]
+    with pytest.raises(PluginError, match="half_life counts days, and this batch has no column 'ages'"):
+        fit(Repeat(), replace(data, batch=data.batch.select(["items"])), half_life=3.0)
+
+
+def test_damaged_counts_of_repeat_are_refused() -> None:
+    artefact = fit(Repeat(), data_of([[2, 3], [3]])).save()
+    for frequency in (artefact.arrays["frequency"][:-1], np.zeros(SIZE), np.ones(SIZE)):
+        damaged = replace(artefact, arrays={**artefact.arrays, "frequency": frequency})
+        with pytest.raises(PluginError, match="are no counts of one catalogue"):
+            Repeat().load(damaged)
 
 
 def test_events_count_as_their_type_does() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from zoo.plugin import ModelPlugin, hookimpl
-from zoo_neighbours.models import Covisit, Ease, ItemKNN, Popularity, Slit
+from zoo_neighbours.models import Covisit, Ease, ItemKNN, Popularity, Repeat, Slit
 
-__all__ = ["Covisit", "Ease", "ItemKNN", "Popularity", "Slit", "zoo_models"]
+__all__ = ["Covisit", "Ease", "ItemKNN", "Popularity", "Repeat", "Slit", "zoo_models"]
 
 
 @hookimpl
 def zoo_models() -> Sequence[ModelPlugin]:
-    return [Popularity(), Covisit(), ItemKNN(), Ease(), Slit()]
+    return [Popularity(), Repeat(), Covisit(), ItemKNN(), Ease(), Slit()]

@@ -17,7 +17,7 @@ from zoo_neighbours.stored import about, array
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-    from zoo_neighbours.params import CovisitParams, ItemKNNParams, PopularityParams
+    from zoo_neighbours.params import CovisitParams, ItemKNNParams, PopularityParams, RepeatParams
 
 FIRST = UNKNOWN + 1
 PAIRS = 1 << 23
@@ -68,6 +68,62 @@ class FittedPopularity:
         """What ``save`` wrote. Raises PluginError for other arrays."""
         counts = array(artefact, "counts", "f", 1)
         return FittedPopularity(counts, **about(artefact, "popularity.json"))
+
+
+@dataclass(frozen=True)
+class FittedRepeat:
+    """What a row's own events say of their items, and behind those the share of training's events that every item has.
+
+    share: float64 (size,). frequency: float64 (size,), the share of training's users that have the item, half a user added. half_life,
+    rarity, event_weights: the parameters.
+    """
+
+    share: Array
+    frequency: Array
+    half_life: float | None
+    rarity: float
+    event_weights: dict[str, float]
+
+    @staticmethod
+    def fit(data: TrainingData, params: RepeatParams) -> FittedRepeat:
+        histories = Histories.training(data, params.event_weights)
+        if params.half_life is not None:
+            histories.days("half_life")
+        counts = histories.counts()
+        users = np.unique(histories.row * histories.size + histories.items) % histories.size
+        frequency = (np.bincount(users, minlength=histories.size) + 0.5) / (histories.rows + 1.0)
+        share = counts / max(float(counts.sum()), 1e-300)
+        return FittedRepeat(share, frequency, params.half_life, params.rarity, dict(params.event_weights))
+
+    def score_items(self, batch: FeatureBatch, items: Array | None = None) -> Array:
+        histories = Histories.of(batch, self.event_weights)
+        weight, known = histories.weight, histories.items < len(self.share)
+        if self.half_life is not None:
+            # as of the row's own instant: its newest event may be long ago
+            age = batch.as_of[histories.row] / 86_400e6 - histories.days("half_life")
+            weight = weight * 0.5 ** (age / self.half_life)
+        row, own = histories.row[known], histories.items[known]
+        scores = np.repeat(self.share[None].astype(np.float32), len(batch), axis=0)
+        np.add.at(scores, (row, own), (weight[known] * (-np.log(self.frequency[own])) ** self.rarity).astype(np.float32))
+        return of_items(scores, batch, items)
+
+    def predict(self, batch: FeatureBatch) -> Array:
+        return self.score_items(batch)
+
+    def save(self) -> Artefact:
+        about = {"half_life": self.half_life, "rarity": self.rarity, "event_weights": self.event_weights}
+        return Artefact({"share": self.share, "frequency": self.frequency}, {"repeat.json": json.dumps(about)})
+
+    @staticmethod
+    def load(artefact: Artefact) -> FittedRepeat:
+        """What ``save`` wrote. Raises PluginError for other arrays."""
+        share, frequency = array(artefact, "share", "f", 1), array(artefact, "frequency", "f", 1)
+        if len(share) != len(frequency) or not ((frequency > 0) & (frequency < 1)).all():
+            raise PluginError(
+                f"{len(share)} shares and {len(frequency)} frequencies, not all of them between 0 and 1, are no counts of one catalogue; "
+                "restore the artefact, or train again"
+            )
+        return FittedRepeat(share, frequency, **about(artefact, "repeat.json"))
 
 
 @dataclass(frozen=True)

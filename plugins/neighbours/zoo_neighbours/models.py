@@ -66,6 +66,22 @@ class Popularity(_Neighbours):
         return FittedPopularity.load(artefact)
 
 
+class Repeat(_Neighbours):
+    """What one took before, often, lately, and unlike others."""
+
+    name, params, summary = "repeat", "RepeatParams", "items of one's own history, often, lately and rarely taken by others"
+
+    def _fit(self, data: TrainingData, params: Any, progress: Progress) -> FittedModel:  # noqa: ARG002 - counting takes no time
+        from zoo_neighbours.counting import FittedRepeat
+
+        return FittedRepeat.fit(data, params)
+
+    def load(self, artefact: Artefact) -> FittedModel:
+        from zoo_neighbours.counting import FittedRepeat
+
+        return FittedRepeat.load(artefact)
+
+
 class Covisit(_Neighbours):
     """What others did next, or just before, after the items of one's newest events."""
 

@@ -18,6 +18,13 @@ class PopularityParams(_Params):
     own: float = Field(0.0, ge=0, description="How many events of all users together one of the row's own counts as.")
 
 
+class RepeatParams(_Params):
+    half_life: float | None = Field(None, gt=0, description="Days after which an event counts half; none: all alike.")
+    rarity: float = Field(
+        1.0, ge=0, description="An item's events count its inverse document frequency to this power; 0: as often as they are."
+    )
+
+
 class CovisitParams(_Params):
     window: int = Field(10, ge=1, description="Events apart that two items of one history may be at most.")
     backward: float = Field(0.3, ge=0, description="Weight of the item before, beside 1 for the item after.")

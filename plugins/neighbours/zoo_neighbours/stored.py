@@ -14,7 +14,7 @@ LARGEST = 1 << 28
 """Codes: no log has as many identifiers, and scores of a row are as many numbers."""
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "own": (int, float), "half_life": (int, float, type(None)), "fade": (int, float, type(None)), "power": (int, float),
-    "length": (int,), "size": (int,), "window": (int,), "binary": (bool,), "event_weights": (dict,),
+    "rarity": (int, float), "length": (int,), "size": (int,), "window": (int,), "binary": (bool,), "event_weights": (dict,),
 }  # fmt: skip
 
 
