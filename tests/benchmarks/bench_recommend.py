@@ -32,6 +32,8 @@ DATA = next((folder for up in ROOT.parents if (folder := up / "shared/data").is_
 WORK = ROOT / ".bench" / "recommend"
 RUNS = FOLDER / "recommend"
 METRIC = "ndcg@10"
+BY_ITEMS = "stack by items"
+"""The stack whose second stage is chosen by the average over items (``average = "items"``)."""
 PUBLISHED = {
     "gru": ("R1", 0.300, 0.175, 0.1648, "GRU4Rec, full cross-entropy"),
     "rnn": ("R2", 0.24, 0.13, None, ""),
@@ -52,7 +54,8 @@ class Dataset:
     titles: whether the words of most items are their own, so that held out ones can be told by them. peers: whether RecTools' and
     implicit's models are run beside ours; else published figures stand there. most: rows of validation, drawn where there are more; 0 for
     all. The test has all of its rows: where users have many, only their number bounds what a paired test over users can tell. passes: of
-    networks, where the dataset is a shop.
+    networks, where the dataset is a shop. tail: whether ``repeat`` is among the members and the stack is chosen by the average over items,
+    too, which its bound is then told of.
     """
 
     name: str
@@ -64,6 +67,11 @@ class Dataset:
     peers: bool = False
     most: int = 0
     passes: int = 12
+    tail: bool = False
+
+    @property
+    def models(self) -> list[str]:
+        return [name for name in (SHOP_GRIDS if self.timed else GRIDS) if name != "repeat" or self.tail]
 
 
 def movielens(folder: Path) -> list[str]:
@@ -113,7 +121,7 @@ DATASETS = {
         Dataset("movielens_1m", movielens, {"protocol": "leave_one_out"}, timed=False, titles=True),
         Dataset("retailrocket_purchase", retailrocket, cut("2015-08-15", "rolling", event_type="purchase"), **SHOP),
         Dataset("retailrocket_event", retailrocket, cut("2015-08-15", "rolling"), **SHOP, most=1_500),
-        Dataset("grocery", grocery, cut("2017-11-01"), **SHOP, passes=4),
+        Dataset("grocery", grocery, cut("2017-11-01"), **SHOP, passes=4, tail=True),
     )
 }
 """exclude_seen: MovieLens as published; what a shop's users saw or bought before is often what they take next. Of Retailrocket's users
@@ -135,6 +143,7 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
 EVENTS = {"event_types": True, "gaps": True, "tokens": 3_200}
 SHOP_GRIDS: dict[str, dict[str, list[Any]]] = {
     "popularity": {"half_life": [None, 0.1, 1.0, 7.0], "own": [0.0, 1_000.0]},
+    "repeat": {"half_life": [None, 60.0, 20.0]},
     "itemknn": {"fade": [None, 5.0], "shrink": [10.0, 100.0]},
     "covisit": {"window": [5, 20], "recency_power": [1.0, 2.0], "half_life": [None, 7.0]},
     "ease": {"regularisation": [30.0, 300.0], "fade": [None, 5.0], "max_items": [4_000]},
@@ -231,12 +240,15 @@ def zoo(*arguments: str) -> None:
 def run(
     prepared: Prepared, model: str, params: Mapping[str, Any], part: str, seed: int = 0, again: bool = False
 ) -> dict[str, Any]:
-    """Fit on the training rows, rank ``part``; the run that is kept where there is one. Ranks by row lie beside the project."""
+    """Fit on the training rows, rank ``part``; the run that is kept where there is one. Ranks by row lie beside the project.
+
+    Of validation rows only the figures are asked for, which are kept without them.
+    """
     what = {"dataset": prepared.dataset.name, "model": model, "params": dict(params), "part": part, "seed": seed}
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
     folder = WORK / "quick" if QUICK else RUNS / prepared.dataset.name
     path, ranks = folder / f"{model}-{part}-{key}.json", WORK / prepared.dataset.name / f"{model}-{part}-{key}.npz"
-    if path.exists() and ranks.exists() and not again:
+    if path.exists() and (part == "validation" or ranks.exists()) and not again:
         return {**json.loads(path.read_text()), "ranks": str(ranks)}
     rows = prepared.rows(part)
     recommender, fitted = fitted_member(prepared, model, params, seed, again)
@@ -334,13 +346,13 @@ def best(prepared: Prepared, model: str, again: bool) -> dict[str, Any]:
 
 
 def stack(prepared: Prepared, runs: list[dict[str, Any]], again: bool) -> list[dict[str, Any]]:
-    """The test runs of the rank average and of the stack of these models, at their best settings; what is kept where there is.
+    """The test runs of the rank average and of stacks of these models, at their best settings; what is kept where there is.
 
     The second stage is chosen and fitted on the validation rows; members are those fitted on the training rows, and stay as they are.
     """
-    from zoo.evaluation.ranking import Ranking
-    from zoo.recommender import second_stage
-    from zoo.reranking import MEAN, STACK
+    from zoo.fitting import PluginSource
+    from zoo.recommender import cold
+    from zoo.reranking import DEPTH, MEAN, STACK, choose
 
     exclude_seen = prepared.dataset.exclude_seen
     what = {
@@ -351,29 +363,55 @@ def stack(prepared: Prepared, runs: list[dict[str, Any]], again: bool) -> list[d
     }
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
     folder = WORK / "quick" if QUICK else RUNS / prepared.dataset.name
+    averages = {STACK: "rows", **({BY_ITEMS: "items"} if prepared.dataset.tail else {})}
     kept = {
-        name: (folder / f"{name}-test-{key}.json", WORK / prepared.dataset.name / f"{name}-test-{key}.npz")
-        for name in (MEAN, STACK)
+        name: (folder / f"{stem}-test-{key}.json", WORK / prepared.dataset.name / f"{stem}-test-{key}.npz")
+        for name in (MEAN, *averages)
+        for stem in (name.replace(" ", "_"),)
     }
     if all(path.exists() for pair in kept.values() for path in pair) and not again:
         return [{**json.loads(path.read_text()), "ranks": str(ranks)} for path, ranks in kept.values()]
     fitted = [fitted_member(prepared, each["model"], each["params"], each["seed"], again=False)[0] for each in runs]
     members = replace(fitted[0], members=tuple(each.members[0] for each in fitted))
     started = time.perf_counter()
-    recommender, choice = second_stage(
-        members, prepared.rows("validation"), exclude_seen=exclude_seen, users=prepared.clusters("validation")
-    )
-    seconds = time.perf_counter() - started
-    print(f"{prepared.dataset.name} second stage: {json.dumps(choice.record)}", flush=True)
+    validation, users = prepared.rows("validation"), prepared.clusters("validation")
+    warm = np.flatnonzero(~cold(members.seen(validation.batch)))  # as second_stage has it, whose survey is made once for all
+    survey = members.survey(validation.take(warm), exclude_seen=exclude_seen, depth=DEPTH)[1]
+    assert survey is not None
+    surveyed = time.perf_counter() - started
+    stacked, choices, seconds = {}, {}, {MEAN: 0.0}
+    for name, average in averages.items():
+        started = time.perf_counter()
+        choice = choose(survey, DEPTH, users=None if users is None else users[warm], average=average, source=PluginSource())
+        stacked[name], choices[name] = replace(members, reranker=choice.reranker), choice.record
+        seconds[name] = surveyed + time.perf_counter() - started
+        print(f"{prepared.dataset.name} {name}: {json.dumps(choice.record)}", flush=True)
     started = time.perf_counter()
-    found: Mapping[str, Ranking] = recommender.rankings(prepared.rows("test"), exclude_seen=exclude_seen)
+    found = rankings(stacked, prepared.rows("test"), exclude_seen)
     scored = time.perf_counter() - started
     out = []
     for name, (path, ranks) in kept.items():
-        ranking = found.get(name, found[MEAN])  # where the second stage is the rank average, there is no other stack
-        record = {**what, "model": name, "second_stage": dict(choice.record), "fit_seconds": seconds if name == STACK else 0.0}
-        out.append(keep(prepared, path, ranks, record, ranking, recommender, scored))
+        record = {**what, "model": name, "second_stage": dict(choices.get(name, choices[STACK])), "fit_seconds": seconds[name]}
+        out.append(keep(prepared, path, ranks, record, found[name], members, scored))
     return out
+
+
+def rankings(stacked: Mapping[str, Any], data: Any, exclude_seen: bool) -> dict[str, Any]:
+    """Of recommenders of the same members and of the members' rank average, each member asked once."""
+    from zoo.evaluation.ranking import FIRST, joined, placed
+    from zoo.reranking import MEAN, rank_average
+
+    one = next(iter(stacked.values()))
+    batch, target = one.seen(data.batch), one.known(data.batch.catalogue).target(data).astype(np.int64)
+    parts: dict[str, list[Any]] = {name: [] for name in (MEAN, *stacked)}
+    begin, items = 0, batch.catalogue.size("item_id") - FIRST
+    for stage in one.stages(batch, exclude_seen):
+        own = target[begin : begin + len(stage.batch)]
+        begin += len(stage.batch)
+        parts[MEAN].append(placed(rank_average(stage.ranks), own, items))
+        for name, each in stacked.items():
+            parts[name].append(placed(each.combine(stage), own, items))
+    return {name: joined(each, items) for name, each in parts.items()}
 
 
 def compared(runs: list[dict[str, Any]], against: str | None = None, tail: bool = False) -> list[Any]:
@@ -400,14 +438,14 @@ def figures(runs: list[dict[str, Any]]) -> list[Figure]:
         hit, value = each["metrics"]["hr@10"], each["metrics"][METRIC]
         bound: dict[str, Any] = {}
         said = ""
-        if each["model"] == "stack":
+        if each["model"] in ("stack", BY_ITEMS):
             before = {n: v for n, v in each["second_stage"]["ndcg@10"].items() if n in each["params"]}
             rival = max(before, key=lambda name: before[name])
-            [test] = compared([r for r in runs if r["model"] in (rival, "stack")], against=rival)
+            [test] = compared([r for r in runs if r["model"] in (rival, each["model"])], against=rival)
             better = test.value > 0 and test.p_value < 0.01
             said = f", by {each['second_stage']['chosen']}; {test.value:+.4f} on {rival}, paired p = {test.p_value:.2g}"
-            if DATASETS[each["dataset"]].peers:
-                bound = leads(runs)
+            if DATASETS[each["dataset"]].peers and each["model"] == (BY_ITEMS if DATASETS[each["dataset"]].tail else "stack"):
+                bound = leads([r for r in runs if r is each or r["model"] not in ("stack", BY_ITEMS)], each["model"])
         if each["dataset"] == "movielens_1m" and each["model"] in PUBLISHED:
             name, hr10, ndcg10, peer, peer_name = PUBLISHED[each["model"]]
             must = f"HR@10 >= {hr10}, NDCG@10 >= {ndcg10}"
@@ -432,9 +470,9 @@ def figures(runs: list[dict[str, Any]]) -> list[Figure]:
     return out
 
 
-def leads(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def leads(runs: list[dict[str, Any]], stack: str) -> dict[str, Any]:
     """The bound of a stack beside its members and the peers: it is better than each of them, on tail items too."""
-    found = {part: compared(runs, against="stack", tail=part == "tail") for part in ("all", "tail")}
+    found = {part: compared(runs, against=stack, tail=part == "tail") for part in ("all", "tail")}
     short = [
         f"{test.a} ({-test.value:+.4f} for the stack, p = {test.p_holm:.2g}{'' if part == 'all' else ', tail items'})"
         for part, tests in found.items()
@@ -449,7 +487,9 @@ def leads(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", choices=DATASETS, action="append")
-    parser.add_argument("--model", choices=(*GRIDS, "stack"), action="append", help="stack: of the others named, or of all")
+    parser.add_argument(
+        "--model", choices=(*GRIDS, "repeat", "stack"), action="append", help="stack: of the others named, or of all"
+    )
     parser.add_argument(
         "--peer", choices=PEERS, action="append", help="of RecTools and implicit; with --model, none unless named"
     )
@@ -463,8 +503,7 @@ def main() -> None:
             shown += cold_figures(cold_run(prepared, RUNS / name, asked.again))
         if asked.cold:
             continue
-        grids = SHOP_GRIDS if DATASETS[name].timed else GRIDS
-        chosen = [model for model in asked.model or grids if model != "stack"] or list(grids)
+        chosen = [model for model in asked.model or DATASETS[name].models if model != "stack"] or DATASETS[name].models
         runs = [best(prepared, model, asked.again) for model in chosen]
         if len(runs) > 1 and (asked.model is None or "stack" in asked.model):
             runs += stack(prepared, runs, asked.again)
