@@ -580,6 +580,25 @@ def test_a_damaged_database_is_named_with_the_remedy(repo: Path) -> None:
         features.online("users", {"user_id": [1]})
 
 
+def test_a_database_that_was_damaged_and_removed_is_read_anew_by_who_had_it_open(repo: Path) -> None:
+    features, path = shop.opened(repo), repo / "data" / "online.db"
+    features.append(shop.events_table(shop.random_events(np.random.default_rng(0), 2_000)))
+    before = features.online("users", {"user_id": [1]})
+    connection = features._online_store._connection(str(path))
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.execute("PRAGMA shrink_memory")  # what it has read already it would not look at again
+    with path.open("r+b") as file:
+        file.write(b"\xff" * path.stat().st_size)
+    with pytest.raises(FeatureError, match="remove it and materialize again"):
+        features.online("users", {"user_id": [1]})
+    for part in path.parent.glob("online.db*"):
+        part.unlink()
+    shop.opened(repo).materialize()
+    after = features.online("users", {"user_id": [1]})
+    for name in before.names:
+        np.testing.assert_array_equal(after.column(name).values, before.column(name).values)
+
+
 def test_a_full_disk_is_named_and_the_store_goes_on_where_it_was(repo: Path) -> None:
     features = shop.opened(repo)
     features.append(shop.events_table(shop.random_events(np.random.default_rng(0), 40)))

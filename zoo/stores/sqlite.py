@@ -33,8 +33,9 @@ _APPEND = (
     "INSERT INTO zoo_frames VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET events = CAST(events || excluded.events AS BLOB)"
     " RETURNING length(events)"
 )
+_DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 _REMEDIES = {
-    **dict.fromkeys(("SQLITE_CORRUPT", "SQLITE_NOTADB"), "The log holds every event: remove it and materialize again"),
+    **dict.fromkeys(_DAMAGED, "The log holds every event: remove it and materialize again"),
     **dict.fromkeys(("SQLITE_FULL", "SQLITE_IOERR"), "Free some space on its disk and try again; the log holds every event"),
     **dict.fromkeys(("SQLITE_CANTOPEN", "SQLITE_READONLY"), "Check the path, and the permissions of the file and its directory"),
     "SQLITE_BUSY": "Another process has been writing to it for long: end that one, or try again",
@@ -73,6 +74,9 @@ class SqliteEventOnlineStore(EventOnlineStore, SqliteOnlineStore):
         except sqlite3.DatabaseError as error:
             name = getattr(error, "sqlite_errorname", None) or ""
             remedy = next((words for code, words in _REMEDIES.items() if name.startswith(code)), "Check the file and its disk")
+            if name.startswith(_DAMAGED) and (connection := getattr(self._local, "connection", None)) is not None:
+                self._local.connection = None
+                connection.close()  # the file that takes its place is read through another
             raise FeatureError(f"the online store {path} cannot be used: {error}. {remedy}") from error
 
     def _connection(self, path: str) -> sqlite3.Connection:
