@@ -120,10 +120,12 @@ def test_the_page_of_recommendation_runs_has_every_test_run_best_first(tmp_path:
         run("ease", "validation", gain, None)
     run("ease", "test", 0.15, 0.05)
     run("als tuned", "test", 0.25, None, tried=[{}, {}, {}])
+    run("stack by items", "test", 0.3, 0.1, params={"ease": {}, "popularity": {}})
     lines = recommend_page.page(tmp_path).splitlines()
     assert "## shop" in lines
     assert "1,200 test rows, 30 items; a machine." in lines
-    assert lines[-2:] == [
+    assert lines[-3:] == [
+        "| stack by items of 2 | 0.3000 (0.2900 to 0.3100) | 0.3000 | 0.1000 | 0.300 |  | 0 | 1.5 | 2.0 | 1,500 |",
         "| als tuned | 0.2500 (0.2400 to 0.2600) | 0.2500 |  | 0.250 | 3 | 0 | 1.5 | 2.0 | 1,500 |",
         "| ease | 0.1500 (0.1400 to 0.1600) | 0.1500 | 0.0500 | 0.150 | 2 | 0 | 1.5 | 2.0 | 1,500 |",
     ]

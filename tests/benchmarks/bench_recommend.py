@@ -443,7 +443,8 @@ def figures(runs: list[dict[str, Any]]) -> list[Figure]:
             rival = max(before, key=lambda name: before[name])
             [test] = compared([r for r in runs if r["model"] in (rival, each["model"])], against=rival)
             better = test.value > 0 and test.p_value < 0.01
-            said = f", by {each['second_stage']['chosen']}; {test.value:+.4f} on {rival}, paired p = {test.p_value:.2g}"
+            said = f", {len(each['params'])} models by {each['second_stage']['chosen']}; "
+            said += f"{test.value:+.4f} on {rival}, paired p = {test.p_value:.2g}"
             if DATASETS[each["dataset"]].peers and each["model"] == (BY_ITEMS if DATASETS[each["dataset"]].tail else "stack"):
                 bound = leads([r for r in runs if r is each or r["model"] not in ("stack", BY_ITEMS)], each["model"])
         if each["dataset"] == "movielens_1m" and each["model"] in PUBLISHED:

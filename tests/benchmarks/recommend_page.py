@@ -14,7 +14,8 @@ Made from the files in [recommend](recommend) by `python tests/benchmarks/recomm
 NDCG@10 with its 95 % interval (bootstrap over users), HR@10, NDCG@10 of tail items, the share of the catalogue that is among somebody's
 first ten; settings that were tried on the validation rows, the seed, minutes of fitting those that were taken (of `stack`, of its second
 stage) and seconds of ranking the test rows, on a machine that did other work besides; peak memory of the process in MB, which holds the
-benchmark's own rows too. `tuned`, `untuned`: a peer at its best settings on the validation rows, and as it comes.
+benchmark's own rows too. `mean of 7`, `stack of 7`: of so many models, by the rank average and by the second stage. `tuned`, `untuned`: a
+peer at its best settings on the validation rows, and as it comes.
 """
 COLUMNS = ("model", "NDCG@10", "HR@10", "tail", "coverage", "settings", "seed", "minutes", "seconds", "MB")
 COLD = ("rows", "settings", "number", "text", "popularity", "chance", "text, held out", "chance, held out", "minutes")
@@ -62,8 +63,9 @@ def _cold(runs: list[dict[str, Any]]) -> str:
 def _row(run: dict[str, Any], tried: dict[str, int]) -> tuple[str, ...]:
     of, gain = run["metrics"], run["metrics"]["ndcg@10"]
     tail = run["slices"]["tail items"]["ndcg@10"]["value"]
+    stacked = run["model"] == "mean" or run["model"].startswith("stack")
     return (
-        run["model"],
+        f"{run['model']} of {len(run['params'])}" if stacked else run["model"],
         f"{gain['value']:.4f} ({gain['low']:.4f} to {gain['high']:.4f})",
         f"{of['hr@10']['value']:.4f}",
         "" if tail is None else f"{tail:.4f}",
