@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,11 +28,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shop import DAY, START, USERS, Shop
 
-from zoo.errors import RegistryError, UsageError, ZooError
+from zoo.errors import LateError, RegistryError, UsageError, ZooError
 from zoo.features import Features
 from zoo.predictor import Predictor
 from zoo.service import app, serve
-from zoo.service.app import EXPLAINED, EXPLAINED_SOON
+from zoo.service.explaining import AT_ONCE, PLACES
 from zoo.service.load import Limiter
 from zoo.service.messages import MAX_EXPLAINED, MAX_ROWS, EventsRequest, ExplainRequest, PredictRequest
 from zoo.service.problems import MAX_BODY
@@ -255,43 +256,51 @@ def test_an_explanation_keeps_neither_its_deadline_waiting_nor_predictions_out(
         monkeypatch.setattr(Predictor, "explain", explain)
         body = {"model": "churn", "users": []}
         try:
-            for _ in range(2 * EXPLAINED):  # more than are worked on at once
+            for _ in range(2 * AT_ONCE):  # more than are worked on at once
                 late = client.post("/v1/explain", json=body, headers={"X-Deadline-Ms": "200"})
                 assert problem(late)[:2] == (504, "deadline")
             page = client.get("/")  # in the pool of threads that pushes and lists have, too
-            assert (page.status_code, limiter.running) == (200, 2 * EXPLAINED)
+            assert (page.status_code, limiter.running) == (200, 2 * AT_ONCE)
         finally:
             let.set()
-        assert len(given) == EXPLAINED
+        assert len(given) == AT_ONCE
         assert all(deadline is not None and 0 < deadline <= 0.2 for deadline in given)
         assert client.post("/v1/explain", json=body).json() == {"answers": []}
     assert (limiter.running, limiter.mean, limiter.limit) == (0, 0.0, 128.0)  # what took long is no sign of load
 
 
-def test_explanations_that_wait_are_few_and_further_ones_are_refused(trained_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explanations_and_pages_that_wait_are_few_and_keep_nothing_else_out(
+    trained_shop: Shop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     let = threading.Event()
 
     def explain(*_: Any, **__: Any) -> list[Any]:
         let.wait(60)
-        return []
+        raise LateError("too late to say")
 
     limiter = Limiter()
-    with running(app(*opened(trained_shop), limiter=limiter)) as client, ThreadPoolExecutor(EXPLAINED_SOON) as pool:
+    served = app(*opened(trained_shop.copy(tmp_path / "shop")), limiter=limiter)
+    with running(served) as client, ThreadPoolExecutor(2 * PLACES) as pool:
         monkeypatch.setattr(Predictor, "explain", explain)
         body = {"model": "churn", "users": []}
         try:
-            asked = [pool.submit(client.post, "/v1/explain", json=body) for _ in range(EXPLAINED_SOON)]
-            while limiter.running < EXPLAINED_SOON:
+            asked = [pool.submit(client.post, "/v1/explain", json=body) for _ in range(PLACES // 2)]
+            while limiter.running < PLACES // 2:
                 time.sleep(0.01)
-            refused = client.post("/v1/explain", json=body)
-            assert problem(refused)[:2] == (503, "overloaded")
-            assert refused.headers["retry-after"] == "1"
+            pages = [pool.submit(client.get, "/?user=1&model=churn") for _ in range(PLACES)]
+            refused = [each.result() for each in itertools.islice(as_completed(pages), PLACES // 2)]
+            refused.append(client.post("/v1/explain", json=body))
+            for each in refused:
+                assert problem(each)[:2] == (503, "overloaded")
+                assert each.headers["retry-after"] == "1"
+            assert client.post("/v1/events", json={"events": [purchase(1, "beside")]}).json()["added"] == 1
             assert client.post("/v1/predict", json={"model": "churn", "users": [1]}).status_code == 200
-            assert 'zoo_refused_total{reason="overloaded"} 1.0' in client.get("/metrics").text
+            assert 'zoo_refused_total{reason="overloaded"} 9.0' in client.get("/metrics").text
         finally:
             let.set()
-        assert {each.result().status_code for each in asked} == {200}
-        assert client.post("/v1/explain", json=body).status_code == 200
+        assert {each.result().status_code for each in asked} == {504}
+        assert {each.result().status_code for each in pages} == {200, 503}  # with the score, without what moved it
+        assert client.post("/v1/explain", json=body).status_code == 504
 
 
 # Pushes

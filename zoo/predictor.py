@@ -18,7 +18,7 @@ import numpy as np
 from zoo.answers import Answered, ids_of, listed
 from zoo.contract import Array, FeatureBatch
 from zoo.deadline import Threads, from_now, until
-from zoo.errors import FeatureError, LateError, PluginError, UsageError, choices
+from zoo.errors import FeatureError, LateError, PluginError, UsageError, ZooError, choices
 from zoo.events.dictionary import FIRST
 from zoo.events.given import keyed, moment, table_of
 from zoo.events.items import items_where
@@ -324,8 +324,16 @@ class Predictor:
             "events": events,
             "sequences": self.features.sequences(self.service),
         }
-        with until(instant):
-            found = explain(self.ensemble, read.batch, rates(self.version.metrics, self.ensemble.target), **asked)
+        try:
+            with until(instant):
+                found = explain(self.ensemble, read.batch, rates(self.version.metrics, self.ensemble.target), **asked)
+        except ZooError:
+            raise
+        except Exception as error:  # whatever a member's code raises
+            raise PluginError(
+                f"what moved a score of {self.version.reference} cannot be said while a member fails ({error!r}); predict answers "
+                "without it, as far as the policy lets it"
+            ) from error
         return [
             replace(each, source=str(source), known=bool(newest >= 0) if source == FRESH else None)
             for each, source, newest in zip(found, read.source, read.batch.newest, strict=True)

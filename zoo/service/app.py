@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from time import perf_counter
 from typing import Any
@@ -10,15 +9,15 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from zoo.deadline import Threads
 from zoo.errors import LateError, UsageError, choices
 from zoo.features import Features
 from zoo.predictor import Predictor, State
 from zoo.registry import CANARY, SHADOW
 from zoo.service.access import ADMIN, OPEN, PUSH, READ, Access, Rules, needs, rules_of
-from zoo.service.admission import OVERLOADED, Admission
+from zoo.service.admission import Admission
 from zoo.service.batches import Batches
 from zoo.service.direct import Direct
+from zoo.service.explaining import Explaining
 from zoo.service.guard import Guard
 from zoo.service.load import Limiter
 from zoo.service.messages import (
@@ -48,10 +47,6 @@ from zoo.service.shadow import Shadows
 from zoo.service.v2 import add_v2
 from zoo.service.versions import Versions
 
-EXPLAINED = 2
-"""Requests for explanations that are worked on at once, in threads of their own: pushes, lists and predictions must not wait for those."""
-EXPLAINED_SOON = 16
-"""Those that are worked on or wait, beyond which further ones are refused: they must not take the places of all others."""
 LINEAGE = ("log", "service_hash", "plugins", "seed", "git")
 MISTAKES: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "The body is not JSON"},
@@ -76,9 +71,9 @@ def app(
 ) -> FastAPI:
     """The application that answers for these predictors, by model name, and takes events for the log behind ``features``.
 
-    Predictions asked for at once are computed together (``Batches``), explanations in threads of their own, other routes run in a pool of
-    threads, so predictors must be thread-safe (they are). hosts: names that requests
-    may call the server by, without port; None for any. access: who may ask; None for anyone, see ``serve``. limiter: how many requests
+    Predictions asked for at once are computed together (``Batches``), explanations and pages in threads of their own, other routes
+    run in a pool of threads, so predictors must be thread-safe (they are). hosts: names that requests may call the server by, without
+    port; None for any. access: who may ask; None for anyone, see ``serve``. limiter: how many requests
     are worked on at once. read_timeout: seconds that a caller may take to send a head, and its body; 0 for any
     time. Raises UsageError where a route declares no role.
     """
@@ -97,8 +92,8 @@ def app(
     )
     api.router.route_class = Direct
     versions = predictors if isinstance(predictors, Versions) else Versions(predictors)
-    rules, metrics, batches, shadows, explaining = Rules(), Metrics(), Batches(), Shadows(), Threads(EXPLAINED)
-    readiness, explained = Readiness(), 0
+    rules, metrics, batches, shadows, readiness = Rules(), Metrics(), Batches(), Shadows(), Readiness()
+    explaining = Explaining(metrics)
     handle(api)
     api.state.admission = Admission(
         hosts=hosts,
@@ -241,7 +236,7 @@ def app(
         responses={404: {"model": ErrorBody}, **MISTAKES},
         tags=["models"],
     )
-    async def explain(http: Request, request: ExplainRequest) -> Json:
+    async def explain(http: Request, request: ExplainRequest) -> Response:
         """Say what moved the score of every row, in order: members, their columns and single events."""
         predictor = known(request.model, _first(request.users or request.rows))
         if request.rows is not None:
@@ -262,16 +257,8 @@ def app(
             answers = [{"keys": key, "version": version, **each.as_dict()} for key, each in zip(keys, found, strict=True)]
             return Json({"answers": answers})
 
-        nonlocal explained
-        if explained >= EXPLAINED_SOON:
-            metrics.refused(OVERLOADED.kind).inc()
-            return OVERLOADED.answer(http.url.path)
-        explained += 1
-        try:
-            with metrics.of(predictor):
-                return await asyncio.wrap_future(explaining.submit(work))
-        finally:
-            explained -= 1
+        with metrics.of(predictor):
+            return await explaining.answered(http, work)
 
     @api.post("/v1/events", response_model=Report, openapi_extra={**needs(PUSH), **DEADLINE}, responses=MISTAKES, tags=["events"])
     def events(http: Request, request: EventsRequest) -> Json:
@@ -285,7 +272,7 @@ def app(
         )
 
     add_v2(api, known, versions, metrics, batches, shadows, readiness, states, in_time, features)
-    add_page(api, versions, features, lambda: _health(versions), shadows.told)
+    add_page(api, versions, features, explaining, lambda: _health(versions), shadows.told)
     _answer_head(api)
     rules.fill(rules_of(api))
     return api

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI
-from starlette.responses import HTMLResponse
+from fastapi import FastAPI, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import HTMLResponse, Response
 
 from zoo.errors import UnknownIdError, UsageError, ZooError, choices
 from zoo.features import Features
@@ -19,6 +21,7 @@ from zoo.predictor import Predictor
 from zoo.recommender import Recommender
 from zoo.report.markup import STYLE, Markup, page, table, tag
 from zoo.service.access import READ, needs
+from zoo.service.explaining import Explaining
 from zoo.service.versions import Versions
 
 EVENTS = 50
@@ -27,6 +30,7 @@ MOVED = 5
 """Columns of each member whose move is listed."""
 LONGEST = 200
 """Characters of an identifier."""
+_log = logging.getLogger(__name__)
 _STYLE = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 HEADERS = {
     "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{_STYLE}'; img-src data:; form-action 'self'; base-uri 'none'; "
@@ -37,20 +41,35 @@ HEADERS = {
 }
 
 
-def add_page(api: FastAPI, versions: Versions, features: Features, health: Any, compared: Any) -> None:
+def add_page(api: FastAPI, versions: Versions, features: Features, explaining: Explaining, health: Any, compared: Any) -> None:
     """The route ``GET /``. health: says what ``/health`` does. compared: says what ``/v1/shadows`` does."""
 
     @api.get("/", openapi_extra=needs(READ), response_class=HTMLResponse, include_in_schema=False)
-    def home(user: str = "", model: str = "") -> HTMLResponse:
+    async def home(http: Request, user: str = "", model: str = "") -> Response:
         """State of the service, and with ``?user=ID`` what is known and said of a user."""
-        status, parts = 200, [tag("h1", "feature-zoo"), *_state(versions, features, health(), compared())]
-        try:
-            parts += [_form(versions, user, model), *(_user(versions, features, user.strip(), model) if user.strip() else ())]
-        except (UsageError, UnknownIdError) as error:
-            status, parts = 422, [*parts, tag("p", f"That cannot be asked: {error}", role="alert")]
-        except ZooError as error:
-            status, parts = 503, [*parts, tag("p", f"That cannot be answered now: {error}", role="alert")]
-        return HTMLResponse(page("feature-zoo", *parts), status, HEADERS)
+        status, told = health(), compared()
+
+        def work() -> HTMLResponse:
+            return _shown(versions, features, user, model, tag("h1", "feature-zoo"), *_state(versions, features, status, told))
+
+        return await (explaining.answered(http, work) if user.strip() else run_in_threadpool(work))
+
+
+def _shown(versions: Versions, features: Features, user: str, model: str, *state: Markup) -> HTMLResponse:
+    status, parts = 200, [*state]
+    try:
+        parts += [_form(versions, user, model), *(_user(versions, features, user.strip(), model) if user.strip() else ())]
+    except (UsageError, UnknownIdError) as error:
+        status, parts = 422, [*parts, tag("p", f"That cannot be asked: {error}", role="alert")]
+    except ZooError as error:
+        status, parts = 503, [*parts, _unanswered(error, "That cannot be answered now")]
+    return HTMLResponse(page("feature-zoo", *parts), status, HEADERS)
+
+
+def _unanswered(error: ZooError, what: str) -> Markup:
+    """Messages of failures name paths, so the log has them, as for the routes of JSON."""
+    _log.error("the page cannot answer", exc_info=error)
+    return tag("p", f"{what}; the server's log says why.", role="alert")
 
 
 def _state(
@@ -95,7 +114,7 @@ def _state(
             ["events in the log", "newest event (UTC)", "now (UTC)", "age"], [(view.count, _time(newest), _time(now), age)]
         )
     except ZooError as error:
-        yield tag("p", f"The log cannot be read now: {error}", role="alert")
+        yield _unanswered(error, "The log cannot be read now")
 
 
 def _form(versions: Versions, user: str, model: str) -> Markup:
@@ -139,7 +158,11 @@ def _answer(predictor: Predictor, user: Any) -> Iterator[Markup]:
         return
     (row,) = predictor.predict(users=[user]).to_pylist()
     yield table(["what", "says"], [(name, _cell(name, value)) for name, value in row.items()])
-    (found,) = predictor.explain(users=[user], top=MOVED, events=0)
+    try:
+        (found,) = predictor.explain(users=[user], top=MOVED, events=0)
+    except ZooError as error:
+        yield _unanswered(error, "What moved the score cannot be said now")
+        return
     output = f" of {found.output}" if found.output else ""
     yield tag("h3", f"What moved the score{output}")
     if found.known is False:
