@@ -250,6 +250,24 @@ def test_no_rollback_goes_to_a_retired_version(registry):
     assert registry.get("churn").number == 2
 
 
+def test_a_rollback_does_not_undo_what_somebody_else_promotes_meanwhile(registry, monkeypatch):
+    fill(registry, count=3)
+    registry.promote("churn", 1)
+    registry.promote("churn", 2)
+    verify = registry.artefacts.verify
+
+    def meanwhile(digest):
+        monkeypatch.setattr(registry.artefacts, "verify", verify)
+        registry.promote("churn", 3)
+        return verify(digest)
+
+    monkeypatch.setattr(registry.artefacts, "verify", meanwhile)
+    with pytest.raises(RegistryError, match="churn@champion was churn@2 a moment ago and names churn@3 now; look who moved it"):
+        registry.rollback("churn")
+    assert registry.get("churn@champion").number == 3
+    assert [each.number for each in registry.rollback("churn")] == [2, 3]
+
+
 def test_tags_change_later_and_others_stay(registry):
     registry.register("churn", artefact(), {}, {}, tags={"note": "a", "owner": "anna"})
     changed = registry.tag("churn", 1, {"note": None, "gone": None, "reviewed": True})

@@ -180,7 +180,10 @@ class Registry:
         A version that becomes the champion is no canary any more. What of it is only here is sent to where artefacts lie.
         Raises UnknownReferenceError for a missing version, RegistryError for a retired one, ArtefactError when its artefact is not whole.
         """
-        checked(alias, "an alias")
+        return self._point(model, version, checked(alias, "an alias"))
+
+    def _point(self, model: str, version: int, alias: str, seen: int | None = None) -> Version | None:
+        """``promote``. seen: what the alias named when this was decided, if it matters; RegistryError where it names another by now."""
         found = self.get(f"{model}@{version}")
         _promotable(found.reference, found.status)  # before anything is sent
         try:
@@ -197,6 +200,11 @@ class Registry:
             _promotable(found.reference, row.status)
             current = session.get(AliasRow, (model, alias))
             before = None if current is None else current.number
+            if seen is not None and before != seen:
+                names = "nothing" if before is None else f"{model}@{before}"
+                raise RegistryError(
+                    f"{model}@{alias} was {model}@{seen} a moment ago and names {names} now; look who moved it, then ask again"
+                )
             former = before if before != version or current is None else current.former  # naming it again keeps the way back
             session.merge(AliasRow(model=model, name=alias, number=version, former=former))
             tried = session.get(AliasRow, (model, CANARY)) if alias == CHAMPION else None
@@ -222,7 +230,7 @@ class Registry:
         """Point the alias back at the version it named before. Returns (the version it names since, the one it named until then).
 
         Once more goes forward again. Raises UnknownReferenceError for a missing alias, RegistryError where it never named another
-        version or that one is retired, ArtefactError when its artefact is not whole.
+        version, that one is retired or somebody else moves the alias meanwhile, ArtefactError when its artefact is not whole.
         """
         now = self.get(f"{model}@{checked(alias, 'an alias')}")
         with self._database.transaction() as session:
@@ -236,7 +244,7 @@ class Registry:
                 f"version to go to, one that `zoo models` shows as ready: zoo promote {model}@NUMBER"
                 + ("" if alias == CHAMPION else f" --alias {alias}")
             )
-        self.promote(model, former, alias)
+        self._point(model, former, alias, now.number)
         return self.get(f"{model}@{former}"), now
 
     def retire(self, model: str, version: int) -> None:
