@@ -828,7 +828,7 @@ def test_the_openapi_document_is_whole(served: Served) -> None:
         assert found
     for path in ("/v1/predict", "/v1/explain", "/v1/events"):
         responses = document["paths"][path]["post"]["responses"]
-        assert {"200", "400", "413", "415", "422", "503"} <= responses.keys()
+        assert {"200", "400", "401", "403", "408", "413", "415", "421", "422", "431", "500", "503"} <= responses.keys()
         for status in responses.keys() - {"200"}:
             schema = responses[status]["content"]["application/json"]["schema"]
             assert schema == {"$ref": "#/components/schemas/ErrorBody"}

@@ -47,14 +47,21 @@ from zoo.service.shadow import Shadows
 from zoo.service.v2 import add_v2
 from zoo.service.versions import Versions
 
+GUARDED: Mapping[int, str] = {
+    401: "No valid credential came with the request, where the server asks for one",
+    403: "The credential has not the role that this needs",
+    408: "The request was not sent whole in time",
+    421: "The server is not called by that name",
+    431: "Target and headers are too large",
+    500: "A fault of the server's or of a model's; its log says which",
+}
+"""What any route may answer, before or after it is asked."""
 LINEAGE = ("log", "service_hash", "plugins", "seed", "git")
 MISTAKES: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "The body is not JSON"},
-    408: {"model": ErrorBody, "description": "The request was not sent whole in time"},
     413: {"model": ErrorBody, "description": "The body is too large"},
     415: {"model": ErrorBody, "description": "The body is not announced as JSON"},
     422: {"model": ErrorBody, "description": "The request cannot be meant; the message says what was expected"},
-    431: {"model": ErrorBody, "description": "Target and headers are too large"},
     503: {"model": ErrorBody, "description": "Features or log cannot be used at present, or there is too much work: Retry-After"},
     504: {"model": ErrorBody, "description": "No answer within X-Deadline-Ms"},
 }
@@ -294,6 +301,14 @@ def _answer_head(api: FastAPI) -> None:
 
 def _document(api: FastAPI) -> dict[str, Any]:
     document = api.openapi()
+    for path, routes in document["paths"].items():
+        schema = {"$ref": f"#/components/schemas/{'ErrorV2' if path.startswith('/v2') else 'ErrorBody'}"}
+        for route in routes.values():
+            for status, words in GUARDED.items():
+                if status not in (401, 403) or "security" in route:
+                    route["responses"].setdefault(
+                        str(status), {"description": words, "content": {"application/json": {"schema": schema}}}
+                    )
     document["components"]["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer", "description": "A JWT, or an API key of `zoo key`."}
     }
