@@ -113,7 +113,9 @@ def honest(row: str, what: str, lines: dict[str, Line], best: str, churn: bool =
             seeds=(0,),
             must="not above 0 beyond the interval",
             reached=reached,
-            why="" if reached else "the members' order before the test is not that after it",
+            why=""
+            if reached
+            else f"{gap.low:+.5f} to {gap.high:+.5f}: what was chosen before the test is not what is best after it",
         )
     )
     return figures
@@ -173,7 +175,7 @@ def t1() -> list[Figure]:
     bound = ceiling()
     learnt = {share: Line(runs, parts).metrics for share, parts in curve.items()}
     why = (
-        "the data end there. Learning curve: gbdt on "
+        "nothing tried leads there. Learning curve: gbdt on "
         + ", ".join(f"{s:.0%} of the households {m['auc'].value:.4f} / {m['log_loss'].value:.4f}" for s, m in learnt.items())
         + ". Upper bound: the same trees trained also on four fifths of the test cut's own households, which no honest model may see, "
         f"{bound['same window'][0]:.4f} / {bound['same window'][1]:.4f} (on the past alone {bound['past'][0]:.4f} / "
