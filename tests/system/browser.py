@@ -89,7 +89,8 @@ class Browser:
 def browser() -> Iterator[Browser]:
     program = next(filter(None, map(shutil.which, NAMES)), None)
     assert program is not None, "no Chromium on PATH; install it, as .ci/run does: apt-get install chromium"
-    with tempfile.TemporaryDirectory() as profile:
+    # Chromium's other processes may write a moment longer than its first one lives
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         opened = Browser(program, Path(profile))
         yield opened
         opened.close()
