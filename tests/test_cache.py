@@ -16,7 +16,8 @@ import pytest
 from pydantic import BaseModel
 
 from zoo.cache import Cache, FileCheckpoint
-from zoo.fitting import Fit, Member, PluginSource, run_fits, silent
+from zoo.contract import silent
+from zoo.fitting import Fit, Member, PluginSource, run_fits
 from zoo.jobs import Serial
 from zoo.plugin import NO_CHECKPOINT, Artefact, Checkpoint, FeatureBatch, ModelSpec, Progress, TrainingData, hookimpl
 from zoo.testing import toy

@@ -32,6 +32,10 @@ Progress = Callable[[float, str], None]
 """Called with the fraction done (0 to 1) and a short text."""
 
 
+def silent(done: float, text: str) -> None:
+    """Progress for those who do not look."""
+
+
 def gather(values: Array, start: Array, lengths: Array) -> tuple[Array, Array]:
     """Concatenate the slices ``values[start[i] : start[i] + lengths[i]]``.
 

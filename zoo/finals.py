@@ -16,8 +16,9 @@ import numpy as np
 
 from zoo.calibration import IDENTITY, KINDS, NONE, Calibrator, chosen, losses
 from zoo.choice import least
+from zoo.contract import silent
 from zoo.errors import UsageError
-from zoo.fitting import PluginSource, checked, silent
+from zoo.fitting import PluginSource, checked
 from zoo.folds import forward_chaining
 from zoo.plugin import Array, FeatureBatch, Progress, Target, TrainingData
 from zoo.stacking import Fitted, OutOfFold, stack, with_scores

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.cache import Cache, FileCheckpoint, array_digest, code_digest, data_digest, folder_digest, key_of
+from zoo.contract import silent
 from zoo.errors import PluginError, UsageError
 from zoo.jobs import Executor, Job, Shared
 from zoo.manager import Plugins, RegisteredModel, plugins
@@ -223,10 +224,6 @@ def checked(scores: Array, rows: int, target: Target, who: str) -> Array:
     if target.kind in ("binary", "multiclass") and rows and (scores.min() < 0 or scores.max() > 1):
         raise PluginError(f"{who} gave scores from {scores.min():g} to {scores.max():g}; expected probabilities in 0..1")
     return scores
-
-
-def silent(done: float, text: str) -> None:
-    """Progress for those who do not look."""
 
 
 def _keys(fits: Sequence[Fit], data: TrainingData, found: Plugins) -> dict[str, str]:

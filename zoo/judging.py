@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.cache import Cache
+from zoo.contract import silent
 from zoo.errors import UsageError
 from zoo.evaluation import calibration, decision, reliability, threshold_of_capacity, threshold_of_costs
 from zoo.evaluation.drift import drift
 from zoo.evaluation.slices import by_slice, of_log
 from zoo.explaining import importance, rates
 from zoo.finals import Chosen
-from zoo.fitting import Member, PluginSource, seen, silent
+from zoo.fitting import Member, PluginSource, seen
 from zoo.jobs import Executor
 from zoo.leaks import fits, look
 from zoo.plugin import Array, Examples, FeatureBatch, Progress, Split, Target, TrainingData

@@ -13,11 +13,12 @@ from math import sqrt
 import numpy as np
 
 from zoo.cache import Cache
+from zoo.contract import silent
 from zoo.evaluation.bootstrap import difference_of_means
 from zoo.evaluation.classes import class_losses
 from zoo.evaluation.columns import single
 from zoo.evaluation.metrics import Ranked, auc
-from zoo.fitting import Fit, Member, PluginSource, load_fitted, run_fits, seen, silent
+from zoo.fitting import Fit, Member, PluginSource, load_fitted, run_fits, seen
 from zoo.jobs import Executor, Serial
 from zoo.plugin import PADDING, Array, Artefact, Column, Examples, Explains, FeatureBatch, Progress, Split, TrainingData
 from zoo.vocabulary import Vocabulary

@@ -16,10 +16,11 @@ import numpy as np
 
 from zoo.cache import Cache
 from zoo.candidates import FIRST, HISTORY, Candidates, ItemCounts, Stage
+from zoo.contract import silent
 from zoo.errors import ArtefactError, PluginError, UsageError
 from zoo.evaluation.ranking import CELLS, Ranking, best, comparisons, joined, ndcg, placed, slices, summary
 from zoo.evaluation.slices import against_best, as_dict
-from zoo.fitting import Member, PluginSource, silent
+from zoo.fitting import Member, PluginSource
 from zoo.jobs import Executor, Serial
 from zoo.manager import Plugins
 from zoo.plugin import (

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from zoo.candidates import FIRST, Candidates, ItemCounts, Stage
+from zoo.contract import silent
 from zoo.errors import UsageError, choices
 from zoo.evaluation.ranking import ndcg
-from zoo.fitting import Member, PluginSource, silent
+from zoo.fitting import Member, PluginSource
 from zoo.manager import Plugins
 from zoo.plugin import Array, Artefact, Progress, Target, TrainingData
 from zoo.stacking import Fitted

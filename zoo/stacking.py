@@ -16,8 +16,9 @@ import numpy as np
 
 from zoo.cache import Cache
 from zoo.calibration import IDENTITY, Calibrator
+from zoo.contract import silent
 from zoo.errors import ArtefactError, PluginError, UsageError, ZooError
-from zoo.fitting import Fit, Member, PluginSource, checked, load_fitted, run_fits, seen, silent
+from zoo.fitting import Fit, Member, PluginSource, checked, load_fitted, run_fits, seen
 from zoo.jobs import Executor, Serial
 from zoo.logistic import ENTITY, KNOWN_AT
 from zoo.manager import Plugins, RegisteredModel

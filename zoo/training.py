@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.cache import Cache, array_digest
-from zoo.contract import Array, Examples, Progress, Split, Task, TrainingData
+from zoo.contract import Array, Examples, Progress, Split, Task, TrainingData, silent
 from zoo.errors import UsageError
 from zoo.evaluation import (
     class_leaderboard,
@@ -24,7 +24,7 @@ from zoo.explaining import over_folds
 from zoo.fallbacks import Fallbacks, fallbacks
 from zoo.features import Features
 from zoo.finals import Scores, choose
-from zoo.fitting import Member, PluginSource, silent
+from zoo.fitting import Member, PluginSource
 from zoo.jobs import Executor, Serial
 from zoo.judging import actionable, calibrated, command, cost, decisions, judged, shares
 from zoo.manager import Plugins

@@ -17,10 +17,10 @@ import numpy as np
 
 from zoo.cache import Cache, array_digest, data_digest, key_of
 from zoo.calibration import losses
-from zoo.contract import Array, Progress, TrainingData
+from zoo.contract import Array, Progress, TrainingData, silent
 from zoo.errors import UsageError, ZooError, choices
 from zoo.features import Features
-from zoo.fitting import Member, PluginSource, silent
+from zoo.fitting import Member, PluginSource
 from zoo.jobs import Executor, Serial
 from zoo.manager import Plugins
 from zoo.project import Project, TaskSettings

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zoo.contract import UNKNOWN, Array, Progress
+from zoo.contract import UNKNOWN, Array, Progress, silent
 from zoo.errors import UsageError
 from zoo.events import delta
 from zoo.events.dictionary import FIRST, as_ids
@@ -61,7 +61,7 @@ def forget(
         raise UsageError("this log knows the order of events and no times; there is nothing that 'before' could mean")
     from zoo.events.build import IndexStore  # a cycle at import time: it reads logs
 
-    say = progress or _nothing
+    say = progress or silent
     with delta.failing_as("forget"), log.writing(progress):
         codes = log.dictionary("user_id").encode(ids)
         codes = np.unique(codes[codes > UNKNOWN])
@@ -79,10 +79,6 @@ def forget(
         log.lose_ids()
         state = log.state()
         return Forgotten(len(codes), events, bad, profiles, state.epoch, log.version())
-
-
-def _nothing(fraction: float, text: str) -> None:
-    """Tell nobody."""
 
 
 def _leaving(table: pa.Table, ids: pa.Array, before: int | None) -> Array:

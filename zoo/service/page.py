@@ -47,18 +47,18 @@ def add_page(api: FastAPI, versions: Versions, features: Features, explaining: E
     @api.get("/", openapi_extra=needs(READ), response_class=HTMLResponse, include_in_schema=False)
     async def home(http: Request, user: str = "", model: str = "") -> Response:
         """State of the service, and with ``?user=ID`` what is known and said of a user."""
-        status, told = health(), compared()
+        user, status, told = user.strip(), health(), compared()
 
         def work() -> HTMLResponse:
             return _shown(versions, features, user, model, tag("h1", "feature-zoo"), *_state(versions, features, status, told))
 
-        return await (explaining.answered(http, work) if user.strip() else run_in_threadpool(work))
+        return await (explaining.answered(http, work) if user else run_in_threadpool(work))
 
 
 def _shown(versions: Versions, features: Features, user: str, model: str, *state: Markup) -> HTMLResponse:
     status, parts = 200, [*state]
     try:
-        parts += [_form(versions, user, model), *(_user(versions, features, user.strip(), model) if user.strip() else ())]
+        parts += [_form(versions, user, model), *(_user(versions, features, user, model) if user else ())]
     except (UsageError, UnknownIdError) as error:
         status, parts = 422, [*parts, tag("p", f"That cannot be asked: {error}", role="alert")]
     except ZooError as error:

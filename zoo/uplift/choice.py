@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from zoo.contract import silent
 from zoo.evaluation.uplift import best_arms, policy_values, qini
-from zoo.fitting import Member, PluginSource, silent
+from zoo.fitting import Member, PluginSource
 from zoo.jobs import Executor, Job, Serial
 from zoo.manager import Plugins
 from zoo.plugin import Array, FeatureBatch, Progress

@@ -11,7 +11,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from zoo.fitting import Member, checked, seen, silent
+from zoo.contract import silent
+from zoo.fitting import Member, checked, seen
 from zoo.linear import columns_of, sigmoid, table_of
 from zoo.manager import Plugins
 from zoo.plugin import PADDING, Array, Column, FeatureBatch, Target, TrainingData

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from zoo.contract import silent
 from zoo.errors import UsageError
 from zoo.evaluation import compare
 from zoo.evaluation.bootstrap import Difference, Estimate
 from zoo.evaluation.uplift import best_arms, compare_qini, evaluate_qini, policy_values, qini_curve
-from zoo.fitting import Member, PluginSource, silent
+from zoo.fitting import Member, PluginSource
 from zoo.jobs import Executor
 from zoo.plugin import Array, Progress
 from zoo.uplift.choice import HERE, SAFE, STAYS, Candidate, Choice, Effects, candidates, choose, cross_fitted, dealt, fit

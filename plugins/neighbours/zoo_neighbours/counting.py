@@ -47,11 +47,7 @@ class FittedPopularity:
         scores = np.repeat(self.counts[None].astype(np.float32), len(batch), axis=0)
         if self.own:
             histories = Histories.of(batch, self.event_weights)
-            weight = histories.weight
-            if self.half_life is not None:
-                # as of the row's own instant: its newest event may be long ago
-                age = batch.as_of[histories.row] / 86_400e6 - histories.days("half_life")
-                weight = weight * 0.5 ** (age / self.half_life)
+            weight = histories.aged(batch.as_of, self.half_life)
             known = histories.items < len(self.counts)
             np.add.at(scores, (histories.row[known], histories.items[known]), (self.own * weight[known]).astype(np.float32))
         return of_items(scores, batch, items)
@@ -97,11 +93,7 @@ class FittedRepeat:
 
     def score_items(self, batch: FeatureBatch, items: Array | None = None) -> Array:
         histories = Histories.of(batch, self.event_weights)
-        weight, known = histories.weight, histories.items < len(self.share)
-        if self.half_life is not None:
-            # as of the row's own instant: its newest event may be long ago
-            age = batch.as_of[histories.row] / 86_400e6 - histories.days("half_life")
-            weight = weight * 0.5 ** (age / self.half_life)
+        weight, known = histories.aged(batch.as_of, self.half_life), histories.items < len(self.share)
         row, own = histories.row[known], histories.items[known]
         scores = np.repeat(self.share[None].astype(np.float32), len(batch), axis=0)
         np.add.at(scores, (row, own), (weight[known] * (-np.log(self.frequency[own])) ** self.rarity).astype(np.float32))

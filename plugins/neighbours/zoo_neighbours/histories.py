@@ -87,6 +87,16 @@ class Histories:
 
         return coo_array((weight.astype(np.float32), (self.row, self.items)), shape=(self.rows, self.size)).tocsr()
 
+    def aged(self, as_of: Array, half_life: float | None) -> Array:
+        """float64 (m,): what each event counts at its row's own instant (microseconds, (n,)), half as much every ``half_life`` days.
+
+        The row's newest event may be long ago. None: as it is. Raises PluginError where there are no times.
+        """
+        if half_life is None:
+            return self.weight
+        age = as_of[self.row] / (DAY * 1e6) - self.days("half_life")
+        return self.weight * 0.5 ** (age / half_life)
+
     def days(self, what: str) -> Array:
         """``time``. Raises PluginError naming the parameter that needs it."""
         if self.time is None:
