@@ -86,8 +86,13 @@ def chosen(name: str, parts: Mapping[str, Callable[[], Sequence[Figure]]], descr
     """The command line of a benchmark: measure every part, or those named by ``--row``, and report; other rows stay as they were kept."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--row", choices=parts, action="append", help="measure only these; the others stay as they are")
-    asked = parser.parse_args().row
-    report(name, [figure for row in asked or parts for figure in parts[row]()], part=asked is not None)
+    asked, measured = parser.parse_args().row, []
+    for row in asked or parts:
+        figures = parts[row]()
+        report(name, figures, part=True)  # at once: a later row that fails, or is not waited for, loses nothing
+        measured += figures
+    if asked is None:
+        report(name, measured)
 
 
 def report(name: str, figures: Sequence[Figure], folder: Path = FOLDER, quick: bool = QUICK, *, part: bool = False) -> None:
