@@ -8,13 +8,13 @@ processor are its limit. The test rows' probabilities go to FOLDER/scores.parque
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
+from measured import processor
 
 
 def own_clock() -> None:
@@ -22,12 +22,6 @@ def own_clock() -> None:
     begun = time.time()
     time.time = lambda: begun + time.process_time()
     time.perf_counter = time.process_time
-
-
-def processor() -> float:
-    """Seconds of the processor that this process and those that it waited for have taken."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def main(folder: Path, seconds: float) -> None:

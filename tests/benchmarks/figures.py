@@ -7,11 +7,14 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from measured import processor
 
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
 QUICK = os.environ.get("QUICK", "0") not in ("", "0")
@@ -83,12 +86,19 @@ def rows(name: str, figures: Sequence[Figure]) -> list[dict[str, Any]]:
 
 
 def chosen(name: str, parts: Mapping[str, Callable[[], Sequence[Figure]]], description: str | None) -> None:
-    """The command line of a benchmark: measure every part, or those named by ``--row``, and report; other rows stay as they were kept."""
+    """The command line of a benchmark: measure every part, or those named by ``--row``, and report; other rows stay as they were kept.
+
+    Each row tells what its part took, features and peers included: ``minutes`` by the clock and ``cpu_minutes`` of the processor.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--row", choices=parts, action="append", help="measure only these; the others stay as they are")
-    asked, measured = parser.parse_args().row, []
+    asked = parser.parse_args().row
+    measured: list[Figure] = []
     for row in asked or parts:
-        figures = parts[row]()
+        begun, used = time.monotonic(), processor()
+        made = parts[row]()
+        took = {"minutes": (time.monotonic() - begun) / 60, "cpu_minutes": (processor() - used) / 60}
+        figures = [replace(figure, beside={**figure.beside, **took}) for figure in made]
         report(name, figures, part=True)  # at once: a later row that fails, or is not waited for, loses nothing
         measured += figures
     if asked is None:

@@ -32,6 +32,12 @@ def _anonymous() -> int:
         return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
+def processor() -> float:
+    """Seconds of the processor that this process and those that it waited for have taken."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
 def peak_mb() -> float:
     """Most memory that this process had, files mapped into it included; not its parent's, which ``ru_maxrss`` may be after a fork."""
     with Path("/proc/self/status").open() as lines:

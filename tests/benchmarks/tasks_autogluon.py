@@ -10,7 +10,6 @@ back as Parquet.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,14 +22,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from autogluon_peer import processor
 from figures import QUICK, Figure
-from measured import child
-from tasks_purchases import RESAMPLES, ROOT, demo, households
+from measured import child, processor
+from tasks_purchases import RESAMPLES, ROOT, Line, demo, fresh, honest, households
 
 from zoo.contract import Array
 from zoo.evaluation import compare, evaluate
-from zoo.features import Features, apply
+from zoo.features import Features
 from zoo.jobs import Processes
 from zoo.manager import Plugins
 from zoo.project import Project
@@ -60,18 +58,6 @@ def one_core() -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-@contextmanager
-def fresh(project: Project) -> Iterator[Project]:
-    """A copy of the project with its log and nothing that was fitted."""
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "repo"
-        left_out = shutil.ignore_patterns("source", "cache", "artefacts", "registry.db*", "__pycache__")
-        shutil.copytree(project.root, root, ignore=left_out)
-        apply(root)
-        os.environ.pop("ZOO_CACHE", None)
-        yield Project.open(root)
 
 
 def t9() -> list[Figure]:
@@ -105,6 +91,7 @@ def _both(row: str, task: str, cut: dict[str, Any], project: Project, found: Plu
     more: dict[str, Any] = {"groups": run.groups, "resamples": RESAMPLES}
     stack = np.asarray(run.scores["stack"], np.float64)[:, 0]
     gap = compare(run.test.target, stack, scores, metric="log_loss", **more)
+    lines = {name: Line([run], [each]) for name, each in run.scores.items()}
     loss = {name: _log_loss(run.test.target, each) for name, each in {"ours": stack, "theirs": scores}.items()}
     what = f"demo, {task}, {len(run.data):,} training and {len(run.test):,} test rows"
     peer = f"AutoGluon {theirs['version']} best_quality, {len(theirs['models'])} models, best {theirs['best']}"
@@ -140,6 +127,7 @@ def _both(row: str, task: str, cut: dict[str, Any], project: Project, found: Plu
             peer=theirs["cpu_seconds"],
             peer_name=peer,
         ),
+        *honest(row, what, lines, [run.record["best_member"]], churn=False),
     ]
 
 

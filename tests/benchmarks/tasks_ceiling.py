@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 from figures import Figure
-from tasks_behaviour import CUT, DEPTH, FOLDS, RESAMPLES, SHARED, WORKERS, Folds, losses, opened, trials
-from tasks_purchases import fitted
+from tasks_behaviour import CUT, DEPTH, FOLDS, RESAMPLES, SHARED, WORKERS, Folds, opened, trials
+from tasks_best import losses
+from tasks_purchases import fitted, joined
 
 from zoo.cache import Cache
 from zoo.calibration import logits
-from zoo.contract import Array, Examples, TrainingData
+from zoo.contract import Array, TrainingData
 from zoo.evaluation.bootstrap import Difference, difference_of_means
 from zoo.finals import Scores, choose
 from zoo.fitting import Member
@@ -66,14 +67,11 @@ class Both:
         features = opened(folder / "shop", SHARED / "retailrocket_mb/events.parquet")
         task, view = plugins().task("propensity"), features.reader.view()
         assert task.split is not None
-        rows = task.split(view, SETTINGS, instant(CUT), None)
-        pair = [part.take(np.arange(0, len(part), DEPTH)) for part in (rows.train, rows.test)]
-        users = np.concatenate([part.keys["user_id"] for part in pair])
-        joined = Examples(
-            {"user_id": users}, *(np.concatenate([getattr(p, f) for p in pair]) for f in ("time", "target", "known_at"))
-        )
-        places, whose = np.arange(len(joined)), np.unique(users, return_inverse=True)[1]
-        return Both(training_data(features, task, joined), places[: len(pair[0])], places[len(pair[0]) :], whose, joined.known_at)
+        parts = task.split(view, SETTINGS, instant(CUT), None)
+        pair = [part.take(np.arange(0, len(part), DEPTH)) for part in (parts.train, parts.test)]
+        rows = joined(pair)
+        places, whose = np.arange(len(rows)), np.unique(rows.keys["user_id"], return_inverse=True)[1]
+        return Both(training_data(features, task, rows), places[: len(pair[0])], places[len(pair[0]) :], whose, rows.known_at)
 
     def asked(self, member: Member, train: Array, test: Array) -> Array:
         """Scores of some rows by a member fitted on others, float64 (test,)."""

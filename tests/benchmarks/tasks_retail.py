@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 from figures import QUICK, Figure
-from tasks_purchases import RESAMPLES, WORKERS, Line, asked, drifted, every, fitted, honest, said
+from tasks_purchases import RESAMPLES, WORKERS, Line, asked, drifted, every, fitted, honest, joined, said
 
-from zoo.contract import Array, Examples, TrainingData
+from zoo.contract import Array, TrainingData
 from zoo.evaluation import evaluate
 from zoo.evaluation.bootstrap import Estimate
 from zoo.features import Features
@@ -135,7 +135,7 @@ def t3() -> list[Figure]:
             interval=(brier.low, brier.high),
             seeds=(0,),
         ),
-        *honest("T3", what, lines, run.record["best_member"], drift=drifted([run])),
+        *honest("T3", what, lines, [run.record["best_member"]], drift=drifted([run])),
         _shown(
             "T3 ceiling",
             f"{what}: AUC where models are trained on the labels of four fifths of these customers at this cut, alone and beside the "
@@ -185,10 +185,9 @@ class _Both:
         task = plugins().task("churn")
         parts = split(task, project.task("churn"), features.reader.view(), instant(CUT), None)
         pair = (parts.train, parts.test)
-        keys = {name: np.concatenate([rows.keys[name] for rows in pair]) for name in parts.train.keys}
-        rows = Examples(keys, *(np.concatenate([getattr(each, f) for each in pair]) for f in ("time", "target", "known_at")))
+        rows = joined(pair)
         places = np.arange(len(rows))
-        whose = np.unique(keys["user_id"], return_inverse=True)[1]
+        whose = np.unique(rows.keys["user_id"], return_inverse=True)[1]
         return _Both(training_data(features, task, rows), places[: len(parts.train)], places[len(parts.train) :], whose)
 
     def asked(self, member: Member, train: Array, test: Array) -> Array:
