@@ -166,13 +166,17 @@ def test_a_random_column_that_helps_is_told() -> None:
     assert "a column of noise cannot help" in found.advice
 
 
-def test_a_slow_member_is_left_out_unless_asked_for() -> None:
+def test_a_slow_member_is_fitted_on_fewer_rows_and_on_none_where_these_would_be_too_few() -> None:
     slow = {"gbdt": 1_000.0}
     told = fits([GBDT], made(), [HALF], np.arange(600), slow, source=SOURCE)
     assert all(each.fine and not each.tried and "--check-leaks" in each.seen for each in told)
+    assert "learns from 24 rows" in told[0].seen
     tried = fits([GBDT], made(), [HALF], np.arange(600), slow, anyhow=True, source=SOURCE)
     assert [each.guard for each in tried] == ["shuffled labels", "canary"]
     assert all(each.tried for each in tried)
+    half = np.arange(3_000), np.arange(3_000, 4_000)
+    fewer = fits([GBDT], made(4_000), [half], np.arange(4_000), {"gbdt": 120.0}, source=SOURCE)
+    assert all(each.tried and "; on 1,500 of 3,000 rows" in each.seen for each in fewer)
 
 
 # In training

@@ -139,7 +139,10 @@ def test_what_a_run_does_not_have_is_said_and_not_drawn() -> None:
     ("differences", "told"),
     [
         (apart(0.01, -0.01, 0.03), "The stack and good, the best of the others, do not differ beyond the interval"),
-        (apart(0.05, 0.03, 0.07), "The stack is better than good, the best of the others, beyond the interval"),
+        (
+            apart(0.05, 0.03, 0.07),
+            "The stack is better than good, the best of the others, beyond the interval (log-loss -0.0500, 95 % -0.0700 to -0.0300,",
+        ),
         (
             apart(-0.05, -0.07, -0.03),
             "good alone is better than the stack (log-loss -0.0500, 95 % -0.0700 to -0.0300, p 0.01): the simple model wins",
@@ -159,7 +162,7 @@ def test_a_stack_is_not_called_better_for_its_order_alone() -> None:
     good = line(0.8, differences=against((-0.05, -0.07, -0.03), (-0.02, -0.03, -0.01)))
     said = verdict(Run("r", record(members={"good": good, "poor": line(0.5)})))
     assert said.startswith("good alone is better than the stack (log-loss -0.0500")
-    assert said.endswith("By AUC the stack is better beyond the interval (AUC -0.0200, 95 % -0.0300 to -0.0100, p 0.01).")
+    assert said.endswith("By AUC the stack is better beyond the interval (AUC +0.0200, 95 % +0.0100 to +0.0300, p 0.01).")
     old = line(0.8, difference={**apart(-0.02, -0.03, -0.01), "metric": "auc"})  # as records had it
     said = verdict(Run("r", record(members={"good": old, "poor": line(0.5)})))
     assert said.startswith(

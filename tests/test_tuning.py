@@ -81,10 +81,12 @@ def test_a_search_ends_when_its_minutes_are_over(project: Project, monkeypatch: 
         return judge(params, told)
 
     monkeypatch.setattr(tuning, "monotonic", lambda: clock[0])
-    study, shares = tuning._study(project, "churn/gbdt/0"), []
+    study = tuning._study(project, "churn/gbdt/0")
+    told: list[tuple[float, str]] = []
     given = {"x": -1.0, "n": 64, "kind": "a"}
-    tuning._search(study, SPACE, given, slow, 60.0, None, lambda share, _: shares.append(share))
+    tuning._search(study, SPACE, given, slow, 60.0, None, lambda share, text: told.append((share, text)))
     assert len(study.trials) == 3
+    shares = [share for share, text in told if not text.endswith("so far")]
     assert shares == pytest.approx([1 / 3, 2 / 3, 1.0])
     tuning._search(study, SPACE, given, slow, clock[0], None, tuning.silent)
     assert len(study.trials) == 3  # no minute, no trial
@@ -132,6 +134,11 @@ def test_a_member_is_tuned_on_training_rows_and_the_command_writes_the_lines(
     assert found.now is not None
     assert 0.2 < found.now < 0.8
     assert "trial 3: log-loss" in told[-1][1]
+    # a wait is told of before the first trial ends, which may take minutes
+    texts = [text for _, text in told]
+    first = next(at for at, text in enumerate(texts) if text.startswith("trial 1: "))
+    assert texts[0].startswith("features of ")
+    assert any(text.startswith("trial 1, fold 1: log-loss ") for text in texts[:first])
     # the same rows, whatever comes after them: later events are no part of the search
     with pytest.raises(SystemExit) as ended:
         app(["--repo", str(root), "tune", "churn", "--trials", "4", "--write", "--workers", "1", "--json"], prog_name="zoo")

@@ -32,7 +32,9 @@ SAMPLE = 20_000
 FITS = 3
 """Fits that the guards take."""
 PATIENCE = 60.0
-"""Seconds of one fit up to which guards that fit a model are always on."""
+"""Seconds that one fit of the guards may take unasked: a slower member is fitted on fewer rows."""
+LEAST = 1_000
+"""Rows to fit on below which a model learns little but noise."""
 SURE = 3.29
 """Standard deviations: one chance in two thousand on one side."""
 CANARY = "canary"
@@ -189,26 +191,32 @@ def fits(
     cache: Cache | None = None,
     progress: Progress = silent,
 ) -> list[Finding]:
-    """The guards that fit a member: the one that is quickest, where a fit takes at most ``PATIENCE`` seconds, or ``anyhow``.
+    """The guards that fit a member: the one that is quickest, on a sample of the last fold's rows.
 
-    groups: (n,), whom each row is of. seconds: of all folds, by member. The last fold is fitted, on a sample of its rows.
+    groups: (n,), whom each row is of. seconds: of all folds, by member. The sample holds ``SAMPLE`` rows, or as many as a fit of
+    ``PATIENCE`` seconds takes, unless ``anyhow``; where these are fewer than ``LEAST``, nothing is tried.
     """
     member = min(members, key=lambda each: seconds.get(each.name, np.inf))
-    took = seconds.get(member.name, np.inf) / max(1, len(folds))
     names = ("shuffled labels", "canary")
     if not folds or data.kind.kind not in ("binary", "multiclass"):
         why = "there is no fold" if not folds else f"the target is {data.kind.kind}"
         return [untried(name, why) for name in names]
-    if took > PATIENCE and not anyhow:
-        why = f"the quickest member, {member.name}, takes {took:.0f} s a fit; ask for it with zoo train --check-leaks"
+    each = seconds.get(member.name, np.inf) / max(1, sum(len(train) for train, _ in folds))  # seconds a row
+    most = SAMPLE if anyhow or each * SAMPLE <= PATIENCE else int(PATIENCE / each)
+    if most < min(LEAST, len(folds[-1][0])):
+        why = f"in {PATIENCE:.0f} s the quickest member, {member.name}, learns from {most:,} rows; to wait longer: zoo train --check-leaks"
         return [untried(name, why) for name in names]
     rng = np.random.default_rng(0)
-    train, scored = (np.sort(rng.permutation(part)[:SAMPLE]) for part in folds[-1])
+    train, scored = (np.sort(rng.permutation(part)[:most]) for part in folds[-1])
     data, groups = data.take(np.concatenate([train, scored])), groups[np.concatenate([train, scored])]
     data = replace(data, batch=data.batch.compact())
     train, scored = np.arange(len(train)), np.arange(len(train), len(data))
     runs = Runs(source, executor, cache, progress)
-    return [shuffled(member, data, train, scored, runs), canary(member, data, train, scored, groups, runs)]
+    found = [shuffled(member, data, train, scored, runs), canary(member, data, train, scored, groups, runs)]
+    if most >= min(SAMPLE, len(folds[-1][0])):
+        return found
+    short = f"; on {len(train):,} of {len(folds[-1][0]):,} rows, as many as it learns from in {PATIENCE:.0f} s"
+    return [replace(each, seen=each.seen + short) if each.tried else each for each in found]
 
 
 def shuffled(member: Member, data: TrainingData, train: Array, scored: Array, runs: Runs) -> Finding:

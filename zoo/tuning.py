@@ -114,8 +114,11 @@ def tune(
     model, now = member.resolve(plugins, task.target)
     space = space_of(settings, name, now.model_dump())
     rows = split(task, settings, view, None if test_start is None else instant(test_start), None)
+    say = progress or silent
+    say(0.0, f"features of {len(rows.train):,} rows")
     data = training_data(features, task, rows.train)
     folds = plugins.folds(data, rows.train.known_at, settings.folds, settings.seed)
+    say(0.0, f"the first trial, {len(folds)} folds")
     given = {k: v for k, v in now.model_dump(mode="json").items() if k in space}
     held = {k: v for k, v in now.model_dump(mode="json").items() if k not in space}
     of_folds = [[array_digest(part) for part in fold] for fold in folds]
@@ -128,7 +131,7 @@ def tune(
 
     study = _study(project, study_name)
     before = len(study.trials)
-    _search(study, space, given, judge, monotonic() + 60 * minutes, trials, progress or silent)
+    _search(study, space, given, judge, monotonic() + 60 * minutes, trials, say)
     return _found(study, task_name, name, given, before)
 
 
@@ -258,11 +261,16 @@ def _search(
 
     started = monotonic()
 
+    def share() -> float:
+        passed = (monotonic() - started) / max(1e-9, end - started)
+        return min(1.0, passed if most is None else max(passed, _done(study) / most))
+
     def objective(trial: Trial) -> float:
         own = trial.user_attrs.get(GIVEN)
         params = {name: _suggested(trial, name, asked) for name, asked in space.items()} if own is None else own
 
         def told(step: int, value: float) -> None:
+            progress(share(), f"trial {trial.number + 1}, fold {step + 1}: log-loss {value:.5f} so far")
             trial.report(value, step)
             if own is None and trial.should_prune():
                 raise optuna.TrialPruned
@@ -275,8 +283,7 @@ def _search(
         study.optimize(objective, n_trials=1, catch=(ZooError,))
         last = study.trials[-1]
         value = "failed" if last.value is None else f"log-loss {last.value:.5f}"
-        share = (monotonic() - started) / max(1e-9, end - started)
-        progress(min(1.0, share if most is None else max(share, _done(study) / most)), f"trial {last.number + 1}: {value}")
+        progress(share(), f"trial {last.number + 1}: {value}")
 
 
 def _done(study: Study) -> int:

@@ -26,7 +26,8 @@ def explain(
     task: Annotated[str, typer.Argument(help="A model: churn (its champion), churn@3 or churn@NAME.", metavar="TASK")],
     user: Annotated[list[str] | None, typer.Option(help="A user's identifier; may be repeated.", metavar="ID")] = None,
     rows: Annotated[
-        Path | None, typer.Option(help="A Parquet, CSV or NDJSON file with a row an explanation.", metavar="FILE")
+        Path | None,
+        typer.Option(help="A Parquet, CSV or NDJSON file of rows to explain, with the task's key columns.", metavar="FILE"),
     ] = None,
     at: Annotated[str | None, typer.Option(help="Explain as of this time. Default: the project's clock.", metavar="TIME")] = None,
     of: Annotated[
@@ -43,9 +44,9 @@ def explain(
 ) -> None:
     """Say what moved a prediction.
 
-    For each user, or row of a file with the task's key columns: members of the stack, columns of each member, and single events: the
-    strongest few. Without either: what moved scores of test rows on the whole, as kept when the version was trained. Amounts are log-odds
-    for probabilities.
+    With --user or --rows: how much each member moved the score of the stack, how much each column moved each member, and how much
+    single events did; the strongest few of each. Without them: what moves scores on the whole, measured on the test rows when the
+    version was trained. Amounts are in log-odds where scores are probabilities.
     """
     own = state(ctx)
     if output is not None and not user and rows is None:

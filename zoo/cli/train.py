@@ -125,6 +125,8 @@ def train(
         for guard in trained.record.get("guards", ()):
             if not guard["fine"]:
                 console.print(f"Leak? {guard['guard']}: {guard['seen']}. What to do: {guard['advice']}.")
+        for why, names in untried(trained.record).items():
+            console.print(f"Guards against leaks that were {why}: {', '.join(names)}")
         console.print(f"took {duration(trained.record.get('seconds'))}")
         if version is None:
             console.print("not registered, as asked")
@@ -134,6 +136,15 @@ def train(
             )
 
     own.answer(as_json, document, human)
+
+
+def untried(record: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Guards that did not look, by why."""
+    out: dict[str, list[str]] = {}
+    for guard in record.get("guards", ()):
+        if not guard.get("tried", True):
+            out.setdefault(guard["seen"], []).append(guard["guard"])
+    return out
 
 
 def at(test: TrainingData) -> str:

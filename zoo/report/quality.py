@@ -64,19 +64,27 @@ def verdict(run: Run) -> str:
 
 
 def _said(run: Run, best: str, metric: str, found: tuple[float, tuple[float, float], float]) -> str:
-    """A sentence on one paired difference; short where the metric is not the main one."""
-    value, between, p = found
+    """A sentence on one paired difference, of its subject less the other; short where the metric is not the main one."""
+    value, between, p = found  # of the best less the answer
     sign = -1.0 if metric in LOWER else 1.0
     low, high = sorted(sign * each for each in between)
-    what = f"({words(metric)} {value:+.4f}, 95 % {between[0]:+.4f} to {between[1]:+.4f}, p {p:.3g})"
+
+    def what(way: float) -> str:
+        first, last = sorted(way * each for each in between)
+        return f"({words(metric)} {way * value:+.4f}, 95 % {first:+.4f} to {last:+.4f}, p {p:.3g})"
+
+    best_first, answer_first = what(1.0), what(-1.0)
     if metric != run.metric:
-        more = f"{best} is better" if low > 0 else f"the {run.answer} is better" if high < 0 else "neither is better"
-        return f"By {words(metric)} {more} beyond the interval {what}."
+        if low > 0:
+            return f"By {words(metric)} {best} is better beyond the interval {best_first}."
+        return (
+            f"By {words(metric)} {f'the {run.answer}' if high < 0 else 'neither'} is better beyond the interval {answer_first}."
+        )
     if low > 0:
-        return f"{best} alone is better than the {run.answer} {what}: the simple model wins here."
+        return f"{best} alone is better than the {run.answer} {best_first}: the simple model wins here."
     if high < 0:
-        return f"The {run.answer} is better than {best}, the best of the others, beyond the interval {what}."
-    return f"The {run.answer} and {best}, the best of the others, do not differ beyond the interval {what}."
+        return f"The {run.answer} is better than {best}, the best of the others, beyond the interval {answer_first}."
+    return f"The {run.answer} and {best}, the best of the others, do not differ beyond the interval {answer_first}."
 
 
 def calibration(run: Run) -> Markup | None:
