@@ -7,6 +7,7 @@ import tasks_autogluon
 import tasks_behaviour
 import tasks_ceiling
 import tasks_churn
+import tasks_finals
 import tasks_purchases
 import tasks_retail
 import tasks_uplift
@@ -28,6 +29,7 @@ if __name__ == "__main__":
             "T8": tasks_behaviour.t8,
             "T9": tasks_autogluon.t9,
             "T9b": tasks_autogluon.t9b,
+            "finals": tasks_finals.finals,
             "cdnow": tasks_churn.cdnow,
             "imbalance": tasks_behaviour.imbalance,
         },

@@ -127,7 +127,7 @@ def _both(row: str, task: str, cut: dict[str, Any], project: Project, found: Plu
             peer=theirs["cpu_seconds"],
             peer_name=peer,
         ),
-        *honest(row, what, lines, [run.record["best_member"]], churn=False),
+        *honest(row, what, lines, [run.record["best_member"]], bound=False),
     ]
 
 

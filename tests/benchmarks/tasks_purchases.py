@@ -79,31 +79,38 @@ def asked(
 
 
 def honest(
-    row: str, what: str, lines: dict[str, Line], before: Sequence[str], churn: bool = True, drift: str = ""
+    row: str, what: str, lines: dict[str, Line], before: Sequence[str], bound: bool = True, drift: str = ""
 ) -> list[Figure]:
-    """Calibration of the stack, and the stack beside its best member. before: by cut, the best one on its training rows."""
+    """Calibration of the stack, and the stack beside its best member.
+
+    before: by cut, the best member on its training rows. bound: whether calibration has bounds.
+    """
     stack = lines["stack"]
-    figures = []
-    if churn:
-        limit = f"{drift}; ten bins of equal mass are noisy, and noise makes it larger: see the interval, and the slope beside it"
-        figures.append(asked(row, f"{what}, stack: calibration error, ten bins of equal mass", stack, "ece", ECE, limit))
-        found = stack.metrics["slope"]
-        inside = SLOPE[0] <= found.value <= SLOPE[1]
-        why = "" if inside else f"its interval is {found.low:.2f} to {found.high:.2f}"
-        must = f"{SLOPE[0]} to {SLOPE[1]}"
-        figures.append(
-            Figure(
-                id=row,
-                what=f"{what}, stack: calibration slope",
-                ours=found.value,
-                unit="slope",
-                interval=(found.low, found.high),
-                seeds=(0,),
-                must=must,
-                reached=inside,
-                why=why,
-            )
+    error, slope = (stack.metrics[name] for name in ("ece", "slope"))
+    noisy = f"{drift}; ten bins of equal mass are noisy, and noise makes it larger: see the interval, and the slope beside it"
+    limits = {
+        "calibration error, ten bins of equal mass": (error, f"at most {ECE}", error.value <= ECE, noisy),
+        "calibration slope": (
+            slope,
+            f"{SLOPE[0]} to {SLOPE[1]}",
+            SLOPE[0] <= slope.value <= SLOPE[1],
+            f"its interval is {slope.low:.2f} to {slope.high:.2f}",
+        ),
+    }
+    figures = [
+        Figure(
+            id=row,
+            what=f"{what}, stack: {name}",
+            ours=found.value,
+            unit="slope" if found is slope else "calibration error",
+            interval=(found.low, found.high),
+            seeds=(0,),
+            must=must if bound else "",
+            reached=inside if bound else None,
+            why=why if bound and not inside else "",
         )
+        for name, (found, must, inside, why) in limits.items()
+    ]
     members = [name for name in lines if name not in ("mean", "stack")]
     loss = {name: losses(line.target, line.score[:, None]) for name, line in lines.items()}
     figures += beside_best(row, what, loss, members, np.array(before)[stack.cuts], stack.groups, stack.cuts)
@@ -277,7 +284,7 @@ def _t2(project: Project) -> list[Figure]:
     return [
         asked("T2", first, stack, "auc", 0.785, "see the members", peer=peer.metrics["auc"].value, name=WINDOWS),
         asked("T2", second, stack, value, 0.40, "see the members", peer=peer.metrics[value].value, name=WINDOWS),
-        *honest("T2", what, lines, [run.record["best_member"]], churn=False),
+        *honest("T2", what, lines, [run.record["best_member"]], bound=False),
     ]
 
 
