@@ -15,6 +15,7 @@ import load
 import numpy as np
 import polars as pl
 import predict_peers
+import predict_swaps
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -172,3 +173,23 @@ def test_validation_rows_are_drawn_and_the_test_has_all_of_its_own(tmp_path: Pat
     assert [len(part) for part in (drawn.train, drawn.test, drawn.validation)] == [50, 70, 30]
     assert (np.diff(drawn.validation.time) > 0).all()
     assert prepared._drawn(drawn) is drawn
+
+
+def test_an_answer_of_another_version_than_it_names_is_mixed() -> None:
+    known = {"churn@1": {1: 0.2, 2: 0.4}, "churn@2": {1: 0.3, 2: 0.5}}
+
+    def body(*answers: tuple[str, int, float]) -> bytes:
+        told = [{"version": version, "keys": {"user_id": user}, "score": score} for version, user, score in answers]
+        return json.dumps({"answers": told}).encode()
+
+    right = [body(("churn@1", 1, 0.2), ("churn@1", 2, 0.4000001)), body(("churn@2", 1, 0.3), ("churn@2", 2, 0.5))]
+    for wrong in (
+        body(("churn@1", 1, 0.2), ("churn@2", 2, 0.5)),  # names two
+        body(("churn@1", 1, 0.2), ("churn@1", 2, 0.5)),  # one score is the other's
+        body(("churn@2", 1, 0.2), ("churn@2", 2, 0.4)),  # named after the other
+        body(("churn@3", 1, 0.2)),
+    ):
+        judged = predict_swaps._judged([*right, wrong], known)
+        assert judged["mixed"] == 1
+        assert min(judged["by"].values()) >= 1
+    assert predict_swaps._judged(right, known)["mixed"] == 0

@@ -1,4 +1,4 @@
-"""The predictor, its service and its registry against what they must show: rows P1 to P18 of docs/benchmarks/predict.json."""
+"""The predictor, its service and its registry against what they must show: rows P1 to P19 of docs/benchmarks/predict.json."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROWS = {
     "P4": _row("predict_peers", "p4"),
     "P5": _row("predict_speed", "p5"),
     "P6": _row("predict_service", "p6"),
-    "P7": _row("predict_service", "p7"),
+    "P7": _row("predict_swaps", "p7"),
     "P8": _row("predict_faults", "p8"),
     "P9": _row("predict_faults", "p9"),
     "P10": _row("predict_registry", "p10"),
@@ -38,6 +38,7 @@ ROWS = {
     "P16": _row("predict_speed", "p16"),
     "P17": _row("predict_compiled", "p17"),
     "P18": _row("predict_memory", "p18"),
+    "P19": _row("predict_servers", "p19"),
 }
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ PEERS = {
     "ray": ["ray[serve]==2.60.0"],
     # it starts the command uvicorn, which has to be that of its own environment
     "mlflow": ["mlflow==3.17.2", "--ignore-installed --no-deps uvicorn"],
+    "granian": ["granian==2.8.9"],  # of row P19
 }
 """What pip installs, one after the other."""
 LIMIT = 0.05
