@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import ssl
 import threading
 import time
@@ -284,7 +286,7 @@ def test_the_server_speaks_tls_and_asks_who_it_is(trained_shop: Shop, tmp_path: 
     key = add_key(shop.root / "keys.json", "reader", [READ])
     with (shop.root / "zoo.toml").open("a") as file:
         file.write('\n[service.auth]\nkeys = "keys.json"\n[service.tls]\ncertificate = "certificate.pem"\nkey = "key.pem"\n')
-    with served_by_command(shop, host="0.0.0.0") as server:
+    with contextlib.ExitStack() as idle, served_by_command(shop, host="0.0.0.0") as server:
         assert server.url.startswith("https://0.0.0.0:")
         url = server.url.replace("0.0.0.0", "localhost")
         context = ssl.create_default_context(cafile=str(shop.root / "certificate.pem"))
@@ -293,6 +295,11 @@ def test_the_server_speaks_tls_and_asks_who_it_is(trained_shop: Shop, tmp_path: 
             assert client.get("/v1/models").status_code == 401
             assert client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
             assert client.get("/health/ready").status_code == 200
+        name, port = url.removeprefix("https://").split(":")
+        kept = idle.enter_context(context.wrap_socket(socket.create_connection((name, int(port))), server_hostname=name))
+        kept.sendall(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert kept.recv(4096).startswith(b"HTTP/1.1 200")
+    assert "graceful shutdown exceeded" not in "".join(server.log)  # as if the idle connection were at work
     lines = [json.loads(line) for line in server.log if line.startswith("{")]
     assert {"method", "route", "status", "ms", "request_id"} <= next(
         line for line in lines if line["message"] == "request"

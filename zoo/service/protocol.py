@@ -32,6 +32,8 @@ HEAD_TOO_LARGE = Refusal(
     "head_too_large",
     f"target and headers are larger than {MOST_HEAD} bytes; send what is long in the body of a POST request",
 )
+PART = 1.0
+"""Seconds that a caller over TLS has to take leave when the server stops; one who keeps an idle connection never does."""
 LONG = "zoo.long"
 """Key of a scope whose request has too large a head."""
 
@@ -71,6 +73,18 @@ class Protocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.scheme == "https":
+            self.loop.call_later(PART, self._part)
+
+    def _part(self) -> None:
+        """Leave a closed connection whose caller has not said that it is; an answer that is not sent yet goes first."""
+        if self.transport.is_closing() and not self.transport.get_write_buffer_size():
+            self.transport.abort()
+        elif self in self.connections:
+            self.loop.call_later(PART, self._part)
 
     def data_received(self, data: bytes) -> None:
         end = data.find(END) + len(END) if self._between and not self._heard and self._admission.limiter.full() else 0
