@@ -10,6 +10,7 @@ from pathlib import Path
 
 import bench_imbalance
 import bench_recommend
+import figures
 import generate
 import load
 import numpy as np
@@ -23,9 +24,11 @@ import pytest
 import recommend_page
 import recommend_peers
 import tasks_autogluon
+import tasks_best
 from figures import Figure, report
 
 from zoo.contract import Examples, Split
+from zoo.evaluation import compare
 from zoo.manager import plugins
 
 ROOT = Path(__file__).parents[1]
@@ -193,3 +196,46 @@ def test_an_answer_of_another_version_than_it_names_is_mixed() -> None:
         assert judged["mixed"] == 1
         assert min(judged["by"].values()) >= 1
     assert predict_swaps._judged(right, known)["mixed"] == 0
+
+
+def test_rows_tell_what_their_part_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[list[Figure]] = []
+    clock = {"monotonic": 0.0, "cpu": 0.0}
+
+    def part() -> list[Figure]:
+        clock["monotonic"] += 120
+        clock["cpu"] += 30
+        return [FIGURE, replace(FIGURE, beside={"users": 3.0})]
+
+    monkeypatch.setattr("sys.argv", ["bench_toy.py", "--row", "a"])
+    monkeypatch.setattr("time.monotonic", lambda: clock["monotonic"])
+    monkeypatch.setattr(figures, "processor", lambda: clock["cpu"])
+    monkeypatch.setattr(figures, "report", lambda _, of, **__: kept.append(list(of)))
+    figures.chosen("toy", {"a": part, "b": part}, None)
+    ((first, second),) = kept
+    assert first.beside == {"minutes": 2.0, "cpu_minutes": 0.5}
+    assert second.beside == {"users": 3.0, "minutes": 2.0, "cpu_minutes": 0.5}
+
+
+@pytest.mark.parametrize(("worse", "reached"), [(0.0, True), (0.3, False)])
+def test_a_stack_stands_beside_the_member_chosen_before_and_the_best_in_hindsight(worse: float, reached: bool) -> None:
+    rng = np.random.default_rng(0)
+    users, cuts = rng.integers(0, 300, 1500), rng.integers(0, 3, 1500)
+    target = (rng.random(1500) < 0.4).astype(np.float64)
+    scores = {name: np.clip(0.4 + 0.3 * (target - 0.4) + rng.normal(0, 0.1, 1500), 0.01, 0.99) for name in ("a", "b")}
+    scores["stack"] = np.clip((scores["a"] + scores["b"]) / 2 - worse * target, 0.01, 0.99)
+    loss = {name: tasks_best.losses(target, each[:, None]) for name, each in scores.items()}
+    before = np.array(["a", "b", "a"])[cuts]
+    first, second = tasks_best.beside_best("X", "toy", loss, ["a", "b"], before, users, cuts)
+    then = np.where(cuts == 1, scores["b"], scores["a"])
+    more = {"metric": "log_loss", "groups": users, "cuts": cuts, "resamples": tasks_best.RESAMPLES}
+    plain = compare(target, scores["stack"], then, **more)
+    assert (first.ours, first.interval) == (pytest.approx(plain.value), pytest.approx((plain.low, plain.high)))
+    assert first.reached is reached
+    assert "by cut " in first.what
+    best = min(("a", "b"), key=lambda name: np.mean([loss[name][cuts == cut].mean() for cut in range(3)]))
+    assert f"on these very rows, {best} (" in second.what
+    assert second.must == ""
+    at_once, alone = second.interval, compare(target, scores["stack"], scores[best], **more)
+    assert at_once is not None
+    assert at_once[1] - at_once[0] > alone.high - alone.low  # for both members at once

@@ -14,6 +14,7 @@ import pytest
 import shop
 from shop import DAY, START, Shop
 
+from zoo.cli.train import untried
 from zoo.contract import Examples, FeatureBatch, Task
 from zoo.errors import UsageError, ZooError
 from zoo.evaluation import evaluate
@@ -286,6 +287,9 @@ def test_guards_that_are_asked_for_later_are_kept(
     assert [v and v.reference for v in versions] == ["churn@2", "churn@3", "churn@3"]
     kept = [{g["guard"]: g["tried"] for g in v.metrics["guards"]}["canary"] for v in versions if v is not None]
     assert kept == [False, True, True]
+    ((why, names),) = untried(first.record).items()  # what zoo train says of them
+    assert (why.startswith("not tried: in 0 s"), names) == (True, ["shuffled labels", "canary"])
+    assert untried(asked[0].record) == {}
     again = train(own, "churn", plugins=found, members=["gbdt"]).version
     assert again is not None
     assert again.reference == "churn@3"

@@ -21,6 +21,7 @@ if __name__ == "__main__":
             "T6": tasks_uplift.t6,
             "uplift-inner": tasks_uplift.inner,
             "T1": tasks_purchases.t1,
+            "T1-ceiling": tasks_purchases.t1_ceiling,
             "T2": tasks_purchases.t2,
             "T3": tasks_retail.t3,
             "T7": tasks_behaviour.t7,

@@ -20,7 +20,7 @@ from tasks_purchases import demo
 
 from zoo.cache import Cache
 from zoo.choice import least
-from zoo.contract import Array, Task
+from zoo.contract import Array, Task, TrainingData
 from zoo.evaluation.bootstrap import difference_of_means
 from zoo.features import Features
 from zoo.finals import CANDIDATES, DEFAULT, Scores
@@ -63,11 +63,9 @@ LOGS: Mapping[str, tuple[str, str, str, dict[str, Any]]] = {
     "retailrocket_mb, next action": ("retailrocket_mb", "behaviour", CUT, {"horizon": "1d"}),
 }
 """Name -> log, task, the time before which its rows stand, settings. No label reaches into a test part."""
-MEMBERS = (
-    Member("gbdt", "gbdt", {"num_threads": 1, "num_trees": 200, "num_leaves": 7, "learning_rate": 0.04}),
-    Member("gru", "gru", {"epochs": 3}),
-    Member("linear", "linear"),
-)
+TREES = {"num_threads": 1, "num_trees": 200, "num_leaves": 7, "learning_rate": 0.04}
+SHORT: Mapping[str, dict[str, Any]] = {"demo": {"streams": ["visit_*"], "max_length": 30}}
+"""What the recurrent member reads of a log: elsewhere its newest 20 events."""
 Rule = Callable[[Mapping[str, Array], Array], str]
 
 
@@ -94,7 +92,18 @@ RULES: Mapping[str, tuple[str, Rule]] = {
 """Name -> what it takes before anything is known, and how it chooses by the losses so far."""
 
 
-def before(features: Features, task: Task, settings: dict[str, Any], end: str, cache: Path) -> Scores:
+def members(data: TrainingData, log: str) -> list[Member]:
+    """Trees, trees on windows only, a recurrent net and, where there are two classes, the plain model."""
+    sequences = tuple(name for name in data.batch.names if data.batch.stored(name)[1].is_sequence)
+    out = [
+        Member("gbdt", "gbdt", TREES),
+        Member("windows", "gbdt", {**TREES, "drop": sequences}),
+        Member("gru", "gru", {"epochs": 2, **SHORT.get(log, {"max_length": 20})}),
+    ]
+    return [*out, Member("linear", "linear")] if data.kind.kind == "binary" else out
+
+
+def before(features: Features, log: str, task: Task, settings: dict[str, Any], end: str, cache: Path) -> Scores:
     """Out-of-fold scores of the members on rows whose labels are known before ``end``."""
     view = features.reader.view()
     task = task.resolved(view, settings)
@@ -103,8 +112,7 @@ def before(features: Features, task: Task, settings: dict[str, Any], end: str, c
     rows = rows.take(np.flatnonzero(rows.known_at <= instant(end)))
     data = training_data(features, task, rows)
     folds = forward_chaining(rows.time, rows.known_at, FOLDS)
-    kept = [member for member in MEMBERS if member.name != "linear" or data.kind.kind == "binary"]
-    oof = out_of_fold(kept, data, folds, executor=Processes(1), cache=Cache(cache))
+    oof = out_of_fold(members(data, log), data, folds, executor=Processes(1), cache=Cache(cache))
     whose = np.unique(next(iter(rows.keys.values())), return_inverse=True)[1]
     return Scores(oof, data, rows.known_at, whose, Vocabulary.of(data))
 
@@ -135,7 +143,7 @@ def opened_logs(folder: Path) -> Iterator[tuple[str, Scores]]:
     for what, (log, task, end, settings) in LOGS.items():
         if log not in made:
             made[log] = opened(folder / log, SHARED / log / "events.parquet")
-        yield what, before(made[log], found.task(task), settings, end, folder / "cache")
+        yield what, before(made[log], log, found.task(task), settings, end, folder / "cache")
 
 
 def finals() -> list[Figure]:
