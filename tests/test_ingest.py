@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 import numpy as np
@@ -20,7 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zoo.errors import SchemaError, UsageError, ZooError
+from zoo.errors import ReusedKeyError, SchemaError, UsageError, ZooError
 from zoo.events.ingest import append, ingest
 from zoo.events.log import EventLog
 from zoo.events.schema import LogSchema
@@ -125,6 +127,43 @@ def test_a_push_needs_event_ids_or_a_key(log):
     again = append(log, events(3), idempotency_key="k")
     assert (again.rows, again.added, again.repeated) == (3, 0, 3)
     assert append(log, events(3), idempotency_key="k2").added == 3
+
+
+def test_a_key_belongs_to_the_push_that_came_with_it_first(log, monkeypatch):
+    row = {"user_id": 1, "event_type": "view", "timestamp": "2017-12-01T00:00:00Z", "colour": "red"}
+    assert append(log, [row, {**row, "user_id": "x"}], idempotency_key="k").added == 1
+    alike = [{**{name: row[name] for name in reversed(row)}, "colour": "blue"}, {**row, "user_id": "x"}]
+    again = append(log, alike, idempotency_key="k")  # another order of fields, and of what the log has no place for another value
+    assert (again.rows, again.added, again.repeated, dict(again.quarantined)) == (2, 0, 1, {"user_id_invalid": 1})
+    for others in ([row], [{**row, "user_id": 2}, {**row, "user_id": "x"}], [row] * 3):
+        with pytest.raises(ReusedKeyError, match=r"came with other events before.*under a key of their own"):
+            append(log, others, idempotency_key="k")
+    assert log.count() == 1
+    log.flush()
+    with pytest.raises(ReusedKeyError):
+        append(EventLog.open(log.root), [row], idempotency_key="k")
+    monkeypatch.setattr("zoo.events.ingest.LARGE", 3)  # those that go into Delta at once
+    assert append(log, events(5), idempotency_key="large").added == 5
+    assert append(log, events(5), idempotency_key="large").repeated == 5
+    with pytest.raises(ReusedKeyError):
+        append(log, events(6), idempotency_key="large")
+    assert log.count() == 6
+
+
+def test_a_key_from_before_bodies_were_told_apart_adds_nothing(log):
+    key = f"key:{hashlib.sha256(b'k').hexdigest()}"
+    with log.writing(), log.start() as files:
+        log.finish(files, {key: 3})
+    report = append(log, events(2), idempotency_key="k")
+    assert (report.rows, report.added, report.repeated) == (3, 0, 3)
+
+
+def test_pushes_that_wait_together_under_one_key_are_one_and_refusals(log):
+    with ThreadPoolExecutor(8) as pool:
+        told = [pool.submit(append, log, events(1 + number % 2), idempotency_key="k") for number in range(32)]
+    errors = [type(each.exception()) for each in told if each.exception()]
+    assert errors == [ReusedKeyError] * 16
+    assert sum(each.result().added for each in told if not each.exception()) == log.count() in (1, 2)
 
 
 def test_a_key_cannot_stand_for_a_file(log, write):

@@ -11,6 +11,10 @@ class UsageError(ZooError):
     """The caller asked in a way that cannot be meant; the command line exits with 2."""
 
 
+class ReusedKeyError(UsageError):
+    """An idempotency key names another push already; nothing of this one was taken."""
+
+
 class SchemaError(ZooError):
     """A table's columns or types are not what was declared; nothing of it was taken."""
 

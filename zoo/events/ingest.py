@@ -6,7 +6,7 @@ import hashlib
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zoo.contract import Progress
-from zoo.errors import SchemaError, UsageError
+from zoo.errors import ReusedKeyError, SchemaError, UsageError
 from zoo.events import delta
 from zoo.events.dictionary import FIRST
 from zoo.events.few import Few
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 LARGE = 50_000
 """Rows of a push from which it goes into Delta at once, as a file does."""
+
+BODY = 1 << 62
+"""A number from here on that is recorded with a key is of a push's body; one below it, as for files, is of rows."""
 
 NOTHING = "no rows were given, so nothing was appended"
 
@@ -132,7 +135,7 @@ def append(log: EventLog, frame: Any, idempotency_key: str | None = None, now: i
 
     Every row has an ``event_id``, or the push has an ``idempotency_key`` (else UsageError): the same id, or the same key, adds
     nothing the second time. ``item_id`` may be left out. A column ``time`` of int64 microseconds UTC may stand for ``timestamp``.
-    Raises SchemaError, with nothing taken, where the columns cannot be read.
+    Raises, with nothing taken, SchemaError where the columns cannot be read, and ReusedKeyError where the key came with other rows.
     """
     started = time.perf_counter()
     now = wall_clock() if now is None else now
@@ -165,22 +168,35 @@ def _append(
             )
     # a key may name a person, and is kept for good: its digest tells a retry, and where a row came from, as well
     key = None if idempotency_key is None else f"key:{hashlib.sha256(idempotency_key.encode()).hexdigest()}"
-    name = key or _content(source)
+    content = _content(source, how, idempotency_key or "")
+    name, body = key or f"sha256:{content}", None if key is None else BODY | int(content, 16) >> (256 - 62)
     with delta.failing_as("append to the log"):
         if len(source) > LARGE:
-            return replace(_take(log, source, how, name, key, now, None, None), seconds=time.perf_counter() - started)
+            return replace(_take(log, source, how, name, key, now, None, None, body), seconds=time.perf_counter() - started)
         good, rejected = _cleaned(log, source, how, name, now)
-        push = Push(good, rejected, name, key, now)
+        push = Push(good, rejected, name, key, now, body)
         log.pushes.take(push)
         quarantined = dict(sorted(Counter(rejected.reason).items()))
-        repeated = push.repeated
+        rows, repeated = push.rows, push.repeated
         if push.again is not None:
+            rows = _rows_before(push.again, body, rows)
             quarantined = log.quarantine.counts(name)
-            repeated = push.again - sum(quarantined.values())
-        rows = push.rows if push.again is None else push.again
+            repeated = rows - sum(quarantined.values())
         seconds = time.perf_counter() - started
         warnings = (*_new(log, push.types), *_new_items(push.items))
         return IngestReport(rows, push.added, repeated, quarantined, seconds, push.version, how.ignored, warnings)
+
+
+def _rows_before(recorded: int, body: int | None, rows: int) -> int:
+    """How many rows came under a key before. recorded: with it. body, rows: of the push, or file, that comes under it now."""
+    if recorded < BODY:  # a file's; or a push's of before bodies were told from each other
+        return recorded
+    if recorded != body:
+        raise ReusedKeyError(
+            "the idempotency key came with other events before, so nothing of this push was taken; send these under a key of their "
+            "own, or the former ones as they were"
+        )
+    return rows
 
 
 def _new_items(items: Sequence[Any]) -> tuple[str, ...]:
@@ -231,23 +247,42 @@ def _without_id(source: Source, how: Plan) -> tuple[int, int]:
     return missing, rows
 
 
-def _content(source: Source) -> str:
-    """``sha256:`` and the digest of a push's content, under which its bad rows are kept."""
-    state = hashlib.sha256()
-    for chunk, _ in source.chunks(dict.fromkeys(source.names, "")):
+def _content(source: Source, how: Plan, key: str) -> str:
+    """The digest of what the log has a place for in a push, whatever the order of its columns. key: without it, nobody can tell from the
+    digest what a push of somebody who was forgotten held."""
+    state = hashlib.sha256(key.encode())
+    for chunk, _ in source.chunks(dict(sorted(how.wanted.items()))):
         for name, values in chunk.columns.items():
-            state.update(repr((name, values if isinstance(values, list) else values.to_pylist())).encode("utf-8", "replace"))
-    return f"sha256:{state.hexdigest()}"
+            state.update(repr((name, values if isinstance(values, list) else _listed(values))).encode("utf-8", "replace"))
+    return state.hexdigest()
+
+
+def _listed(values: pa.Array) -> list[Any]:
+    """``values.to_pylist()``, of plain ones in a fraction of its time."""
+    kind, types = values.type, pa.types
+    plain = types.is_integer(kind) or types.is_floating(kind) or types.is_string(kind)
+    found: list[Any] = values.to_numpy(zero_copy_only=False).tolist() if plain and not values.null_count else values.to_pylist()
+    return found
 
 
 def _take(
-    log: EventLog, source: Source, how: Plan, name: str, key: str | None, now: int, progress: Any, check: Any
+    log: EventLog,
+    source: Source,
+    how: Plan,
+    name: str,
+    key: str | None,
+    now: int,
+    progress: Any,
+    check: Any,
+    body: int | None = None,
 ) -> IngestReport:
-    """Take one source under the write lock. ``key``: adds nothing where the log knows it; ``check``: runs before anything is visible."""
+    """Take one source under the write lock. ``key``: adds nothing where the log knows it, and is recorded with ``body``, else the number
+    of rows; ``check``: runs before anything is visible."""
     started = time.perf_counter()
     with log.writing(progress):
-        rows = log.taken(key)
-        if rows is not None:
+        before = log.taken(key)
+        if before is not None:
+            rows = _rows_before(before, body, len(source) if isinstance(source, Sized) else 0)
             quarantined = log.quarantine.counts(name)
             repeated = rows - sum(quarantined.values())
             seconds = time.perf_counter() - started
@@ -278,7 +313,7 @@ def _take(
             log.dictionaries.extend({d: pa.concat_arrays(parts) for d, parts in seen.items()})
             version = log.version()
             if files.rows or key is not None:
-                version = log.finish(files, {} if key is None else {key: rows})
+                version = log.finish(files, {} if key is None else {key: rows if body is None else body})
             added = files.rows
         log.tidy()
         quarantined = dict(sorted(pending.counts.items()))

@@ -450,7 +450,7 @@ class EventLog:
             return moved
 
     def taken(self, key: str | None) -> int | None:
-        """Rows of a file, or of a push under this key, that was taken before; None where none was."""
+        """What was recorded with this key when it was taken: a file's number of rows, a push's ``body``; None where none was."""
         if key is None:
             return None
         with self._mutex:

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Push:
-    """One push on its way. good: its clean rows, without ``seq``. key: what its idempotency key is recorded as.
+    """One push on its way. good: its clean rows, without ``seq``. key: what its idempotency key is recorded as, with ``body``.
 
     version: Delta's when it was committed. added, repeated: what became of its rows once it is done.
-    again: rows that came under the same key before, None where none did. types, items: event types and items that the
+    again: what was recorded with the same key before, None where nothing was. types, items: event types and items that the
     log did not have before.
     """
 
@@ -35,6 +35,7 @@ class Push:
     name: str
     key: str | None
     now: int
+    body: int | None = None
     version: int = 0
     added: int = 0
     repeated: int = 0
@@ -91,15 +92,15 @@ class Pushes:
                     state = log.state()
                     last, count = state.last, state.count
                     ids: EventIds | None = None
-                    keys: dict[str, int] = {}
+                    keys: dict[str | None, int | None] = {}
                     kept: set[tuple[str, int]] = set()
                     for push in batch:
                         push.version = state.version
-                        push.again = keys.get(push.key or "") if push.key in keys else log.taken(push.key)
+                        push.again = keys[push.key] if push.key in keys else log.taken(push.key)
                         if push.again is not None:
                             continue
                         if push.key is not None:
-                            keys[push.key] = push.rows
+                            keys[push.key] = push.body
                         good = push.good
                         if _named(good):
                             ids = log.live_ids() if ids is None else ids
@@ -112,8 +113,7 @@ class Pushes:
                         if not len(good) and not bad and push.key is None:
                             continue
                         last += 1
-                        taken = None if push.key is None else push.rows
-                        segment = Segment(last, count, len(good), newest(good), push.now, push.key, taken)
+                        segment = Segment(last, count, len(good), newest(good), push.now, push.key, push.body)
                         tail.add(connection, segment, good, codes, bad)
                         held = good if isinstance(good, Few) else completed(good, count, log.schema.arrow())
                         written.append((segment, held, codes))

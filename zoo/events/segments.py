@@ -22,7 +22,7 @@ _PIECES = 64
 class Segment:
     """One push. first: seq of its first row. end: its newest time. at: when it came (microseconds UTC).
 
-    key: what its idempotency key is recorded as, with the number of rows that it brought (``taken``).
+    key: what its idempotency key is recorded as, with the number that tells its body from others (``taken``).
     """
 
     id: int

@@ -16,10 +16,15 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
-from zoo.errors import FeatureError, LateError, PluginError, SchemaError, UnknownIdError, UsageError, ZooError
+from zoo.errors import FeatureError, LateError, PluginError, ReusedKeyError, SchemaError, UnknownIdError, UsageError, ZooError
 
-MISTAKES: dict[type[ZooError], str] = {UsageError: "usage", SchemaError: "schema", UnknownIdError: "identifier"}
-"""Errors that the caller can mend (422), and the type they are told as."""
+MISTAKES: dict[type[ZooError], str] = {
+    ReusedKeyError: "reused_key",
+    UsageError: "usage",
+    SchemaError: "schema",
+    UnknownIdError: "identifier",
+}
+"""Errors that the caller can mend (422), and the type they are told as. The first that fits counts."""
 FAILURES: dict[type[ZooError], str] = {FeatureError: "features", ZooError: "unavailable"}
 """Errors that another try may not meet (503). The first that fits counts."""
 STATUS_TYPES = {404: "not_found", 405: "method_not_allowed", 408: "too_slow"}
