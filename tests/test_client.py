@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 from shop import Shop
 from test_service import opened, purchase, running
 
 from zoo.client import SLACK, AccessError, AnswerError, AsyncClient, Client, DeadlineError, RequestError, UnavailableError
+from zoo.errors import UsageError
 from zoo.service import app
 from zoo.service.access import PUSH, READ, Access, add_key
 from zoo.service.load import Limiter
@@ -53,6 +58,25 @@ def test_answers_are_typed(url: str, parts: Any) -> None:
     assert len({one.id, stranger.id, *(answer.id for answer in answers)}) == 4
 
 
+def test_arrays_of_identifiers_are_taken(url: str) -> None:
+    with Client(url) as client:
+        whom = [each.keys for each in client.predict("churn", users=[1, 2])]
+        frames = (np.array([1, 2]), [np.int64(1), np.int32(2)], pd.Series([1, 2]), pa.array([1, 2]), pl.Series([1, 2]), (1, 2))
+        for users in frames:
+            assert [each.keys for each in client.predict("churn", users=users)] == whom
+        (pair,) = client.predict("campaign", [{"user_id": np.int64(8), "campaign_id": np.uint8(2)}])
+        assert pair.keys == {"user_id": 8, "campaign_id": 2}
+        (explained,) = client.explain("churn", users=np.array([1]))
+        assert explained.keys == {"user_id": 1}
+        assert client.push([purchase(41, "array", value=np.float32(1.5))]).added == 1
+        for alone in (1, "u1", np.int64(1)):
+            with pytest.raises(UsageError, match="expected a list"):
+                client.predict("churn", users=alone)  # type: ignore[arg-type]
+        for deadline in (float("inf"), float("nan")):
+            with pytest.raises(UsageError, match="expected seconds from now"):
+                client.predict("churn", users=[1], deadline=deadline)
+
+
 @pytest.mark.parametrize(
     "body", [b"<html>Please log in</html>", b"", b"[]", b"{}", b'{"answers": [{}]}', b'{"answers": 1}', b"\xff", b"[" * 100_000]
 )
@@ -84,7 +108,8 @@ def test_explanations_are_typed_and_the_predictors(url: str, parts: Any) -> None
     for one, user, whole in zip(found, asked["users"], expected, strict=True):
         own = {**vars(one)}
         assert (own.pop("keys"), own.pop("version")) == ({"user_id": user}, "churn@1")
-        assert own == vars(whole)
+        assert own == {**vars(whole), "id": one.id}
+        assert one.id != whole.id
     assert found[0].events
     assert (found[0].features["gbdt"], [one.known for one in found]) == (expected[0].features["gbdt"], [True, False])
     assert (pair.keys, pair.units) == ({"user_id": 8, "campaign_id": 2}, "log-odds")

@@ -386,8 +386,37 @@ def test_the_policy_of_a_task_is_kept_in_its_versions(trained_shop: Shop, tmp_pa
     assert Policy.kept(before).calibration_error == 0.05
     with pytest.raises(UsageError, match="requires gbdt, which this run would not train"):
         train(Project.open(root), "churn", plugins=plugins(), members=["gru"])
-    assert Predictor.load("churn", root).policy == Policy()  # the version has what was declared when it was trained
-    assert Predictor.load("churn", root).version.lineage["serving"] == Policy().facts()
+    loaded = Predictor.load("churn", root)
+    assert loaded.policy == Policy()  # the version has what was declared when it was trained
+    assert loaded.version.lineage["serving"] == Policy().facts()
+
+
+def test_a_policy_that_was_changed_after_training_is_said_not_to_count(
+    trained_shop: Shop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from test_service import running
+    from typer.testing import CliRunner
+
+    from zoo.cli.app import app as command
+    from zoo.service import app
+
+    root = trained_shop.copy(tmp_path / "shop").root
+    assert Predictor.load("churn", root).declared == {}
+    assert not caplog.records
+    with (root / "zoo.toml").open("a") as file:
+        file.write('\n[tasks.churn.serving]\nstore = "cold"\nat_least = 1\n')
+    loaded = Predictor.load("churn", root)
+    assert (loaded.policy.store, loaded.declared) == ("refuse", {"store": "cold"})
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "churn@1 answers by the policy that it was trained with" in said
+    assert "store = 'cold' (the version's: 'refuse')" in said
+    assert said.endswith("zoo train churn")
+    shown = CliRunner().invoke(command, ["--repo", str(root), "models"], env={"COLUMNS": "200"})
+    told = "churn@1 answers by the policy of its training; store = 'cold' in zoo.toml counts from the next"
+    assert told in " ".join(shown.output.split())
+    with running(app({"churn": loaded}, loaded.features)) as client:
+        (card,) = client.get("/v1/models").raise_for_status().json()["models"]
+    assert (card["policy"]["store"], card["declared"]) == ("refuse", {"store": "cold"})
 
 
 @pytest.mark.parametrize(

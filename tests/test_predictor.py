@@ -375,6 +375,13 @@ def test_a_feature_service_that_is_gone_is_named(shop: Shop) -> None:
         ({"users": [1], "at": 1.5}, "at is 1.5; expected a datetime"),
         ({"users": [1], "at": datetime(2024, 5, 1)}, "at is 2024-05-01T00:00:00, which has no timezone"),
         ({"users": "u0042"}, "users is the text 'u0042'; expected a list"),
+        ({"users": 1}, r"users is the int 1; expected a list of identifiers, as in users=\[1\]"),
+        ({"users": np.int64(1)}, "users is the int64 .*; expected a list"),
+        ({"users": np.array(1)}, "users is the ndarray .*; expected a list"),
+        ({"users": {"user_id": 1}}, "users is the dict .*; expected a list"),
+        ({"users": [1], "deadline": float("inf")}, "deadline is inf; expected seconds from now"),
+        ({"users": [1], "deadline": float("nan")}, "deadline is nan"),
+        ({"users": [1], "deadline": 1e300}, "deadline is 1e.300; .*at most 86400"),
     ],
 )
 def test_users_and_instants_of_the_wrong_kind_are_refused(churn: Predictor, arguments: dict[str, Any], message: str) -> None:

@@ -208,9 +208,10 @@ def test_explanations_are_the_predictors_in_the_order_of_the_rows(served: Served
     answers = served.client.post("/v1/explain", json=body).raise_for_status().json()["answers"]
     expected = churn.explain(users=asked, at=START + 91 * DAY, top=3, events=2)
     assert answers == [
-        {"keys": {"user_id": user}, "version": "churn@1", **json.loads(json.dumps(each.as_dict()))}
-        for user, each in zip(asked, expected, strict=True)
+        {"keys": {"user_id": user}, "version": "churn@1", **json.loads(json.dumps(each.as_dict())), "id": answer["id"]}
+        for user, each, answer in zip(asked, expected, answers, strict=True)
     ]
+    assert len({*(answer["id"] for answer in answers), *(each.id for each in expected)}) == 6
     assert [answer["score"] for answer in answers] == pytest.approx(
         [answer["score"] for answer in served.predict(users=asked, at=body["at"]).json()["answers"]]
     )
@@ -343,6 +344,16 @@ def test_the_same_push_again_adds_nothing(served: Served) -> None:
         assert (first["added"], first["repeated"]) == (len(body["events"]), 0)
         assert (second["added"], second["repeated"]) == (0, len(body["events"]))
         assert second["version"] == first["version"]
+
+
+def test_a_key_that_came_with_other_events_is_refused_and_loses_nothing(served: Served) -> None:
+    first = {"events": [purchase(24)], "idempotency_key": "checkout"}
+    served.client.post("/v1/events", json=first).raise_for_status()
+    other = served.client.post("/v1/events", json={"events": [purchase(25)], "idempotency_key": "checkout"})
+    assert (other.status_code, other.json()["error"]["type"]) == (422, "reused_key")
+    assert "nothing of this push was taken" in other.json()["error"]["message"]
+    own = served.client.post("/v1/events", json={"events": [purchase(25)], "idempotency_key": "checkout 2"})
+    assert own.raise_for_status().json()["added"] == 1
 
 
 def test_a_push_is_in_the_log_of_whoever_opens_it(served: Served) -> None:

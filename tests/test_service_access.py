@@ -169,6 +169,29 @@ def test_a_key_is_made_by_one_command(tmp_path: Path) -> None:
     assert CliRunner().invoke(command, ["--repo", str(tmp_path), "key", "shop", "--role", "root"]).exit_code == 2
 
 
+@pytest.mark.parametrize("between", [" ", "  ", "     "])
+def test_spaces_between_scheme_and_credential_are_no_part_of_it(
+    guarded: tuple[FastAPI, httpx.Client, Path], between: str
+) -> None:
+    api, client, keys = guarded
+    key = add_key(keys, "spaced", [READ])
+    api.state.admission.access.refresh()
+    headers = {"Authorization": f"Bearer{between}{key}"}
+    assert client.get("/v1/models", headers=headers).status_code == 200
+    assert client.get("/v1/models", headers={"Authorization": f"Bearer{between}{key[:-1]}"}).status_code == 401
+
+
+@pytest.mark.parametrize("name", ["", " ", " reader", "two\nlines", "\x1b[31m", "n" * 201])
+def test_a_key_needs_a_name_that_people_can_read(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "keys.json"
+    with pytest.raises(UsageError, match="expected who holds it"):
+        add_key(path, name, [READ])
+    assert not path.exists()
+    path.write_text(json.dumps({"keys": [{"name": name, "sha256": "0" * 64, "roles": [READ]}]}))
+    with pytest.raises(UsageError, match="a name has 1 to 200"):
+        Access(path, None)
+
+
 def test_a_key_is_revoked_by_one_command(tmp_path: Path) -> None:
     def zoo(*words: str) -> tuple[int, str]:
         done = CliRunner().invoke(command, ["--repo", str(tmp_path), "key", *words])

@@ -207,9 +207,28 @@ def test_the_open_inference_protocol_answers_as_v1_does(parts: Any) -> None:
             assert outputs["member:gru"]["data"] == [each["members"]["gru"] for each in v1]
             assert outputs["known"]["data"] == [True, False]
             assert outputs["newest_event_age"]["data"] == [v1[0]["newest_event_age"], -1.0]
+        for datatype in (f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)):
+            for data, shape in (([5, 6], [2]), ([5, 6], [2, 1]), ([[5], [6]], [2, 1]), ([5.0, 6], [2])):
+                body = {"inputs": [{**tensor(5), "datatype": datatype, "data": data, "shape": shape}]}
+                answer = client.post("/v2/models/churn/infer", json=body).raise_for_status().json()
+                v1 = client.post("/v1/predict", json={"model": "churn", "users": [5, 6]}).json()["answers"]
+                assert answer["outputs"][0]["data"] == pytest.approx([each["score"] for each in v1], abs=1e-6)
         some = {"inputs": [tensor(5, shape=[1, 1])], "outputs": [{"name": "score"}], "parameters": {"at": "2024-04-01T00:00:00Z"}}
         (only,) = client.post("/v2/models/churn/infer", json=some).json()["outputs"]
         assert (only["name"], only["shape"]) == ("score", [1])
+
+
+def test_tensors_need_not_be_announced_as_json_and_binary_ones_are_refused(parts: Any) -> None:
+    content, path = json.dumps({"inputs": [tensor(5)]}), "/v2/models/churn/infer"
+    with running(app(*parts)) as client:
+        unnamed, announced = client.post(path, content=content), client.post(path, json={"inputs": [tensor(5)]})
+        assert "content-type" not in unnamed.request.headers
+        assert unnamed.raise_for_status().json() == announced.json()
+        assert client.post(path, content=content, headers={"Content-Type": "text/plain"}).status_code == 415
+        assert client.post("/v1/events", content=b'{"events": []}').status_code == 415
+        binary = client.post(path, content=content + "\0" * 8, headers={"Inference-Header-Content-Length": str(len(content))})
+    assert (binary.status_code, list(binary.json())) == (415, ["error"])
+    assert "binary_data=False" in binary.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -220,6 +239,15 @@ def test_the_open_inference_protocol_answers_as_v1_does(parts: Any) -> None:
         ("churn/infer", {"inputs": [tensor(1, shape=[2])]}, 422, "expected [n] or [n, 1]"),
         ("churn/infer", {"inputs": [tensor(1, shape=[1, 2])]}, 422, "expected [n] or [n, 1]"),
         ("churn/infer", {"inputs": [tensor(1, datatype="BYTES")]}, 422, "of BYTES holds 1"),
+        ("churn/infer", {"inputs": [tensor(300, datatype="UINT8")]}, 422, "of UINT8 holds 300"),
+        ("churn/infer", {"inputs": [tensor(-1, datatype="UINT64")]}, 422, "of UINT64 holds -1"),
+        ("churn/infer", {"inputs": [tensor(2**63, datatype="UINT64")]}, 422, "at most 64 bits"),
+        ("churn/infer", {"inputs": [tensor(1.5)]}, 422, "of INT64 holds 1.5"),
+        ("churn/infer", {"inputs": [tensor(2.0**53 + 2)]}, 422, "of INT64 holds"),
+        ("churn/infer", {"inputs": [tensor([1, 2], shape=[1, 1])]}, 422, "nested otherwise than the shape"),
+        ("churn/infer", {"inputs": [tensor([1], [2], shape=[2])]}, 422, "nested otherwise than the shape"),
+        ("churn/infer", {"inputs": [tensor([1], 2, shape=[2, 1])]}, 422, "nested otherwise than the shape"),
+        ("churn/infer", {"inputs": [tensor([[1]], shape=[1, 1])]}, 422, "inputs.0.data"),
         ("churn/infer", {"inputs": [tensor(1), tensor(1)]}, 422, "two inputs have one name"),
         ("churn/infer", {"inputs": [tensor(1, name="user")]}, 422, "unknown input 'user'"),
         ("churn/infer", {"inputs": [tensor(1)], "outputs": [{"name": "x"}]}, 422, "unknown output 'x'"),

@@ -79,6 +79,15 @@ def test_a_trace_leads_back_to_values_events_versions_and_models(shop: Shop, chu
     assert trace["code"]["feature-zoo"]
 
 
+def test_an_explanation_is_traced_as_a_prediction_is(churn: Predictor) -> None:
+    at = START + 100 * DAY
+    explained, predicted = churn.explain(users=[3, 5], at=at)[1], churn.predict(users=[5], at=at)["id"][0].as_py()
+    trace, other = found(churn, explained.id), found(churn, predicted)
+    assert trace["answer"] == {"explained": "score", "score": explained.score, "moved": dict(explained.members)}
+    for name in ("keys", "as_of", "features", "events", "log", "members", "model"):
+        assert trace[name] == other[name], name
+
+
 def test_each_row_has_an_id_of_its_own_and_a_batch_is_not_traced(churn: Predictor) -> None:
     users = [1] * (ROWS + 1)
     ids = churn.predict(users=users)["id"].to_pylist()

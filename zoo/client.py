@@ -1,13 +1,17 @@
-"""A thin typed client of the service, sync and async, over httpx (the extra ``client``). It imports nothing of zoo but its errors."""
+"""A thin typed client of the service, sync and async, over httpx (the extra ``client``). It imports nothing of zoo but its errors.
+
+Long because the sync and the async client stand beside each other, method by method, under the types of their answers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from zoo.errors import ZooError
+from zoo.errors import UsageError, ZooError
 
 try:
     import httpx
@@ -103,7 +107,8 @@ class Explanation:
     """What moved the score of one row, of one output: ``members`` sum to ``raw - base``. units: of all amounts, ``log-odds`` or ``value``.
 
     features: member -> (column, how much it moved that member), the strongest first. how: member -> how its columns were weighed. events:
-    the newest first within a sequence, each with what ``moved`` without it. source: ``features`` of the answer that is explained.
+    the newest first within a sequence, each with what ``moved`` without it. source: ``features`` of the answer that is explained. id: for
+    ``zoo trace``.
     """
 
     keys: Mapping[str, Id]
@@ -119,6 +124,7 @@ class Explanation:
     events: Sequence[Mapping[str, Any]]
     source: str
     known: bool | None
+    id: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,8 @@ class Pushed:
 
 @dataclass(frozen=True)
 class Model:
-    """A model that the service answers for."""
+    """A model that the service answers for. policy: what its answers may lack. declared: what zoo.toml says of that in another way; it
+    counts from the next training."""
 
     model: str
     version: str
@@ -148,11 +155,13 @@ class Model:
     created: str
     metrics: Mapping[str, Any]
     lineage: Mapping[str, Any]
+    policy: Mapping[str, Any] | None = None
+    declared: Mapping[str, Any] | None = None
 
 
 def _made(kind: type[T], value: Mapping[str, Any]) -> T:
     """Fields that a newer service adds are left out; those that an older one lacks have their default."""
-    named = [field.name for field in fields(kind) if field.name in value or field.default is MISSING]  # type: ignore[arg-type]
+    named = [each.name for each in fields(kind) if each.name in value or each.default is MISSING]  # type: ignore[arg-type]
     return kind(**{name: value[name] for name in named})
 
 
@@ -188,11 +197,29 @@ def _within(deadline: float | None) -> dict[str, Any]:
     """What httpx is told of a deadline: the service's header, and how long it waits itself; without one, its client's own timeout."""
     if deadline is None:
         return {}
+    if not math.isfinite(deadline):
+        raise UsageError(f"deadline is {deadline!r}; expected seconds from now, at most 600; None for the client's own timeout")
     return {"headers": {"X-Deadline-Ms": str(max(1, round(deadline * 1e3)))}, "timeout": max(deadline, 0.0) + SLACK}
 
 
+def _plain(values: Any) -> list[Any]:
+    """Identifiers, rows or events as JSON has them: of arrays, series and their scalars (numpy, pandas, Arrow) the values."""
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise UsageError(f"{values!r} is a {type(values).__name__}; expected a list, as in [{values!r}]")
+    return [
+        {name: _scalar(value) for name, value in each.items()} if isinstance(each, Mapping) else _scalar(each) for each in values
+    ]
+
+
+def _scalar(value: Any) -> Any:
+    for convert in ("as_py", "item"):  # of Arrow, of numpy
+        if hasattr(value, convert):
+            return getattr(value, convert)()
+    return value
+
+
 def _predict(model: str, rows: Any, users: Any, at: str | None) -> dict[str, Any]:
-    return {"model": model, **({"users": list(users)} if rows is None else {"rows": list(rows)}), "at": at}
+    return {"model": model, **({"users": _plain(users)} if rows is None else {"rows": _plain(rows)}), "at": at}
 
 
 def _explain(model: str, rows: Any, users: Any, at: str | None, output: str | None, top: int, events: int) -> dict[str, Any]:
@@ -200,7 +227,7 @@ def _explain(model: str, rows: Any, users: Any, at: str | None, output: str | No
 
 
 def _recommend(model: str, users: Any, k: int, exclude_seen: bool | None, where: Any, at: str | None) -> dict[str, Any]:
-    return {"model": model, "users": list(users), "k": k, "exclude_seen": exclude_seen, "where": where, "at": at}
+    return {"model": model, "users": _plain(users), "k": k, "exclude_seen": exclude_seen, "where": where, "at": at}
 
 
 def _checked(response: httpx.Response, make: Callable[[Any], T]) -> T:
@@ -310,7 +337,7 @@ class Client:
         self, events: Sequence[Mapping[str, Any]], idempotency_key: str | None = None, deadline: float | None = None
     ) -> Pushed:
         """Events for the log: durable when this returns. Each has an ``event_id``, or the push an idempotency key."""
-        body = {"events": list(events), "idempotency_key": idempotency_key}
+        body = {"events": _plain(events), "idempotency_key": idempotency_key}
         return self._ask(_pushed, "POST", "/v1/events", body, deadline)
 
     def models(self) -> list[Model]:
@@ -386,7 +413,7 @@ class AsyncClient:
         self, events: Sequence[Mapping[str, Any]], idempotency_key: str | None = None, deadline: float | None = None
     ) -> Pushed:
         """As ``Client.push``."""
-        body = {"events": list(events), "idempotency_key": idempotency_key}
+        body = {"events": _plain(events), "idempotency_key": idempotency_key}
         return await self._ask(_pushed, "POST", "/v1/events", body, deadline)
 
     async def models(self) -> list[Model]:

@@ -18,6 +18,8 @@ from zoo.errors import LateError, UsageError
 T = TypeVar("T")
 MOST = 64
 """Threads of one pool; further work waits for one."""
+LONGEST = 86_400.0
+"""Seconds that a deadline may be away: nobody waits longer, and no lock or socket can for ever."""
 IDLE = 30.0
 """Seconds after which a thread without work ends: pools come and go with the versions that a service swaps."""
 _until: ContextVar[float | None] = ContextVar("zoo_deadline", default=None)
@@ -27,8 +29,10 @@ def from_now(seconds: float | None) -> float | None:
     """The instant, of ``time.monotonic()``, so many seconds from now. Raises UsageError for a deadline that cannot be meant."""
     if seconds is None:
         return None
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
-        raise UsageError(f"deadline is {seconds!r}; expected seconds from now, more than 0")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= LONGEST:
+        raise UsageError(
+            f"deadline is {seconds!r}; expected seconds from now, more than 0 and at most {LONGEST:g}; None for any time"
+        )
     return time.monotonic() + seconds
 
 

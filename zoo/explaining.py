@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -46,7 +46,7 @@ class Explanation:
     how its columns were weighed. events: newest first within a sequence; ``moved`` by line (``stack`` and members): how much less it
     would be without that event. source: where the features came from, as ``features`` of an answer: ``fresh`` or, while the store is
     down, ``last_known`` or ``cold``. known: False of a user without events before the instant, answered as new; None where the store did
-    not say. units: of ``raw`` and all that moved it, ``log-odds`` or ``value``.
+    not say. units: of ``raw`` and all that moved it, ``log-odds`` or ``value``. id: of this answer, as of a prediction.
     """
 
     output: str | None
@@ -60,6 +60,7 @@ class Explanation:
     source: str = "fresh"
     known: bool | None = None
     units: str = "log-odds"
+    id: str = field(default="", compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -69,6 +69,11 @@ class Policy:
             "calibration_error": self.calibration_error,
         }
 
+    def declared(self, now: Policy) -> dict[str, Any]:
+        """What is declared now in another way than in this policy, by name."""
+        own = self.facts()
+        return {name: value for name, value in now.facts().items() if value != own[name]}
+
     @staticmethod
     def kept(facts: Mapping[str, Any] | None) -> Policy:
         """The policy of a version; versions from before there were any have the usual one."""

@@ -7,6 +7,7 @@ explanations, each awaited as well. What an answer is made of is in the rooms th
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -20,7 +21,7 @@ from zoo.contract import Array, FeatureBatch
 from zoo.deadline import Threads, from_now, until
 from zoo.errors import FeatureError, LateError, PluginError, UsageError, ZooError, choices
 from zoo.events.dictionary import FIRST
-from zoo.events.given import keyed, moment, table_of
+from zoo.events.given import identifiers, keyed, moment, table_of
 from zoo.events.items import items_where
 from zoo.fallbacks import Fallbacks
 from zoo.features import Features
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from zoo.events.view import LogView
     from zoo.explaining import Explanation
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 RESERVE = 0.005
 """Seconds before a deadline from which on members are late: their scores are combined after that."""
@@ -71,6 +73,7 @@ class Predictor:
 
     policy: what an answer may lack. fallbacks: what is answered then; None of versions from before there were any, and of rankings. tracer:
     keeps what answers were made of; None where the project asks for no traces. log: ``EventLog.id`` of the log whose codes it knows.
+    declared: what ``zoo.toml`` said of the policy, by name, where that was not ``policy`` when this was loaded: it takes a training.
     """
 
     version: Version
@@ -81,6 +84,7 @@ class Predictor:
     fallbacks: Fallbacks | None = None
     tracer: Tracer | None = None
     log: str | None = None
+    declared: Mapping[str, Any] = field(default_factory=dict)
     _scorer: Scorer = field(default_factory=Scorer, repr=False)
     # not the scorer's: who waits for a thread must not hold the last one
     _callers: Threads = field(default_factory=Threads, repr=False)
@@ -111,7 +115,17 @@ class Predictor:
         tracer = None
         if project.traces:
             tracer = Tracer.of(Traces(project.data / TRACES, project.traces), version, ensemble.members, artefact)
-        return cls(version, ensemble, features, found, kept, spares, tracer, log.id)
+        declared = kept.declared(project.tasks[version.model].serving) if version.model in project.tasks else {}
+        if declared:
+            _log.warning(
+                "%s answers by the policy that it was trained with, not by [tasks.%s.serving] of zoo.toml, which says by now: %s. What was "
+                "measured and prepared for lost members is of that policy; for the new one to count: zoo train %s",
+                version.reference,
+                version.model,
+                "; ".join(f"{name} = {value!r} (the version's: {kept.facts()[name]!r})" for name, value in declared.items()),
+                version.model,
+            )
+        return cls(version, ensemble, features, found, kept, spares, tracer, log.id, declared)
 
     def _check_log(self, view: LogView) -> None:
         """Raise FeatureError where another log has taken the place of the one whose codes the ensemble is in."""
@@ -334,10 +348,15 @@ class Predictor:
                 f"what moved a score of {self.version.reference} cannot be said while a member fails ({error!r}); predict answers "
                 "without it, as far as the policy lets it"
             ) from error
-        return [
-            replace(each, source=str(source), known=bool(newest >= 0) if source == FRESH else None)
-            for each, source, newest in zip(found, read.source, read.batch.newest, strict=True)
+        ids = ids_of(len(table))
+        told = [
+            replace(each, source=str(source), known=bool(newest >= 0) if source == FRESH else None, id=id)
+            for each, source, newest, id in zip(found, read.source, read.batch.newest, ids, strict=True)
         ]
+        if self.tracer is not None and self.tracer.keeps(len(table), read):
+            answers = [{"explained": each.output or "score", "score": each.score, "moved": each.members} for each in told]
+            self.tracer.keep(ids, {name: table[name].to_pylist() for name in (*self.entities, *self.context)}, read, answers)
+        return told
 
     def recommend(
         self,
@@ -363,8 +382,6 @@ class Predictor:
 
         if not isinstance(self.ensemble, Recommender):
             raise UsageError(f"{self.version.reference} ranks no items; ask it for scores: predict(users=[...])")
-        if isinstance(users, str):
-            raise UsageError(f"users is the text {users!r}; expected a list of identifiers, as in [{users!r}]")
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise UsageError(f"k is {k!r}; expected how many items to list, at least 1")
         at, instant = None if at is None else moment(at), from_now(deadline)
@@ -374,7 +391,7 @@ class Predictor:
             exclude_seen = bool(self.version.lineage["settings"].get("exclude_seen", True))
         view = self.features.reader.view()
         among = None if where is None else items_where(view, where)
-        table = self._keyed(table_of({"user_id": list(users)}))
+        table = self._keyed(table_of({"user_id": identifiers(users)}))
         if len(table):
             read = self._read(table, at, instant)
             batch, source = read.batch, read.source
@@ -442,9 +459,7 @@ class Predictor:
         """Rows as ``predict`` takes them, as a table of keys and context columns. Raises as ``predict`` for those that cannot be meant."""
         if (rows is None) == (users is None):
             raise UsageError("predict takes either rows or users, one of them")
-        if isinstance(users, str):
-            raise UsageError(f"users is the text {users!r}; expected a list of identifiers, as in users=[{users!r}]")
-        return self._keyed(table_of({"user_id": list(users)} if users is not None else rows))
+        return self._keyed(table_of({"user_id": identifiers(users)} if users is not None else rows))
 
     def _keyed(self, table: pa.Table) -> pa.Table:
         return keyed(table, (*self.entities, *self.context), self.version.model)

@@ -32,6 +32,7 @@ ROWS = {
     "P10": _row("predict_registry", "p10"),
     "P11": _row("predict_registry", "p11"),
     "P12": _row("predict_access", "p12"),
+    "P12c": _row("predict_protocol", "p12c"),
     "P13": _row("predict_registry", "p13"),
     "P14": _row("predict_access", "p14"),
     "P15": _row("predict_service", "p15"),

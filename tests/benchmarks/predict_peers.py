@@ -37,6 +37,8 @@ PEERS = {
     # it starts the command uvicorn, which has to be that of its own environment
     "mlflow": ["mlflow==3.17.2", "--ignore-installed --no-deps uvicorn"],
     "granian": ["granian==2.8.9"],  # of row P19
+    # of row P12c: no server, clients of the Open Inference Protocol
+    "protocol": ["open-inference-openapi==2.0.0.1", "tritonclient[http]==2.73.0"],
 }
 """What pip installs, one after the other."""
 LIMIT = 0.05

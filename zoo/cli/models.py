@@ -53,6 +53,7 @@ def models(
     own = state(ctx)
     known = versions_of(own)
     versions = matching(known, search)
+    declared = {v.reference: _declared(own, v) for v in versions}
 
     def human(console: Console) -> None:
         from zoo.cli.render import table
@@ -77,8 +78,16 @@ def models(
         ]
         shown = len(columns) - (not any(v.tags for v in versions))
         console.print(table("Registered models", columns[:shown], [row[:shown] for row in rows]))
+        for v in versions:
+            if v.aliases and declared[v.reference]:
+                said = ", ".join(f"{name} = {value!r}" for name, value in declared[v.reference].items())
+                console.print(
+                    f"{v.reference} answers by the policy of its training; {said} in zoo.toml counts from the next: "
+                    f"{own.command(f'train {v.model}')}",
+                    markup=False,
+                )
 
-    own.answer(as_json, {"models": [_version(v) for v in versions]}, human)
+    own.answer(as_json, {"models": [{**_version(v), "declared": declared[v.reference]} for v in versions]}, human)
 
 
 def promote(
@@ -270,6 +279,14 @@ def _score(version: Version, metric: str) -> Any:
 def _log_version(version: Version) -> Any:
     log = version.lineage.get("log")
     return log.get("log") if isinstance(log, Mapping) else None
+
+
+def _declared(own: State, version: Version) -> dict[str, Any]:
+    """What zoo.toml says of a version's policy in another way than it was trained with."""
+    from zoo.policy import Policy
+
+    task = own.project.tasks.get(version.model)
+    return {} if task is None else Policy.kept(version.lineage.get("serving")).declared(task.serving)
 
 
 def _version(version: Version) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,18 @@ def table_of(rows: Any) -> pa.Table:
     if hasattr(rows, "columns"):
         return pa.Table.from_pandas(rows, preserve_index=False)
     raise UsageError(f"rows are a {type(rows).__name__}; expected a table, a frame, a mapping of columns or a list of mappings")
+
+
+def identifiers(users: Any) -> list[Any]:
+    """``users=[...]`` as a list. Raises UsageError for one identifier alone, and for what is no list of any."""
+    if isinstance(users, (str, bytes, Mapping)) or not isinstance(users, Iterable) or getattr(users, "ndim", 1) != 1:
+        kind = "text" if isinstance(users, str) else type(users).__name__
+        raise UsageError(f"users is the {kind} {_short(users)}; expected a list of identifiers, as in users=[{_example(users)}]")
+    return list(users)
+
+
+def _example(users: Any) -> str:
+    return _short(users) if isinstance(users, (str, int)) else "1, 42"
 
 
 def keyed(table: pa.Table, needed: tuple[str, ...], who: str) -> pa.Table:

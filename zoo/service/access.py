@@ -29,6 +29,8 @@ SYMMETRIC = {"HS256", "HS384", "HS512"}
 ASYMMETRIC = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 LONGEST = 8_192
 """Characters of a credential."""
+LONGEST_NAME = 200
+"""Characters of a key's name."""
 SHORTEST_SECRET = 32
 """Bytes of a shared secret."""
 
@@ -98,18 +100,32 @@ def read_keys(path: Path) -> tuple[Key, ...]:
     """Raises UsageError where the file cannot be read or is not one of keys."""
     try:
         keys = [Key(each["name"], each["sha256"], tuple(each["roles"])) for each in json.loads(path.read_text())["keys"]]
-        right = all(len(bytes.fromhex(key.sha256)) == 32 and set(key.roles) <= {READ, PUSH, ADMIN} for key in keys)
+        right = all(
+            named(key.name) and len(bytes.fromhex(key.sha256)) == 32 and set(key.roles) <= {READ, PUSH, ADMIN} for key in keys
+        )
     except FileNotFoundError:
         raise UsageError(f"there is no file of API keys at {path}; make a key with: zoo key NAME --role read") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} cannot be read as a file of API keys: {type(error).__name__}") from error
     if not right:
-        raise UsageError(f"{path} holds a key whose sha256 or roles cannot be meant; roles are {READ}, {PUSH} and {ADMIN}")
+        raise UsageError(
+            f"{path} holds a key whose name, sha256 or roles cannot be meant; a name has 1 to {LONGEST_NAME} characters that can be "
+            f"printed, roles are {READ}, {PUSH} and {ADMIN}"
+        )
     return tuple(keys)
+
+
+def named(name: Any) -> bool:
+    """Whether a key may have this name, by which people know whose it is and take it out."""
+    return isinstance(name, str) and name == name.strip() != "" and name.isprintable() and len(name) <= LONGEST_NAME
 
 
 def add_key(path: Path, name: str, roles: Collection[str]) -> str:
     """Make a key, keep its hash under this name (in the place of a former one of it), and return it: it is kept nowhere."""
+    if not named(name):
+        raise UsageError(
+            f"a key named {name!r}; expected who holds it, 1 to {LONGEST_NAME} characters that can be printed, without spaces around"
+        )
     for role in roles:
         if role not in (READ, PUSH, ADMIN):
             raise UsageError(choices("role", role, (READ, PUSH, ADMIN)))
@@ -174,6 +190,7 @@ class Access:
         if role == OPEN:
             return None
         scheme, _, credential = (authorization or "").partition(" ")
+        credential = credential.lstrip(" ")  # one space or more stand between them (RFC 9110, 11.4)
         if scheme.lower() != "bearer" or not credential or len(credential) > LONGEST:
             return _NONE if authorization is None else _WRONG
         roles = self._roles_of_key(credential) if credential.startswith(PREFIX) else self._roles_of_token(credential)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from time import perf_counter
 from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from zoo.errors import LateError, UsageError, choices
+from zoo.errors import UsageError, choices
 from zoo.features import Features
-from zoo.predictor import Predictor, State
+from zoo.predictor import Predictor
 from zoo.registry import CANARY, SHADOW
 from zoo.service.access import ADMIN, OPEN, PUSH, READ, Access, Rules, needs, rules_of
 from zoo.service.admission import Admission
 from zoo.service.batches import Batches
 from zoo.service.direct import Direct
 from zoo.service.explaining import Explaining
-from zoo.service.guard import Guard
+from zoo.service.guard import Guard, in_time
 from zoo.service.load import Limiter
 from zoo.service.messages import (
     DEADLINE,
@@ -41,7 +40,7 @@ from zoo.service.messages import (
 )
 from zoo.service.metrics import CONTENT_TYPE, Metrics
 from zoo.service.page import add_page
-from zoo.service.problems import READ_TIMEOUT, Json, UnknownModelError, handle
+from zoo.service.problems import READ_TIMEOUT, Json, handle
 from zoo.service.readiness import Readiness
 from zoo.service.shadow import Shadows
 from zoo.service.v2 import add_v2
@@ -113,31 +112,6 @@ def app(
     )
     api.add_middleware(Guard, admission=api.state.admission)
 
-    async def states() -> dict[str, State]:
-        return await readiness.of((*versions.values(), *versions.aside(CANARY).values()))
-
-    def in_time(http: Request) -> float | None:
-        """Seconds that an answer may take; nothing is begun for a caller who has gone."""
-        until = http.scope.get("zoo.until")
-        if until is None:
-            return None
-        if (left := until - perf_counter()) <= 0:
-            raise LateError("the deadline passed before work on this began")
-        return float(left)
-
-    def known(model: str, whom: Any = None, number: str | None = None) -> Predictor:
-        """whom: whom the request is about first; of nobody, it is the version that answers most requests. number: of the one asked for."""
-        if model not in versions:
-            hint = "" if "@" not in model else ". A version is asked for by its number at /v2/models/NAME/versions/NUMBER/infer"
-            raise UnknownModelError(choices("model", model, versions) + hint)
-        if number is not None:
-            answering = {str(each.version.number): each for each in versions.answering(model)}
-            if number not in answering:
-                raise UnknownModelError(choices(f"version of {model}", number, answering))
-            return answering[number]
-        # taken once: the whole answer is this version's
-        return versions[model] if whom is None else versions.of(model, whom)
-
     asks = {**needs(READ), **DEADLINE}
 
     # routes are tried in this order, and this one is asked most
@@ -151,7 +125,7 @@ def app(
     async def predict(http: Request, request: PredictRequest) -> Json:
         """Predict for every row, in order."""
         whom = _first(request.users or request.rows)
-        predictor = known(request.model, whom)
+        predictor = versions.meant(request.model, whom)
         if request.rows is not None:
             _only_known(predictor, request.rows)
         shadow = versions.shadow(request.model, whom)
@@ -187,7 +161,7 @@ def app(
     async def ready() -> Json:
         """Whether every model can answer at this moment: its features are read and its members score, or (``degraded``) its policy has an
         answer without."""
-        told = {name: "ready" if state.whole else "degraded" for name, state in (await states()).items()}
+        told = {name: "ready" if state.whole else "degraded" for name, state in (await readiness.of(versions.everyone())).items()}
         return Json({"status": "degraded" if "degraded" in told.values() else "ready", "versions": told})
 
     @api.get("/metrics", openapi_extra=needs(READ), response_class=Response, tags=["health"], include_in_schema=False)
@@ -224,7 +198,7 @@ def app(
     )
     def recommend(http: Request, request: RecommendRequest) -> Json:
         """List the items that each user takes next, most likely first."""
-        predictor = known(request.model, _first(request.users))
+        predictor = versions.meant(request.model, _first(request.users))
         with metrics.of(predictor):
             table = predictor.recommend(
                 request.users,
@@ -245,7 +219,7 @@ def app(
     )
     async def explain(http: Request, request: ExplainRequest) -> Response:
         """Say what moved the score of every row, in order: members, their columns and single events."""
-        predictor = known(request.model, _first(request.users or request.rows))
+        predictor = versions.meant(request.model, _first(request.users or request.rows))
         if request.rows is not None:
             _only_known(predictor, request.rows)
 
@@ -278,7 +252,7 @@ def app(
             {**facts, "quarantined": dict(report.quarantined), "ignored": list(report.ignored), "warnings": list(report.warnings)}
         )
 
-    add_v2(api, known, versions, metrics, batches, shadows, readiness, states, in_time, features)
+    add_v2(api, features, versions, metrics, batches, shadows, readiness)
     add_page(api, versions, features, explaining, lambda: _health(versions), shadows.told)
     _answer_head(api)
     rules.fill(rules_of(api))
@@ -403,6 +377,8 @@ def _card(name: str, predictor: Predictor, aliases: Sequence[str]) -> dict[str, 
         outputs=list(predictor.outputs),
         created=version.created,
         metrics=dict(version.metrics.get("stack") or version.metrics.get("mean") or {}),
+        policy=predictor.policy.facts(),
+        declared=dict(predictor.declared),
         lineage={"service": predictor.service, **{key: version.lineage.get(key) for key in LINEAGE}},
     )
     return card.model_dump(mode="json")

@@ -10,22 +10,37 @@ from dataclasses import dataclass, field
 
 from anyio.to_thread import current_default_thread_limiter
 from starlette.exceptions import HTTPException
+from starlette.requests import Request as Http
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from zoo.errors import LateError
 from zoo.service.admission import Admission, Request
 from zoo.service.problems import problem
 from zoo.spans import failed, serving, trace_id
 
 THREADS = (os.cpu_count() or 1) + 2
-"""Predictions computed at once: more than there are processors for only take turns, and keep refusals waiting for theirs."""
+"""Of the pool for all that is neither a prediction of few rows (``Batches``) nor an explanation (``Explaining``): pushes, lists, long
+requests. More than there are processors for only take turns, and keep refusals waiting for theirs."""
 LATE = 0.02
 """Seconds past its deadline after which a request is answered without what it asked for."""
 LET_IN = "zoo.let_in"
 """Key of a scope: the ``Request`` that was let in before the application was called, see ``zoo.service.protocol``."""
+UNTIL = "zoo.until"
+"""Key of a scope: the instant, of ``time.perf_counter()``, by which its request has to be answered."""
 TOO_SLOW = "zoo.too_slow"
 """Key of a scope: the ``Refusal`` of a request whose body is no longer waited for."""
 
 _log = logging.getLogger(__name__)
+
+
+def in_time(http: Http) -> float | None:
+    """Seconds that an answer may take; nothing is begun for a caller who has gone (LateError)."""
+    until = http.scope.get(UNTIL)
+    if until is None:
+        return None
+    if (left := until - time.perf_counter()) <= 0:
+        raise LateError("the deadline passed before work on this began")
+    return float(left)
 
 
 @dataclass
@@ -88,7 +103,7 @@ class Guard:
 
     async def _until(self, scope: Scope, receive: Receive, send: Send, request: Request, within: float) -> None:
         """Answer by the deadline, whatever the work does; it goes on and keeps its place in the limit until it ends."""
-        until = scope["zoo.until"] = request.began + within
+        until = scope[UNTIL] = request.began + within
         started = given_up = False
 
         async def send_in_time(message: Message) -> None:

@@ -203,6 +203,7 @@ class Explained(BaseModel):
         description="Where the features are from, as `features` of a prediction."
     )
     known: bool | None = Field(description="As in a prediction.")
+    id: str = Field(description="Of this answer, as in a prediction.")
 
 
 class Explanations(BaseModel):
@@ -225,7 +226,7 @@ class Explanations(BaseModel):
                             "moved": {"stack": -0.02, "gbdt": 0.0, "gru": -0.04},
                         }
                     ],
-                    **{"source": "fresh", "known": True},
+                    **{"source": "fresh", "known": True, "id": "5f0c7d2a91be44d3-0"},
                 }
             ]
         }
@@ -398,6 +399,10 @@ class ModelCard(BaseModel):
     outputs: list[str] = Field(description="Classes or horizons, where an answer has a score for each.")
     created: datetime
     metrics: dict[str, Any] = Field(description="The stack's scores on its test rows.")
+    policy: dict[str, Any] = Field(description="What its answers may lack, as declared when it was trained.")
+    declared: dict[str, Any] = Field(
+        description="What `zoo.toml` said of that in another way when it was loaded, by name: it counts from the next training."
+    )
     lineage: Lineage
 
 

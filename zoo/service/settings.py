@@ -11,12 +11,12 @@ from zoo.errors import UsageError, choices
 from zoo.project import FILE, Project
 from zoo.service.problems import READ_TIMEOUT
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    "reload": (int, float),
-    "in_flight": (int,),
-    "read_timeout": (int, float),
-    "access_log": (bool,),
+_NUMBERS: dict[str, tuple[type, float, float, str]] = {
+    "reload": (float, 0, 86_400, "seconds between looks, 0 for none, at most 86400"),
+    "in_flight": (int, 1, 65_536, "a whole number of requests from 1 to 65536"),
+    "read_timeout": (float, 0, 86_400, "seconds, 0 for any time, at most 86400"),
 }
+"""Key of ``[service]`` -> kind of number, least, most, and both in words."""
 _AUTH = {"keys", "jwt"}
 _JWT: dict[str, type] = {"algorithms": list, "issuer": str, "audience": str, "key": str}
 _TLS = ("certificate", "key")
@@ -58,11 +58,14 @@ class Settings:
         table: dict[str, Any] = dict(project.service)
         auth, tls = _table(project, table.pop("auth", {}), "auth"), _table(project, table.pop("tls", {}), "tls")
         canary, shadow = (_shares(project, table.pop(name, {}), name) for name in ("canary", "shadow"))
-        _known(project, table, "service", (*_KINDS, "auth", "canary", "shadow", "tls"))
-        for key, value in table.items():
-            right = isinstance(value, _KINDS[key]) and isinstance(value, bool) == (key == "access_log")
-            if not right or float(table[key]) < 0:
-                raise UsageError(f"{project.root / FILE}: [service] {key} is {value!r}; expected {_KINDS[key][-1].__name__}")
+        _known(project, table, "service", (*_NUMBERS, "access_log", "auth", "canary", "shadow", "tls"))
+        for key, (kind, least, most, expected) in _NUMBERS.items():
+            value = table.get(key, least)
+            number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+            if not number or not least <= value <= most:  # NaN is neither
+                raise UsageError(f"{project.root / FILE}: [service] {key} is {value!r}; expected {expected}")
+        if not isinstance(table.get("access_log", True), bool):
+            raise UsageError(f"{project.root / FILE}: [service] access_log is {table['access_log']!r}; expected true or false")
         _known(project, auth, "service.auth", _AUTH)
         keys = auth.get("keys")
         if keys is not None and not isinstance(keys, str):

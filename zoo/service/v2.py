@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, Request
-from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 from zoo.errors import UsageError, choices
 from zoo.features import Features
-from zoo.predictor import Predictor, State
+from zoo.predictor import Predictor
 from zoo.service.access import OPEN, READ, needs
 from zoo.service.batches import Batches
+from zoo.service.guard import in_time
 from zoo.service.messages import DEADLINE, MAX_ROWS, example, read_instant
 from zoo.service.metrics import Metrics
-from zoo.service.problems import Json
+from zoo.service.problems import Json, seen
 from zoo.service.readiness import Readiness
 from zoo.service.shadow import Shadows
 from zoo.service.versions import Versions
 
 EXTENSIONS: list[str] = []
-NUMBERS = {"FP32": float, "FP64": float, "INT32": int, "INT64": int, "BOOL": bool, "BYTES": str}
-"""OIP's name -> what JSON holds it as."""
+Datatype = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
+]  # fmt: skip
+KINDS = {"FP": float, "INT": int, "UINT": int, "BOOL": bool, "BYTES": str}
+"""The protocol's names, less their bits -> what JSON holds them as."""
+EXACT = 2**53
+"""Whole numbers that a float tells from their neighbours are at most so large."""
 
 
 class Tensor(BaseModel):
@@ -31,8 +37,23 @@ class Tensor(BaseModel):
 
     name: StrictStr
     shape: list[StrictInt] = Field(min_length=1, max_length=2)
-    datatype: Literal["FP32", "FP64", "INT32", "INT64", "BOOL", "BYTES"]
-    data: list[StrictInt | StrictFloat | StrictBool | StrictStr] = Field(max_length=MAX_ROWS)
+    datatype: Datatype
+    data: list[StrictInt | StrictFloat | StrictBool | StrictStr] = Field(
+        max_length=MAX_ROWS, description="Of shape [n, 1] nested, as in [[1], [42]], or flat."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, value: Any) -> Any:
+        data = value.get("data") if isinstance(value, dict) else None
+        if not isinstance(data, list) or not any(isinstance(each, list) for each in data):
+            return value
+        if value.get("shape") != [len(data), 1] or any(not isinstance(each, list) or len(each) != 1 for each in data):
+            raise ValueError(
+                f"data is nested otherwise than the shape {seen(value.get('shape'))} says; expected one list, or lists of one value each "
+                "with the shape [n, 1]"
+            )
+        return {**value, "data": [each for (each,) in data]}
 
 
 class Wanted(BaseModel):
@@ -112,18 +133,14 @@ class ErrorV2(BaseModel):
 
 def add_v2(
     api: FastAPI,
-    known: Callable[..., Predictor],
+    features: Features,
     versions: Versions,
     metrics: Metrics,
     batches: Batches,
     shadows: Shadows,
     readiness: Readiness,
-    states: Callable[[], Awaitable[Mapping[str, State]]],
-    in_time: Callable[[Request], float | None],
-    features: Features,
 ) -> None:
-    """Add the protocol's routes. known: the predictor of a model name, of whom is asked about, and of a version's number. states: of all
-    models. states, in_time (seconds left): raise where there is no answer."""
+    """Add the protocol's routes, which answer with what the others do."""
     failing: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorV2, "description": "As for /v1; the body has a text only"}
         for status in (400, 404, 413, 415, 422, 500, 503, 504)
@@ -145,14 +162,14 @@ def add_v2(
     @api.get("/v2/health/ready", response_model=Ready, openapi_extra=needs(OPEN), **options)
     async def server_ready() -> Json:
         """Whether every model can answer, or has an answer by its policy."""
-        await states()
+        await readiness.of(versions.everyone())
         return Json({"ready": True})
 
     @api.get("/v2/models/{name}", response_model=ModelMetadata, openapi_extra=needs(READ), **options)
     @api.get("/v2/models/{name}/versions/{version}", response_model=ModelMetadata, openapi_extra=needs(READ), **options)
     async def model_metadata(name: str, version: str | None = None) -> Json:
         """Inputs and outputs of a model."""
-        predictor = known(name, None, version)
+        predictor = versions.meant(name, None, version)
         return Json(
             {
                 "name": name,
@@ -169,7 +186,7 @@ def add_v2(
     @api.get("/v2/models/{name}/versions/{version}/ready", response_model=ModelReady, openapi_extra=needs(READ), **options)
     async def model_ready(name: str, version: str | None = None) -> Json:
         """Whether a model can answer, or has an answer by its policy."""
-        await readiness.of([known(name, None, version)])
+        await readiness.of([versions.meant(name, None, version)])
         return Json({"name": name, "ready": True})
 
     asks = {**needs(READ), **DEADLINE}
@@ -180,7 +197,7 @@ def add_v2(
         """Predict for every row of the input tensors, in order."""
         users = next((tensor.data for tensor in request.inputs if tensor.name == "user_id"), None)
         whom = users[0] if users else None
-        predictor = known(name, whom, version)
+        predictor = versions.meant(name, whom, version)
         shadow = versions.shadow(name, whom) if version is None else None
 
         def copy(columns: dict[str, list[Any]], rows: list[dict[str, Any]], at: int | None) -> None:
@@ -264,11 +281,17 @@ def _column(tensor: Tensor) -> list[Any]:
         raise UsageError(
             f"input {tensor.name!r} has shape {tensor.shape} and {len(tensor.data)} values; expected [n] or [n, 1] and n values"
         )
-    kind = NUMBERS[tensor.datatype]
+    kind = KINDS[tensor.datatype.rstrip("0123456789")]
+    range = np.iinfo(tensor.datatype.lower()) if kind is int else None
+    found: list[Any] = []
     for value in tensor.data:
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise UsageError(f"input {tensor.name!r} of {tensor.datatype} holds {value!r}")
-    return tensor.data
+        if kind is int and type(value) is float and value.is_integer() and abs(value) <= EXACT:
+            value = int(value)  # JSON has one kind of number, and some clients write 1 as 1.0
+        right = type(value) is kind or (kind is float and type(value) is int)
+        if not right or (range is not None and not range.min <= int(value) <= range.max):
+            raise UsageError(f"input {tensor.name!r} of {tensor.datatype} holds {seen(value)}")
+        found.append(value)
+    return found
 
 
 def _data(predictor: Predictor, rows: list[dict[str, Any]], name: str) -> list[Any]:

@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
-from zoo.errors import PluginError, UnknownReferenceError, UsageError, ZooError
+from zoo.errors import PluginError, UnknownReferenceError, UsageError, ZooError, choices
 from zoo.features import Features
 from zoo.predictor import Predictor
 from zoo.project import Project
 from zoo.recommender import Recommender
 from zoo.registry import CANARY, SHADOW, Registry, Version, parse
+from zoo.service.problems import UnknownModelError
 
 RETRY = 60.0
 """Seconds after which a version that could not be loaded is tried again, if the alias still names it."""
@@ -77,12 +78,13 @@ class Source:
 class Trouble:
     """A version that an alias names and that cannot answer, or an alias that names none any more.
 
-    version: or the reference, as in ``churn@live``. kind: the error's type. again: the monotonic time from which it is tried once more.
+    version: or the reference, as in ``churn@live``. kind: the error's type. again: the monotonic time from which a version is tried once
+    more.
     """
 
     version: str
     kind: str
-    again: float
+    again: float = 0.0
 
 
 class Versions(Mapping[str, Predictor]):
@@ -146,6 +148,23 @@ class Versions(Mapping[str, Predictor]):
         canary = self._aside.get(f"{model}@{CANARY}")
         return [self._serving[model]] + ([] if canary is None else [canary])
 
+    def everyone(self) -> list[Predictor]:
+        """The predictors that answer: those of all models, then the canaries."""
+        return [*self._serving.values(), *self.aside(CANARY).values()]
+
+    def meant(self, model: str, whom: Any = None, number: str | None = None) -> Predictor:
+        """The predictor of a request, taken once so that the whole answer is one version's. whom: whom it is about first; of nobody, it is
+        the version that answers most requests. number: of the version that is asked for. Raises UnknownModelError."""
+        if model not in self:
+            hint = "" if "@" not in model else ". A version is asked for by its number at /v2/models/NAME/versions/NUMBER/infer"
+            raise UnknownModelError(choices("model", model, self) + hint)
+        if number is not None:
+            answering = {str(each.version.number): each for each in self.answering(model)}
+            if number not in answering:
+                raise UnknownModelError(choices(f"version of {model}", number, answering))
+            return answering[number]
+        return self._serving[model] if whom is None else self.of(model, whom)
+
     def of(self, model: str, whom: Any) -> Predictor:
         """The predictor for one request. whom: whom it is about first; the same one is answered by the same version while shares stay."""
         return self._drawn(model, CANARY, whom) or self._serving[model]
@@ -193,7 +212,7 @@ class Versions(Mapping[str, Predictor]):
         """The alias that a model was asked for by is gone: the version that serves goes on, and other models follow theirs."""
         known, asked = self.troubles.get(model), self._moving[model]
         if known is None or known.version != asked:
-            self._settle(model, Trouble(asked, type(why).__name__, time.monotonic()))
+            self._settle(model, Trouble(asked, type(why).__name__))
             _log.error("%s names no version, %s goes on: %s", asked, self._serving[model].version.reference, why)
 
     def _follow_aside(self, source: Source, name: str, version: Version | None, retry: bool) -> None:
