@@ -130,9 +130,11 @@ def every(lines: dict[str, Line], metric: str) -> str:
 
 
 def said(run: Trained) -> str:
-    """What was chosen on later training rows."""
+    """What was chosen on later training rows, and the log-loss there of all that it was chosen from."""
     final = run.record["final"]
-    out = f"final model {final['chosen']}, calibration {final['calibration']['chosen']}"
+    tried = ", ".join(f"{name} {loss:.4f}" for name, loss in final.get("log_loss", {}).items())
+    out = f"final model {final['chosen']}{f' of {tried} before the test' if tried else ''}"
+    out += f", calibration {final['calibration']['chosen']}"
     return out + (f", without {', '.join(final['dropped'])}" if final.get("dropped") else "")
 
 
@@ -195,7 +197,7 @@ def _t1(project: Project) -> list[Figure]:
         f"{s:.0%} of the households {m['auc'].value:.4f} / {m['log_loss'].value:.4f}" for s, m in learnt.items()
     )
     what = f"demo purchases, churn in 14 days, mean of {len(runs)} cuts, {len(peer.target):,} rows"
-    chose = "; ".join(sorted({said(run) for run in runs}))
+    chose = "; ".join(f"{cut}: {said(run)}" for cut, run in zip(CUTS[-len(runs) :], runs))
     stack = lines["stack"]
     first = f"{what}: stack ({every(lines, 'auc')}; {chose})"
     second = f"{what}: stack ({every(lines, 'log_loss')})"
