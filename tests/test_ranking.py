@@ -206,3 +206,5 @@ def test_the_first_items_of_tied_scores_are_those_of_smallest_code() -> None:
             expected = np.pad(expected, ((0, 0), (0, depth - expected.shape[1])))
             np.testing.assert_array_equal(best(scores, depth), expected)
             np.testing.assert_array_equal(best(scores, depth, np.sort(scores, axis=1)), expected)
+            alone = [best(row[None], depth, np.sort(row)[None]) for row in scores]  # a way of its own
+            np.testing.assert_array_equal(np.concatenate(alone), expected)

@@ -130,6 +130,10 @@ class Stage:
         return ranks
 
     @cached_property
+    def _listed(self) -> dict[str, Array]:
+        return {}
+
+    @cached_property
     def _rising(self) -> dict[str, Array]:
         return {}
 
@@ -137,10 +141,16 @@ class Stage:
         """float32: the scores, -inf where an item is hidden."""
         return np.where(self.hidden, np.float32(-np.inf), scores.astype(np.float32, copy=False))
 
+    def listed_of(self, name: str) -> Array:
+        """float32 (n, codes): ``listed`` of a member's scores."""
+        if name not in self._listed:
+            self._listed[name] = self.listed(self.scores[name])
+        return self._listed[name]
+
     def rising(self, name: str) -> Array:
         """float32 (n, codes): each row's scores of a member in order, those of hidden items first, as -inf."""
         if name not in self._rising:
-            self._rising[name] = np.sort(self.listed(self.scores[name]), axis=1)
+            self._rising[name] = np.sort(self.listed_of(name), axis=1)
         return self._rising[name]
 
     def ranks_of(self, name: str, row: Array, items: Array) -> Array:
@@ -155,7 +165,7 @@ class Stage:
 
     def ahead(self, name: str, items: Array) -> Array:
         """int64 (n, k): how many items that are not hidden a member gives more than each of ``items`` (n, k); of hidden ones, all."""
-        own, rising = np.take_along_axis(self.listed(self.scores[name]), items, axis=1), self.rising(name)
+        own, rising = np.take_along_axis(self.listed_of(name), items, axis=1), self.rising(name)
         found: Array = np.empty(items.shape, np.int64)
         for at, each in enumerate(rising):
             found[at] = len(each) - each.searchsorted(own[at], "right")
@@ -211,7 +221,7 @@ class Candidates:
         for name, each in stage.scores.items():
             deep = min(depth, each.shape[1])
             if barred is None:
-                first = best(stage.listed(each), deep, stage.rising(name))
+                first = best(stage.listed_of(name), deep, stage.rising(name))
             else:
                 first = best(np.where(barred, np.float32(-np.inf), each), deep)
             mark = np.zeros(chosen.shape, bool)
@@ -287,9 +297,9 @@ def _of_member(name: str, score: Array, rank: Array, offsets: Array) -> dict[str
 
 def _items(counts: ItemCounts, items: Array) -> dict[str, Array]:
     """``popularity`` and, where there are times, ``popularity_recent``: logarithms of counts of training."""
-    out = {"popularity": np.log1p(counts.popularity)[items]}
+    out = {"popularity": np.log1p(counts.popularity[items])}
     if len(counts.recent):
-        out["popularity_recent"] = np.log1p(counts.recent)[items]
+        out["popularity_recent"] = np.log1p(counts.recent[items])
     return out
 
 

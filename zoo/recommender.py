@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -94,13 +94,12 @@ class Recommender:
 
     def known(self, catalogue: Catalogue) -> Vocabulary:
         """Training's codes, and behind them items of this catalogue that training did not hold and a member scores all the same."""
-        able = [member.fitted for member in self.members if isinstance(member.fitted, ScoresUnseen)]
-        if not able:
+        if not self._scoring_unseen:
             return self.vocabulary
         for met, held in self._wide[:1]:  # looked at once: other threads may bring another catalogue meanwhile
             if met is catalogue:
                 return held
-        scorable = np.any([each.scorable(catalogue) for each in able], axis=0)
+        scorable = np.any([each.scorable(catalogue) for each in self._scoring_unseen.values()], axis=0)
         scorable[:FIRST] = False
         more = np.setdiff1d(np.flatnonzero(scorable), self.vocabulary.kept.get(ITEMS, ()))
         wide = self.vocabulary.extended(catalogue, more) if len(more) else self.vocabulary
@@ -138,6 +137,11 @@ class Recommender:
         return found
 
     @cached_property
+    def _scoring_unseen(self) -> dict[str, ScoresUnseen]:
+        """The members that do, by name; looked at once, as a look at a protocol takes longer than some of what is computed."""
+        return {member.name: member.fitted for member in self.members if isinstance(member.fitted, ScoresUnseen)}
+
+    @cached_property
     def _vectors(self) -> list[tuple[Catalogue, Mapping[str, Array]]]:
         return []
 
@@ -151,12 +155,11 @@ class Recommender:
 
     def scores_of(self, member: Fitted, batch: FeatureBatch) -> Array:
         """float32 (n, codes) of a member; items that it cannot score come last. Raises PluginError where it gives anything else."""
-        assert isinstance(member.fitted, ScoresItems)  # resolved for a ranking target
         more = 0
-        if not isinstance(member.fitted, ScoresUnseen):
+        if member.name not in self._scoring_unseen:
             more = batch.catalogue.size(ITEMS) - self.vocabulary.size(ITEMS)
             batch = self.vocabulary.narrowed(batch) if more else batch
-        scores = member.fitted.score_items(batch.select(member.inputs))
+        scores = cast("ScoresItems", member.fitted).score_items(batch.select(member.inputs))  # resolved for a ranking target
         expected = (len(batch), batch.catalogue.size(ITEMS))
         if scores.shape != expected or not np.isfinite(scores[:, FIRST:]).all():
             raise PluginError(f"{member.name} gave item scores of shape {scores.shape}; expected {expected} finite numbers")

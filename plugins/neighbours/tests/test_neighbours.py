@@ -90,6 +90,8 @@ def test_covisits_are_those_of_a_loop(histories: list[list[int]], window: int) -
     for at, row in enumerate(map(known, histories)):
         votes = sum((expected[item] / (len(row) - place) for place, item in enumerate(row)), np.zeros(SIZE))
         np.testing.assert_allclose(scores[at], votes, rtol=1e-5, atol=1e-6)
+        alone = model.score_items(data_of([histories[at]]).batch)  # a way of its own
+        np.testing.assert_array_equal(alone[0], scores[at])
 
 
 def test_only_the_strongest_followers_are_kept_and_equal_ones_by_code() -> None:
