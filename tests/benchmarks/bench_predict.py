@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 
-from figures import Figure, chosen
+from figures import Figure, asked_rows, chosen
 
 
 def _row(module: str, name: str) -> Callable[[], Sequence[Figure]]:
@@ -43,4 +45,8 @@ ROWS = {
 }
 
 if __name__ == "__main__":
-    chosen("predict", ROWS, __doc__)
+    rows = asked_rows(ROWS, __doc__) or [*ROWS]
+    if len(rows) == 1:
+        chosen("predict", ROWS, __doc__)
+    for row in rows if len(rows) > 1 else ():  # what a row loaded would slow the next one's client
+        subprocess.run([sys.executable, __file__, "--row", row], check=True)

@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,15 +85,20 @@ def rows(name: str, figures: Sequence[Figure]) -> list[dict[str, Any]]:
     return kept
 
 
+def asked_rows(parts: Iterable[str], description: str | None) -> list[str] | None:
+    """What ``--row`` names on the command line, None where nothing is named."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--row", choices=list(parts), action="append", help="measure only these; the others stay as they are")
+    found: list[str] | None = parser.parse_args().row
+    return found
+
+
 def chosen(name: str, parts: Mapping[str, Callable[[], Sequence[Figure]]], description: str | None) -> None:
     """The command line of a benchmark: measure every part, or those named by ``--row``, and report; other rows stay as they were kept.
 
     Each row tells what its part took, features and peers included: ``minutes`` by the clock and ``cpu_minutes`` of the processor.
     """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--row", choices=parts, action="append", help="measure only these; the others stay as they are")
-    asked = parser.parse_args().row
-    measured: list[Figure] = []
+    asked, measured = asked_rows(parts, description), list[Figure]()
     for row in asked or parts:
         begun, used = time.monotonic(), processor()
         made = parts[row]()
