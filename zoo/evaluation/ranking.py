@@ -123,8 +123,8 @@ def _best(scores: Array, depth: int, rising: Array | None) -> tuple[Array, Array
         size = depth
     least = (np.partition(scores, size - depth, axis=1) if rising is None else rising)[:, size - depth, None]
     if n == 1:  # a list for one user, in a third of the time
-        above = np.flatnonzero(scores[0] > least[0])
-        columns = np.sort(np.append(above, np.flatnonzero(scores[0] == least[0])[: depth - len(above)]))
+        over = np.flatnonzero(scores[0] > least[0])
+        columns = np.sort(np.append(over, np.flatnonzero(scores[0] == least[0])[: depth - len(over)]))
         order = np.argsort(-scores[0][columns], kind="stable")
         return columns[None, order], scores[:, columns[order]]
     above, equal = scores > least, scores == least
