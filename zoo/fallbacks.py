@@ -46,6 +46,8 @@ class Fallbacks:
 
     def combine(self, ensemble: Ensemble, batch: FeatureBatch, scores: Array, lost: Array) -> Array:
         """float32 (n, k): the answer to members' scores (n, m, k), of which those that are lost, bool (n, m), are not looked at."""
+        if not lost.any():
+            return ensemble.combine(batch, scores)
         out = np.empty((len(batch), scores.shape[2]), np.float32)
         patterns, which = np.unique(lost, axis=0, return_inverse=True)
         for number, pattern in enumerate(patterns):

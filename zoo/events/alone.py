@@ -40,7 +40,7 @@ def answered(
     places = events.time.searchsorted(_ends(aggregation.windows, aggregation.lag, aggregation.include_equal) + t)
     seen, found = places.item(-1), dict[str, Column]()
     for where, groups in aggregation.direct:
-        passing = _Passing(events, where, types, places)
+        passing = _Passing(events, where, types, places, t)
         for alike in groups:
             passing.answer(alike, dictionaries, found)
     return found, events.time.item(seen - 1) if seen else -1
@@ -53,10 +53,10 @@ def _ends(windows: tuple[int | None, ...], lag: int, equal: bool) -> Array:
 
 
 class _Passing:
-    """The events of one filter as one row's windows see them. places: int64 (w,) where ``_ends`` are in the events."""
+    """The events of one filter as one row's windows see them at ``t``. places: int64 (w,) where ``_ends`` are in the events."""
 
-    def __init__(self, events: Events, where: Where, types: Mapping[str, int], places: Array) -> None:
-        self.events, self.positions = events, None
+    def __init__(self, events: Events, where: Where, types: Mapping[str, int], places: Array, t: int) -> None:
+        self.events, self.positions, self.t = events, None, t
         if where:
             kinds = events.column("event_type")
             passing: Array | None = None
@@ -84,6 +84,8 @@ class _Passing:
             return
         if f.kind == "count":
             whole = np.array(self.counts(span))
+        elif f.kind in ("recency", "tenure"):
+            whole = np.array(self.ages(span, first=f.kind == "tenure"))
         else:
             whole = np.array(self.sums(f.column, span) if f.kind == "sum" else self.means(f.column, span))
         each = [*whole[:, None]]
@@ -111,6 +113,17 @@ class _Passing:
         """Events of each window of ``span``."""
         stop = self.stop
         return [stop - begin for begin in self.begins[span]]
+
+    def ages(self, span: slice, *, first: bool) -> list[float]:
+        """Seconds from the first, or the newest, event of each window of ``span`` to t, NaN where it has none."""
+        out, time, positions = [], self.events.time, self.positions
+        for begin in self.begins[span]:
+            at = begin if first else self.stop - 1
+            known = begin < self.stop
+            out.append(
+                (self.t - time.item(at if positions is None else positions.item(at))) / MICROSECONDS if known else math.nan
+            )
+        return out
 
     def sums(self, name: str, span: slice) -> list[float]:
         """Sum of a column in each window, missing values counted as 0: of integers exact, of floats one after another."""

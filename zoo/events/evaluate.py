@@ -201,10 +201,10 @@ class Evaluator:
 
     def by_running(self, f: Feature) -> bool:
         """Whether a feature is a difference of running numbers, whatever its window holds: no event in it is looked at."""
-        if f.step == "visit" or f.kind not in ("count", "sum", "mean", "distinct"):
-            return False
         if f.kind == "count":
             return True
+        if f.step == "visit" or f.kind not in ("sum", "mean", "distinct"):
+            return False
         if f.kind == "distinct":
             return self.events(f.where).runs(f.column) is not None
         return f.column not in OF_STEPS and self.events(f.where).column(f.column).dtype.kind in "iub"
@@ -270,7 +270,7 @@ class _Rows:
         self._ranked: dict[tuple[Where, str], Array] = {}
         self._steps: dict[tuple[Where, int | None, str], Steps] = {}
         self._picked: dict[Any, Steps] = {}
-        self._windowed: dict[tuple[Where, int, int], Slices] = {}
+        self._windowed: dict[tuple[Where, str, int, int], Slices] = {}
 
     def _ranks(self, where: Where, step: str) -> Array:
         """int64 (w + 1, n): ``places`` among the steps that a filter leaves."""
@@ -287,10 +287,10 @@ class _Rows:
     def differences(self, alike: Alike, found: dict[str, Column]) -> None:
         """Add features that differ in their windows only, and are differences of running numbers: all at once."""
         f, span = alike.features[0], alike.span
-        events, key = self.evaluator.events(f.where), (f.where, span.start, span.stop)
+        events, key = self.evaluator.events(f.where), (f.where, f.step, span.start, span.stop)
         rows = self._windowed.get(key)
         if rows is None:  # counts, sums and means of the same windows share them
-            ranks = self._ranks(f.where, "event")
+            ranks = self._ranks(f.where, f.step)
             self._windowed[key] = rows = Slices(ranks[span], ranks[-1])
         if f.kind == "count":
             values = rows.lengths
@@ -327,8 +327,6 @@ class _Rows:
             if shown is None:  # aligned sequences share their steps
                 self._picked[key] = shown = steps.picking(picked(f, steps))
             return sequence(f, shown)
-        if f.kind == "count":
-            return Column(rows.lengths)
         if f.kind == "distinct":
             return Column(different(f.column, steps.events, rows))
         if f.kind in ("recency", "tenure"):

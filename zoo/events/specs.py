@@ -43,7 +43,7 @@ _NUMBERS = (*REDUCTIONS, "ratio", "decay")
 OF_STEPS = ("gap", "wait", "age")
 """Columns that tell when a step was, seconds; of a visit, when it began."""
 CALENDAR = ("day", "weekday", "hour")
-_DIRECT = ("last_n", "count", "sum", "mean")
+_DIRECT = ("last_n", "count", "sum", "mean", "recency", "tenure")
 _NAMELESS = ("count", "length")
 """What a visit holds that needs no column."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
