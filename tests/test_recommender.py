@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from zoo import recommender as module
-from zoo.candidates import ItemCounts, Stage, average_ranks
+from zoo.candidates import ItemCounts, Stage, average_ranks, in_order
 from zoo.errors import ArtefactError, UsageError
 from zoo.evaluation.ranking import of_rows
 from zoo.fitting import Member, PluginSource
@@ -42,6 +44,21 @@ def test_the_rank_average_is_the_mean_of_ranks_ties_shared() -> None:
     hidden[0, 3] = True
     stage = Stage(toy(1).batch, hidden, {"one": one, "other": other})
     assert rank_average(stage.ranks).tolist() == [[-2.0, -1.75, -2.25, -np.inf]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 12), st.sampled_from([3, 1_000_000]))
+def test_a_row_that_differs_little_from_another_is_put_in_order_by_what_changed(seed: int, changes: int, values: int) -> None:
+    rng = np.random.default_rng(seed)
+
+    def drawn(count: int) -> Array:
+        return np.where(rng.random(count) < 0.2, -np.inf, rng.integers(0, values, count)).astype(np.float32)
+
+    known = drawn(160)
+    row = known.copy()
+    row[rng.choice(160, changes, replace=False)] = drawn(changes)
+    for before in (None, (known, np.sort(known)), (known[:9], np.sort(known[:9]))):
+        np.testing.assert_array_equal(in_order(row, before), np.sort(row))
 
 
 def test_members_and_their_average_rank_the_same_rows(data: TrainingData, both: Recommender) -> None:

@@ -23,6 +23,8 @@ RECENT = 28 * 86_400.0
 """Seconds before the newest event of training that count as recent."""
 LATELY = 10
 """Newest events of a row that a candidate is compared with."""
+_CHANGED = 16
+"""A row of which at most one value in so many is another than before is put in order by what changed."""
 NOTHING = -1e29
 """A member that knows nothing of an item may say so by a score below this."""
 
@@ -111,13 +113,15 @@ class Stage:
     """What the first stage, the members, says of a few rows.
 
     batch: the rows, in the members' codes. hidden: bool (n, codes), what may not be listed. scores: by member, float32 (n, codes).
-    vectors: by member that has them, float32 (codes, d) of length 1, or zeros for items that the member cannot score.
+    vectors: by member that has them, float32 (codes, d) of length 1, or zeros for items that the member cannot score. orders: by member a
+    row that was put in order before, and that order; rows that differ from it little are put in order sooner. Changed here.
     """
 
     batch: FeatureBatch
     hidden: Array
     scores: Mapping[str, Array]
     vectors: Mapping[str, Array] = field(default_factory=dict)
+    orders: dict[str, tuple[Array, Array]] = field(default_factory=dict)
 
     @cached_property
     def ranks(self) -> Mapping[str, Array]:
@@ -150,7 +154,14 @@ class Stage:
     def rising(self, name: str) -> Array:
         """float32 (n, codes): each row's scores of a member in order, those of hidden items first, as -inf."""
         if name not in self._rising:
-            self._rising[name] = np.sort(self.listed_of(name), axis=1)
+            scores = self.listed_of(name)
+            if len(scores) == 1:
+                row = scores[0]
+                rising = in_order(row, self.orders.get(name))
+                self.orders[name] = row, rising
+                self._rising[name] = rising[None]
+            else:
+                self._rising[name] = np.sort(scores, axis=1)
         return self._rising[name]
 
     def ranks_of(self, name: str, row: Array, items: Array) -> Array:
@@ -170,6 +181,23 @@ class Stage:
         for at, each in enumerate(rising):
             found[at] = len(each) - each.searchsorted(own[at], "right")
         return found
+
+
+def in_order(row: Array, before: tuple[Array, Array] | None) -> Array:
+    """(m,): ``np.sort`` of a row without NaN, by way of another row and that one's order where only a few values differ.
+
+    Popularity is the same for everybody but for one's own items, and sorting all items is a fifth of a list's time.
+    """
+    if before is None or len(before[0]) != len(row):
+        return np.sort(row)
+    known, rising = before
+    changed = np.flatnonzero(row != known)
+    if _CHANGED * len(changed) > len(row):
+        return np.sort(row)
+    old, new = np.sort(known[changed]), np.sort(row[changed])
+    again = np.arange(len(old)) - old.searchsorted(old)  # equal ones stand side by side
+    left = np.delete(rising, rising.searchsorted(old) + again)
+    return np.insert(left, left.searchsorted(new), new)
 
 
 def _runs(row: Array) -> Iterator[tuple[int, int, int]]:

@@ -222,12 +222,18 @@ class FeatureBatch:
         """Only the columns whose name matches one of the shell-style patterns."""
         asked = tuple(patterns)
         blocks = {entity: {name: block[name] for name in _matching(tuple(block), asked)} for entity, block in self.blocks.items()}
-        return replace(self, blocks=blocks)
+        return self.with_blocks(blocks)
 
     def with_block(self, entity: str, block: Block, row_of: Array | None = None) -> FeatureBatch:
         """The batch with one more block (default: a value a row), for instance members' scores."""
         rows = np.arange(len(self), dtype=np.int32) if row_of is None else row_of
-        return replace(self, blocks={**self.blocks, entity: block}, row_of={**self.row_of, entity: rows})
+        return self.with_blocks({**self.blocks, entity: block}, {**self.row_of, entity: rows})
+
+    def with_blocks(
+        self, blocks: Mapping[str, Block], row_of: Mapping[str, Array] | None = None, catalogue: Catalogue | None = None
+    ) -> FeatureBatch:
+        """The batch's rows with other blocks; ``dataclasses.replace``, of one answer after another, takes as long as a small member."""
+        return FeatureBatch(blocks, row_of or self.row_of, self.as_of, self.newest, catalogue or self.catalogue, self.group)
 
 
 @lru_cache(maxsize=4096)  # of every answer anew it would take as long as a small member

@@ -146,6 +146,10 @@ class Recommender:
         return []
 
     @cached_property
+    def _orders(self) -> dict[str, tuple[Array, Array]]:
+        return {}
+
+    @cached_property
     def _wide(self) -> list[tuple[Catalogue, Vocabulary]]:
         return []
 
@@ -179,7 +183,8 @@ class Recommender:
             if exclude_seen:
                 past = rows.column(HISTORY)
                 hidden[np.repeat(np.arange(len(rows)), past.lengths), past.values] = True
-            yield Stage(rows, hidden, {member.name: self.scores_of(member, rows) for member in self.members}, vectors)
+            scores = {member.name: self.scores_of(member, rows) for member in self.members}
+            yield Stage(rows, hidden, scores, vectors, self._orders)
 
     def combine(self, stage: Stage, allowed: Array | None = None, k: int | None = None) -> Array:
         """float32 (n, codes), -inf for hidden items: of one member its own scores, of several what the second stage makes of them.

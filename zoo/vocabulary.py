@@ -69,7 +69,7 @@ class Vocabulary:
     def apply(self, batch: FeatureBatch) -> FeatureBatch:
         """The batch with every code column and its catalogue in this vocabulary's codes."""
         blocks = {entity: self._block(block) for entity, block in batch.blocks.items()}
-        return replace(batch, blocks=blocks, catalogue=self._catalogue(batch.catalogue))
+        return batch.with_blocks(blocks, catalogue=self._catalogue(batch.catalogue))
 
     def target(self, data: TrainingData) -> Array:
         """The rows' target as a model is given it: items in this vocabulary's codes, anything else as it is."""

@@ -29,6 +29,8 @@ class Steps:
     seen: Array
     times: Array
     gap: int | None
+    _ages: Array | None = None
+    _waits: Array | None = None
 
     def picking(self, picked: Picked) -> Steps:
         """Other steps of the same rows."""
@@ -45,17 +47,20 @@ class Steps:
         return np.repeat(by_row, self.picked.lengths)
 
     def ages(self) -> Array:
-        """float64 (m,): seconds from each step to t."""
-        out: Array = (self._each(self.times) - self.begun()) / MICROSECONDS
-        return out
+        """float64 (m,): seconds from each step to t; not to be changed, as features of the same steps share them."""
+        if self._ages is None:
+            self._ages = (self._each(self.times) - self.begun()) / MICROSECONDS
+        return self._ages
 
     def waits(self) -> Array:
-        """float64 (m,): seconds from each step to the entity's next, or to t."""
+        """float64 (m,): seconds from each step to the entity's next, or to t; shared, too."""
+        if self._waits is not None:
+            return self._waits
         time, after = self._all_times(), self.picked.positions + 1
         ends = after >= self._each(self.stop)
         until = np.where(ends, self._each(self.times), time[np.where(ends, 0, after)] if len(time) else 0)
-        out: Array = (until - self.begun()) / MICROSECONDS
-        return out
+        self._waits = (until - self.begun()) / MICROSECONDS
+        return self._waits
 
     def gaps(self) -> Array:
         """float64 (m,): seconds from the entity's step before to each, NaN for its first."""
