@@ -179,7 +179,7 @@ def test_many_small_pushes_are_merged_and_nothing_changes(log):
     assert table["seq"].to_pylist() == list(range(70))
     assert log.tail(67)["user_id"].to_pylist() == [68, 69]
     assert log.table(10)["user_id"].to_pylist() == list(range(10))
-    assert push(log, users=[3], key="k3").repeated == 1
+    assert push(log, users=[3], items=[3], times=[97 * SECOND], key="k3").repeated == 1
 
 
 def test_any_delta_reader_reads_the_log(log):
