@@ -92,8 +92,17 @@ def test_every_package_that_is_imported_is_declared(project: Path) -> None:
 def test_every_package_that_tests_import_is_declared() -> None:
     made = {"heavy_plugin_for_kit"}  # by a test, for itself
     # in the environments that benchmarks make for their peers
-    peers = {"autogluon", "bentoml", "duckdb", "implicit", "mlflow", "pytorch_lightning", "rectools"}
-    peers |= {"open_inference", "tritonclient"}
+    peers = {
+        "autogluon",
+        "bentoml",
+        "duckdb",
+        "implicit",
+        "mlflow",
+        "open_inference",
+        "pytorch_lightning",
+        "rectools",
+        "tritonclient",
+    }
     ours = made | peers | {"zoo", *PACKAGES.values(), *(path.stem for path in ROOT.glob("tests/**/*.py"))}
     ours |= {path.stem for path in ROOT.glob("feature_repo/*.py")}
     found = {**imports(ROOT / "tests"), **{m: f for plugin in PLUGINS for m, f in imports(plugin / "tests").items()}}

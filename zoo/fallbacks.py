@@ -46,8 +46,8 @@ class Fallbacks:
 
     def combine(self, ensemble: Ensemble, batch: FeatureBatch, scores: Array, lost: Array) -> Array:
         """float32 (n, k): the answer to members' scores (n, m, k), of which those that are lost, bool (n, m), are not looked at."""
-        if not lost.any():
-            return ensemble.combine(batch, scores)
+        if len(batch) and (lost == lost[0]).all():  # as most batches are: all rows lack the same members, or none
+            return self._combined(ensemble, batch, scores, lost[0])
         out = np.empty((len(batch), scores.shape[2]), np.float32)
         patterns, which = np.unique(lost, axis=0, return_inverse=True)
         for number, pattern in enumerate(patterns):

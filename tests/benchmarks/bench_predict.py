@@ -48,5 +48,6 @@ if __name__ == "__main__":
     rows = asked_rows(ROWS, __doc__) or [*ROWS]
     if len(rows) == 1:
         chosen("predict", ROWS, __doc__)
-    for row in rows if len(rows) > 1 else ():  # what a row loaded would slow the next one's client
-        subprocess.run([sys.executable, __file__, "--row", row], check=True)
+    else:
+        for row in rows:  # what a row loaded would slow the next one's client
+            subprocess.run([sys.executable, __file__, "--row", row], check=True)

@@ -144,11 +144,8 @@ class FittedSimilar:
 
     def _of_one(self, votes: csr_array) -> Array:
         """float32 (1, size): ``votes @ similar`` of one row, to the bit; a product of sparse matrices takes several times as long."""
-        out, similar, held = np.zeros((1, self.similar.shape[1]), np.float32), self.similar, votes.indices
-        begins, lengths = similar.indptr[held], similar.indptr[held + 1] - similar.indptr[held]
-        ends = lengths.cumsum()
-        at = np.arange(ends[-1] if len(ends) else 0) + np.repeat(begins - (ends - lengths), lengths)
-        np.add.at(out[0], similar.indices[at], np.repeat(votes.data, lengths) * similar.data[at])
+        out, voted = np.zeros((1, self.similar.shape[1]), np.float32), self.similar[votes.indices]
+        np.add.at(out[0], voted.indices, np.repeat(votes.data, np.diff(voted.indptr)) * voted.data)
         return out
 
     def predict(self, batch: FeatureBatch) -> Array:
