@@ -259,14 +259,35 @@ def test_three_arms_are_compared_with_the_first_and_a_budget_is_kept():
     record = json.loads(json.dumps(done.record))
     assert list(record["uplift"]) == ["call", "mail"]
     values = record["policy"]["values"]
-    assert set(values) == {"none to all", "call to all", "mail to all", "best arm for each", "best arm within the budget"}
-    assert values["best arm within the budget"]["contacted"] <= 100
+    drawn = next(name for name in values if "at random" in name)
+    to_all = {"none to all", "call to all", "mail to all"}
+    assert set(values) == {*to_all, "best arm for each", "best arm within the budget", drawn}
+    assert values["best arm within the budget"]["contacted"] == values[drawn]["contacted"] <= 100
+    assert values["best arm within the budget"]["against"] == drawn
+    assert values["best arm for each"]["against"] in to_all
     assert record["rows"] + record["test_rows"] == 2000
     curve = record["uplift"]["mail"]["curve"]["chosen"]
     assert curve["contacted"][0] == curve["gain"][0] == 0
     assert len(curve["gain"]) == 101
     assert record["warning"] == ""
     assert done.policy(rows.batch).shape == (2000, 2)
+
+
+def test_a_budget_is_held_against_as_many_contacts_drawn_at_random():
+    """To contact everybody gains more than to contact a tenth, whoever chooses these."""
+    record = study(trial(n=1000, effect=0.6), [LINEAR], budget=100, resamples=100).record
+    values, board = record["policy"]["values"], record["uplift"]["mail"]
+    within, drawn = values["best arm within the budget"], values["mail to as many at random"]
+    none, mail = values["none to all"]["value"]["value"], values["mail to all"]["value"]["value"]
+    assert within["contacted"] == drawn["contacted"] == 50
+    share = 50 / record["test_rows"]
+    assert drawn["value"]["value"] == pytest.approx((1 - share) * none + share * mail)
+    assert "difference" not in drawn
+    assert within["value"]["value"] < mail  # what it used to be held against
+    assert within["difference"]["interval"][0] > 0
+    low, high = board["effect_interval"]
+    assert board["effect"] == pytest.approx(mail - none)
+    assert low < board["effect"] < high
 
 
 def test_a_budget_is_of_the_rows_that_are_decided_on():
@@ -389,6 +410,8 @@ def test_the_command_warns_records_and_decides(tmp_path):
     assert shown.exit_code == 0, shown.output
     assert "WARNING: treatment was not given at random" in shown.output
     assert "(chosen)" in shown.output
+    assert "a row more than without (95 %" in " ".join(shown.output.split())
+    assert "10 contacts, 20.0% of the rows to decide on" in shown.output
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["warning"]
     assert record["policy"]["share"] == 10 / 50

@@ -94,6 +94,21 @@ def test_a_mixed_policy_is_valued_by_inverse_propensity():
     assert apart.low > 0
 
 
+def test_a_policy_that_draws_arms_is_worth_their_mixture():
+    rng = np.random.default_rng(0)
+    arm = rng.integers(0, 3, 900)
+    outcome = rng.random(900) + arm
+    drawn = np.tile([0.75, 0.0, 0.25], (900, 1))
+    found, apart = policy_values(outcome, arm, {"none": 0 * arm, "drawn": drawn}, against="none", resamples=100)["drawn"]
+    assert found.value == pytest.approx(0.75 * outcome[arm == 0].mean() + 0.25 * outcome[arm == 2].mean())
+    assert apart.low > 0.4
+    certain = np.eye(3)[arm]
+    both = policy_values(outcome, arm, {"arms": arm, "certain": certain}, against="arms", resamples=20)["certain"][1]
+    assert (both.low, both.high) == pytest.approx((0, 0))
+    without = policy_values(outcome[arm != 1], arm[arm != 1], {"drawn": drawn[arm != 1]}, resamples=0)["drawn"][0]
+    assert without.value == pytest.approx(found.value)  # an arm that is never drawn need not have been given
+
+
 def test_the_best_arm_is_taken_where_it_gains_within_the_budget():
     uplift = np.array([[0.1, 0.3], [-0.1, -0.2], [0.2, 0.1], [0.4, 0.0]])
     assert best_arms(uplift).tolist() == [2, 0, 1, 1]

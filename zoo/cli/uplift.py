@@ -155,17 +155,27 @@ def _answer(own: State, as_json: bool, document: Mapping[str, Any]) -> None:
                 [name + (" (chosen)" if name == board["chosen"] else ""), *_interval(line["qini"]), _p(line)]
                 for name, line in board["lines"].items()
             ]
-            title = f"{arm}: {board['effect']:+.4f} a row; Qini on {board['rows']:,} rows that took no part in choosing"
+            effect = _interval({"value": board["effect"], "interval": board["effect_interval"]})
+            title = (
+                f"{arm}: {document['outcome']} {effect[0]:+.4f} a row more than without (95 % {effect[1]}); Qini on {board['rows']:,} "
+                "rows that took no part in choosing"
+            )
             console.print(table(title, ["order by", "Qini", "95 %", "p against chosen"], rows))
         policy = document["policy"]
         rows = [
-            [name, line["contacted"], *_interval(line["value"]), _p(line, "reference")] for name, line in policy["values"].items()
+            [name, line["contacted"], *_interval(line["value"]), *_apart(line), line.get("against")]
+            for name, line in policy["values"].items()
         ]
         title = f"{document['outcome']} a row by policy, {document['test_rows']:,} rows; effects by {policy['chosen']}"
-        console.print(table(title, ["policy", "contacted", "value", "95 %", "p against reference"], rows))
+        console.print(table(title, ["policy", "contacted", "value", "95 %", "more", "95 %", "p", "than"], rows))
         facts = {"rows to choose, to test": f"{document['rows']:,}, {document['test_rows']:,}"}
+        if policy["budget"] is not None:
+            facts["budget"] = (
+                f"{policy['budget']:,} contacts, {policy['share']:.1%} of the rows to decide on; the test's rows likewise"
+            )
+        facts["values"] = "without what a contact costs"
         told = document["randomised"]["auc"].items()
-        facts["treatment told by features"] = "; ".join(f"{arm}: AUC {_each(by)}" for arm, by in told)
+        facts["treatment told by features"] = "; ".join(f"{arm}: AUC {_each(by)}" for arm, by in told) + " (95 %; by chance 0.5)"
         if document["left_out"]:
             facts["no features"] = ", ".join(document["left_out"])
         if "scored" in document:
@@ -184,5 +194,10 @@ def _interval(each: Mapping[str, Any]) -> list[Any]:
     return [each["value"], "-" if low is None or high is None else f"{low:.4f} to {high:.4f}"]
 
 
-def _p(line: Mapping[str, Any], otherwise: str = "") -> Any:
-    return f"{line['difference']['p_value']:.3f}" if line.get("difference") else otherwise
+def _p(line: Mapping[str, Any]) -> str:
+    return f"{line['difference']['p_value']:.3f}" if line.get("difference") else ""
+
+
+def _apart(line: Mapping[str, Any]) -> list[Any]:
+    """A policy's difference, its interval and its p value; blanks of the one that others are held against."""
+    return [*_interval(line["difference"]), _p(line)] if line.get("difference") else [None, None, None]

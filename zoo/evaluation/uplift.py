@@ -72,9 +72,10 @@ def policy_values(
 ) -> dict[str, tuple[Estimate, Difference | None]]:
     """The mean outcome a row if each were given the arm that a policy names, by inverse propensity; and its difference to ``against``.
 
-    outcome (n,). arm: the arm that each row was given, int (n,). policies: name -> arm (n,) for each row. The propensity of an arm is
-    its share of the rows, of each resample too (Hirano, Imbens and Ridder, 2003: estimated shares vary less than known ones). NaN
-    where a policy names an arm that no row was given. groups: as in ``evaluate_qini``.
+    outcome (n,). arm: the arm that each row was given, int (n,). policies: name -> arm (n,) for each row, or, where it is drawn, how
+    likely each arm is, float (n, arms). The propensity of an arm is its share of the rows, of each resample too (Hirano, Imbens and
+    Ridder, 2003: estimated shares vary less than known ones). NaN where a policy names an arm that no row was given. groups: as in
+    ``evaluate_qini``.
     """
     outcome, arm = np.asarray(outcome, np.float64), np.asarray(arm, np.int64)
     if not len(outcome) or len(arm) != len(outcome) or any(len(each) != len(outcome) for each in policies.values()):
@@ -96,9 +97,10 @@ def policy_values(
 
 def weighted_value(outcome: Array, arm: Array, policy: Array) -> Callable[[Array], Array]:
     """What a policy is worth, as a function of row weights (b, n): float64 (b,); see ``policy_values``."""
-    asked = np.unique(policy)
+    asked = np.unique(policy) if policy.ndim == 1 else np.flatnonzero(policy.any(axis=0))
+    likely = policy[:, None] == asked if policy.ndim == 1 else policy[:, asked]
     given = np.stack([arm == each for each in asked], axis=1).astype(np.float64)
-    gained = given * (policy[:, None] == asked) * np.asarray(outcome, np.float64)[:, None]
+    gained = given * likely * np.asarray(outcome, np.float64)[:, None]
 
     def compute(weight: Array) -> Array:
         with np.errstate(invalid="ignore", divide="ignore"):

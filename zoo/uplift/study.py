@@ -178,11 +178,14 @@ def _board(test: Trial, arm: int, scores: Mapping[str, Array], choice: Choice, r
         lines[name] = line
     curves = {"chosen": scores[choice.chosen][pair, arm - 1], "perfect": outcome * (2 * treated - 1)}
     thin = {name: qini_curve(outcome, each, treated).thinned() for name, each in curves.items()}
-    effect = float(outcome[treated == 1].mean() - outcome[treated == 0].mean())
+    everybody = {name: np.full(len(pair), float(name)) for name in ("0", "1")}
+    effect = policy_values(outcome, treated.astype(np.int64), everybody, against="0", **how)["1"][1]
+    assert effect is not None
     return {
         "chosen": choice.chosen,
         "rows": len(pair),
-        "effect": effect,
+        "effect": _finite(effect.value),
+        "effect_interval": [_finite(effect.low), _finite(effect.high)],
         "lines": lines,
         "curve": {name: {"contacted": c.contacted.tolist(), "gain": c.gain.tolist()} for name, c in thin.items()},
     }
@@ -191,21 +194,29 @@ def _board(test: Trial, arm: int, scores: Mapping[str, Array], choice: Choice, r
 def _policies(
     train: Trial, test: Trial, effects: Array, budget: int | None, resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Policies on the test rows, compared with the arm to all that was best in training."""
+    """Policies on the test rows, each with the one it is held ``against``: the arm to all that was best in training; within a budget
+    that of contacts to as many rows drawn at random, for to contact more is no policy there."""
     to_all = {f"{name} to all": np.full(len(test), arm) for arm, name in enumerate(train.arms)}
-    best = max(range(len(train.arms)), key=lambda arm: float(train.outcome[train.arm == arm].mean()))
-    policies = {**to_all, "best arm for each": best_arms(effects)}
-    if budget is not None:
-        policies["best arm within the budget"] = best_arms(effects, budget)
+    worth = [float(train.outcome[train.arm == arm].mean()) for arm in range(len(train.arms))]
     how: dict[str, Any] = {"groups": test.users, "resamples": resamples, "seed": seed}
-    found = policy_values(test.outcome, test.arm, policies, against=f"{train.arms[best]} to all", **how)
-    out = {}
-    for name, (value, apart) in found.items():
-        line: dict[str, Any] = {"value": _estimate(value), "contacted": int((policies[name] > 0).sum())}
-        if apart is not None:
-            line["difference"] = _difference(apart)
-        out[name] = line
+    policies, against = {**to_all, "best arm for each": best_arms(effects)}, f"{train.arms[int(np.argmax(worth))]} to all"
+    found = policy_values(test.outcome, test.arm, policies, against=against, **how)
+    out = {name: _policy(*each, against, int((policies[name] > 0).sum())) for name, each in found.items()}
+    if budget is not None:
+        within = best_arms(effects, budget)
+        count, arm = int((within > 0).sum()), 1 + int(np.argmax(worth[1:]))
+        drawn = np.zeros((len(test), len(train.arms)))
+        drawn[:, [0, arm]] = 1 - count / len(test), count / len(test)
+        at_random = f"{train.arms[arm]} to as many at random"
+        policies = {at_random: drawn, "best arm within the budget": within}
+        found = policy_values(test.outcome, test.arm, policies, against=at_random, **how)
+        out |= {name: _policy(*each, at_random, count) for name, each in found.items()}
     return out
+
+
+def _policy(value: Estimate, apart: Difference | None, against: str, contacted: int) -> dict[str, Any]:
+    line = {"value": _estimate(value), "contacted": contacted}
+    return line if apart is None else {**line, "against": against, "difference": _difference(apart)}
 
 
 def _estimate(each: Estimate) -> dict[str, Any]:
