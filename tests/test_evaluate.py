@@ -17,7 +17,6 @@ from random_logs import CATEGORIES, DAY, DEAR, FEATURES, MILK, TYPES, build, cod
 
 from zoo.contract import Column
 from zoo.errors import FeatureError
-from zoo.events.alone import answered
 from zoo.events.evaluate import Evaluator
 from zoo.events.log import EventLog
 from zoo.events.pairs import evaluate_pairs, member_sets
@@ -99,23 +98,21 @@ def test_every_feature_equals_the_loop_over_events(
     aggregation = Aggregation((entity,), FEATURES, equal, lag=lag)
     codes, times = np.array([c for c, _ in asked], np.int32), np.array([t for _, t in asked], np.int64)
     own = evaluator(events, entity, sessions)
-    columns = own.evaluate(aggregation, codes, times)
-    for row in {0, len(asked) // 2, len(asked) - 1}:  # one row is answered by shorter ways
-        alone = own.evaluate(aggregation, codes[row : row + 1], times[row : row + 1])
-        for name, column in columns.items():
-            expected, got = column.take(np.array([row])), alone[name]
-            assert got.values.tobytes() == expected.values.tobytes(), (name, row, got, expected)
-            assert got.values.dtype == expected.values.dtype
-            assert got.offsets is expected.offsets is None or got.offsets.tolist() == expected.offsets.tolist()
-        lone = own.index.events(codes[row : row + 1])
-        direct, newest = answered(aggregation, lone, TYPES, lone.dictionaries, int(times[row]))
-        rest = aggregation.rest
-        assert {*direct} | {f.name for f in rest.features if rest} == {*alone}
-        assert newest == own.newest(aggregation, codes[row : row + 1], times[row : row + 1])[0]
-        for name, got in direct.items():
-            assert got.values.tobytes() == alone[name].values.tobytes(), (name, row, got, alone[name])
-            assert (got.values.dtype, got.dictionary) == (alone[name].values.dtype, alone[name].dictionary)
-            assert got.offsets is alone[name].offsets is None or got.offsets.tolist() == alone[name].offsets.tolist()
+    columns = own.evaluate(aggregation, np.append(codes, 0), np.append(times, 0))
+    for row in {
+        0,
+        len(asked) // 2,
+        len(asked) - 1,
+    }:  # one row is answered by shorter ways, of the whole index and of its own events
+        lone = own.over(own.index.events(codes[row : row + 1]))
+        for some, own_code in ((own, codes[row]), (lone, 2)):
+            alone = some.evaluate(aggregation, np.array([own_code], np.int32), times[row : row + 1])
+            assert [*alone] == [*columns]
+            for name, column in columns.items():
+                expected, got = column.take(np.array([row])), alone[name]
+                assert got.values.tobytes() == expected.values.tobytes(), (name, row, got, expected)
+                assert (got.values.dtype, got.dictionary) == (expected.values.dtype, expected.dictionary)
+                assert got.offsets is expected.offsets is None or got.offsets.tolist() == expected.offsets.tolist()
     for row, (entity_code, t) in enumerate(asked):
         mine = [e for e in events if entity_code > 0 and e[entity] == entity_code]
         oracle = Oracle(mine, t, equal=equal, lag=lag)
@@ -377,8 +374,8 @@ def test_sums_over_more_windows_than_the_means_before_them_are_all_there() -> No
     events = [event(user_id=2, seq=n, time=n * DAY, value=1.0 + n) for n in range(9)]
     means = (mean("mean_4d", "value", "4d"), mean("mean_2d", "value", "2d"))
     sums = (total("sum_4d", "value", "4d"), total("sum_2d", "value", "2d"), total("sum_1d", "value", "1d"))
-    lone = evaluator(events).index.events(np.array([2], np.int32))
-    found, _ = answered(Aggregation(("user_id",), (*means, *sums)), lone, TYPES, lone.dictionaries, 9 * DAY)
+    aggregation = Aggregation(("user_id",), (*means, *sums))
+    found = evaluator(events).evaluate(aggregation, np.array([2], np.int32), np.array([9 * DAY]))
     assert {name: column.values.tolist() for name, column in found.items()} == {
         "mean_4d": [7.5],
         "mean_2d": [8.5],

@@ -14,6 +14,7 @@ import numpy as np
 
 from zoo.contract import Array, Column
 from zoo.errors import FeatureError
+from zoo.events.alone import answered
 from zoo.events.filtered import Code, FilteredEvents
 from zoo.events.index import NO_SESSION, Index
 from zoo.events.reach import Reach, oldest, reach
@@ -189,9 +190,12 @@ class Evaluator:
         return self._columns(aggregation, self._begun(aggregation, low, stop, times), times)
 
     def _columns(self, aggregation: Aggregation, places: Array, times: Array) -> dict[str, Column]:
-        rows = _Rows(self, aggregation, places, times)
         found: dict[str, Column] = {}
-        for alike in aggregation.alike:
+        groups = aggregation.alike
+        if len(times) == 1:
+            found, groups = answered(aggregation, self.events, places[:, 0], times.item(0)), aggregation.rest
+        rows = _Rows(self, aggregation, places, times)
+        for alike in groups:
             if self.by_running(alike.features[0]):
                 rows.differences(alike, found)
             else:

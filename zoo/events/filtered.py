@@ -279,8 +279,10 @@ class FilteredEvents:
             begins = self.index.visits(gap)
             if self.positions is None:
                 return np.flatnonzero(begins)
-            visit = np.cumsum(begins)[self.positions]
-            return np.flatnonzero(np.diff(visit, prepend=-1) != 0)
+            visit = begins.cumsum()[self.positions]
+            first = np.ones(len(visit), bool)
+            np.not_equal(visit[1:], visit[:-1], out=first[1:])
+            return first.nonzero()[0]
 
         return self.keep(("visits", gap), make)
 

@@ -15,7 +15,7 @@ from zoo.contract import Array
 from zoo.errors import FeatureError
 from zoo.events.attributes import Attribute, looked_up
 from zoo.events.cells import Cells
-from zoo.events.slices import Slices, taken
+from zoo.events.slices import MICROSECONDS, Slices, taken
 
 SCALE = 10_000
 """Money and quantities are kept as int64 multiples of 1/10,000, so that sums are exact and order does not matter."""
@@ -332,14 +332,19 @@ class Index:
 
     def _visits(self, gap: int) -> Array:
         begins = np.ones(len(self), bool)
-        if len(self) > 1:
-            same = np.diff(self.entity_of()) == 0
-            begins[1:] = np.diff(self.time) > gap * 1_000_000
-            sessions = self.columns.get("session")
-            if sessions is not None:
-                none = sessions == NO_SESSION
-                begins[1:] = np.where(none[1:] & none[:-1], begins[1:], np.diff(sessions) != 0)
-            begins[1:] |= ~same
+        if len(self) < 2:
+            return begins
+        time, sessions = self.time, self.columns.get("session")
+        none = None if sessions is None else sessions == NO_SESSION
+        if sessions is None or none is None or none.all():
+            np.greater(time[1:] - time[:-1], gap * MICROSECONDS, out=begins[1:])
+        else:
+            np.not_equal(sessions[1:], sessions[:-1], out=begins[1:])
+            if none.any():
+                apart = time[1:] - time[:-1] > gap * MICROSECONDS
+                np.copyto(begins[1:], apart, where=none[1:] & none[:-1])
+        firsts = self.offsets[:-1]
+        begins[firsts[firsts < len(self)]] = True
         return begins
 
     def calendar(self, name: str) -> Array:

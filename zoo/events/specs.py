@@ -43,7 +43,7 @@ _NUMBERS = (*REDUCTIONS, "ratio", "decay")
 OF_STEPS = ("gap", "wait", "age")
 """Columns that tell when a step was, seconds; of a visit, when it began."""
 CALENDAR = ("day", "weekday", "hour")
-_DIRECT = ("last_n", "count", "sum", "mean", "recency", "tenure")
+_DIRECT = ("last_n", "count", "quiet", "survival", "recency", "tenure", "distinct")
 _NAMELESS = ("count", "length")
 """What a visit holds that needs no column."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -321,6 +321,15 @@ def last(name: str, column: str, *, where: Where = (), via: str = "") -> Feature
     return Feature(name, "last", column, where=where, via=via)
 
 
+def _direct(f: Feature) -> bool:
+    """Whether ``zoo.events.alone`` has a feature."""
+    if f.kind == "decay":
+        return not f.column and f.of == "first"
+    if f.kind in ("sum", "mean"):
+        return f.step == "event" and f.column not in (*OF_STEPS, *CALENDAR) and not f.column.startswith("items.")
+    return f.kind in _DIRECT
+
+
 class Alike(NamedTuple):
     """Features that differ in name and window only.
 
@@ -388,21 +397,19 @@ class Aggregation:
 
     @cached_property
     def direct(self) -> tuple[tuple[Where, tuple[Alike, ...]], ...]:
-        """By filter the features, as in ``alike``, that are told by where windows begin among one entity's events of some types."""
+        """By filter the features, as in ``alike``, that ``zoo.events.alone`` has for one row."""
         out: dict[Where, list[Alike]] = {}
         for each in self.alike if len(self.entity) == 1 else ():
             f = each.features[0]
-            stored = f.column not in (*OF_STEPS, *CALENDAR) and not f.column.startswith("items.")
-            if f.kind in _DIRECT and f.step == "event" and stored and all(isinstance(part, str) for part in f.where):
+            if _direct(f):
                 out.setdefault(f.where, []).append(each)
         return tuple([(where, tuple(each)) for where, each in out.items()])
 
     @cached_property
-    def rest(self) -> Aggregation | None:
-        """The features that are not ``direct``; None where all are."""
-        direct = {name for _, group in self.direct for each in group for name in each.names}
-        rest = tuple([f for f in self.features if f.name not in direct])
-        return replace(self, features=rest) if rest else None
+    def rest(self) -> tuple[Alike, ...]:
+        """The others of ``alike``."""
+        direct = {each.names for _, groups in self.direct for each in groups}
+        return tuple([each for each in self.alike if each.names not in direct])
 
     @cached_property
     def of_numbers(self) -> tuple[Feature, ...]:

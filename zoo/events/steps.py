@@ -79,7 +79,7 @@ class Steps:
         if column == "gap":
             return self.gaps(), None
         if self.gap is not None and of not in ("first", "last"):
-            return _held(of, column, self.events, self._inside()), None
+            return held(of, column, self.events, self._inside()), None
         dictionary = self.events.index.dictionary(column)
         if self.gap is None and len(self.picked) > 1 and self.picked.offsets[-1] > len(self.events):
             return self.picked.of(self.events.shown(column)), dictionary  # each event is shown more than once
@@ -102,7 +102,7 @@ class Steps:
         return Slices(starts[visit], np.minimum(end, self._each(self.seen)))
 
 
-def _held(of: str, column: str, events: FilteredEvents, inside: Slices) -> Array:
+def held(of: str, column: str, events: FilteredEvents, inside: Slices) -> Array:
     """float64 (m,): what each visit's events are together."""
     if of == "count":
         return inside.lengths.astype(np.float64)

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from zoo.contract import Array
-from zoo.errors import ArtefactError, FeatureError, choices
-from zoo.events.index import FIXED, MISSING, Index
+from zoo.errors import ArtefactError
+from zoo.events.index import MISSING, Index
 from zoo.events.slices import Slices
 
 _PREFIX = struct.Struct("<4sIIIq8s")
@@ -168,53 +168,6 @@ def _nothing(kind: Any, count: int) -> Array:
     """Missing values of a column: code 0, MISSING or NaN."""
     dtype = np.dtype(kind)
     return np.full(count, {"i4": 0, "i8": MISSING}.get(dtype.str[1:], np.nan), dtype)
-
-
-class Frame:
-    """The events of a value that is one frame, as most are; columns are decoded when they are first asked for.
-
-    kinds: dtype by name of the columns that there are at least. since: from when on answers are exact.
-    """
-
-    __slots__ = ("_bases", "_begin", "_count", "_held", "_kinds", "_layout", "_value", "since", "time")
-
-    def __init__(self, only: _Frame, kinds: Mapping[str, Any]) -> None:
-        self._value, self._begin, self._count, self._layout, self._bases, self.since = only
-        self._kinds = kinds
-        self.time: Array = self._read(self._layout.columns["time"])
-        self._held = {"time": self.time}
-
-    @classmethod
-    def of(cls, value: bytes | None, kinds: Mapping[str, Any]) -> Frame | None:
-        """None of any other value."""
-        only = None if value is None else _only(value)
-        return None if only is None else cls(only, kinds)
-
-    def column(self, name: str) -> Array:
-        """(m,): a column as an ``Index`` has it. Raises FeatureError where there is none of that name."""
-        found = self._held.get(name)
-        if found is None:
-            column = self._layout.columns.get(name)
-            if column is not None:
-                found = self._read(column)
-            elif name in self._kinds or name in FIXED:
-                found = _nothing(self._kinds.get(name, "<i8"), self._count)
-            else:
-                raise FeatureError(choices("event column", name, sorted({*self._kinds, *FIXED})))
-            self._held[name] = found
-        return found
-
-    def _read(self, column: _Column) -> Array:
-        width, count = column.stored.itemsize, self._count
-        begin = self._begin + count * column.before
-        stored = np.frombuffer(self._value[begin : begin + count * width], column.stored)
-        base = np.array(self._layout.bases.unpack(self._bases)[column.number]) if column.based else None
-        return column.plain(stored, base)
-
-    def complete(self, name: str) -> bool:
-        """Whether the frame says of a column that every event has it."""
-        column = self._layout.columns.get(name)
-        return column is not None and column.complete
 
 
 class _Group:

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from zoo.contract import Array, Column
-from zoo.events.alone import answered
 from zoo.events.evaluate import Evaluator
-from zoo.events.index import Index
 from zoo.events.specs import Aggregation
 from zoo.events.view import LogView
-from zoo.stores.frames import Frame, index_of
+from zoo.stores.frames import index_of
 
 Key = tuple[str, int]
 """Entity kind and code."""
@@ -51,43 +49,12 @@ class Recent:
         keys: codes int32 (n,) by join key.
         """
         entity = aggregation.entity[0]
-        if len(times) == 1 and aggregation.direct and self._takes(aggregation):
-            return self._of_one(aggregation, keys, times)
         evaluator, since = self.opened(entity)
         own = self._own(entity, keys[entity], since, times)
         if own is None:
             return None
         columns = self.view.evaluate(aggregation, {**keys, entity: own}, times, evaluator)
         return columns, evaluator.newest(aggregation, own, times)
-
-    def _takes(self, aggregation: Aggregation) -> bool:
-        """Whether nothing is asked that an evaluator would refuse."""
-        facts = self.view.facts()
-        names = facts["dictionaries"]
-        return not facts["ordered_only"] and not any(f.column in names for f in aggregation.of_numbers)
-
-    def _of_one(
-        self, aggregation: Aggregation, keys: Mapping[str, Array], times: Array
-    ) -> tuple[dict[str, Column], Array] | None:
-        """``features`` of one row: what can be told from its events as they lie, the rest by an evaluator."""
-        entity, view, t = aggregation.entity[0], self.view, times.item(0)
-        codes = self.codes[entity]
-        at = 0 if len(codes) == 1 else int((codes == keys[entity]).argmax())
-        frame = Frame.of(self.values[entity][at], view.kinds(entity))
-        events: Frame | Index
-        if frame is not None:
-            events, since = frame, frame.since
-        else:
-            evaluator, instants = self.opened(entity)
-            since = instants.item(at)
-            events = evaluator.index if len(codes) == 1 else evaluator.index.events(np.array([at + 2]))
-        if since > t:
-            return None
-        found, newest = answered(aggregation, events, view.event_types(), view.facts()["dictionaries"], t)
-        if aggregation.rest is not None:
-            own = {**keys, entity: np.array([at + 2], np.int32)}
-            found.update(view.evaluate(aggregation.rest, own, times, self.opened(entity)[0]))
-        return found, np.array([newest])
 
     def _own(self, entity: str, codes: Array, since: Array, times: Array) -> Array | None:
         """int32 (n,): codes as the entity's evaluator has them; None where it is not exact at all of the times."""
