@@ -203,6 +203,7 @@ def test_importance_is_the_mean_absolute_move() -> None:
     assert found["members"] == {"m1": pytest.approx(0.5 * 4 / 3, abs=1e-4), "m2": pytest.approx(0.5 * 4 / 3, abs=1e-4)}
     assert found["features"]["m2"]["columns"] == {"spent": pytest.approx(8 / 3, abs=1e-4)}
     assert found["features"]["m2"]["rows"] == 3
+    assert found["units"] == "log-odds"
     assert importance(of, rows.take(np.zeros(0, np.int64)), HALF)["members"] == {"m1": 0.0, "m2": 0.0}
 
 

@@ -24,7 +24,7 @@ from zoo.evaluation.kept import TestScores
 from zoo.report import Run, moved, render
 from zoo.report.charts import Axis, Series, bars, curves, intervals
 from zoo.report.markup import Markup, joined, said, table, tag
-from zoo.report.quality import gain, verdict
+from zoo.report.quality import gain, leaning, verdict
 
 
 class Page(HTMLParser):
@@ -176,6 +176,82 @@ def test_paired_tests_of_every_metric_are_shown() -> None:
         assert each in said
 
 
+def test_what_intervals_allow_for_and_what_not_stands_beside_them() -> None:
+    said = "".join(Page(render(Run("churn@3", record(), {}, rows()))).text)
+    for each in ("0.4700 to 0.5100", "each test is at 95 % by itself", "is picked on these rows, which favours it"):
+        assert each in said  # of the stack's log-loss, 0.49, whose interval the table of all has; and AUC's
+    assert "0.7900 to 0.8300" in said
+    assert "All test rows stand at" not in said
+    kept = rows()
+    at_once = TestScores.of(kept.target, kept.groups, np.zeros(len(kept.time)), kept.scores, kept.kind)
+    text = render(Run("churn@3", record(), {}, at_once))
+    assert "All test rows stand at one instant: intervals do not tell how other instants differ" in text
+
+
+@pytest.mark.parametrize(
+    ("stack", "told"),
+    [
+        ({"intercept": -0.5, "intercept_interval": [-0.7, -0.4]}, "On the whole scores are too high, beyond the interval of the"),
+        (
+            {"intercept": 0.5, "intercept_interval": [0.4, 0.7]},
+            "scores are too low, beyond the interval of the intercept: they expect",
+        ),
+        ({"intercept": 0.1, "intercept_interval": [-0.1, 0.3]}, "scores are neither too low nor too high, beyond the interval"),
+        ({"slope": 0.7, "slope_interval": [0.6, 0.9]}, "They are too bold"),
+        ({"slope": 1.4, "slope_interval": [1.2, 1.6]}, "They are too timid"),
+        ({"ece": 0.01, "ece_interval": [0.02, 0.05]}, "The calibration error lies below its interval, as the noise"),
+    ],
+)
+def test_the_way_in_which_scores_are_off_is_told(stack: dict[str, Any], told: str) -> None:
+    kept = rows()
+    found = Run("churn@3", record(stack=line(0.81, **stack)), {}, kept)
+    assert told in leaning(found)
+    assert told in "".join(Page(render(found)).text)
+    if "intercept" in stack:
+        expected, seen = kept.scores["stack"].sum(), kept.target.sum()
+        assert f"they expect {expected:,.0f} positives, {seen:,.0f} were seen" in leaning(found)
+    else:
+        assert "On the whole" not in leaning(found)
+
+
+def test_the_best_member_of_curves_is_said_to_be_the_one_before_the_test() -> None:
+    said = Page(render(Run("churn@3", record(), {}, rows()))).text
+    assert said.count("good (the best member before the test)") >= 2  # reliability and gain
+
+
+def test_choices_say_what_they_were_made_among() -> None:
+    mapped = {"chosen": "platt", "log_loss": {"none": 0.41, "platt": 0.4}}
+    final = {"chosen": "logistic", "log_loss": {"best": 0.4, "logistic": 0.41}, "rows": 300, "calibration": mapped}
+    said = "".join(Page(render(Run("churn@3", record(final=final), {}, rows()))).text)
+    assert "chosen: logistic, which stays unless another is better beyond chance." in said
+    assert "Calibration: platt, by log-loss on later training rows: none 0.4100, platt 0.4000." in said
+    final = {**final, "chosen": "best"}
+    assert "chosen: best." in "".join(Page(render(Run("churn@3", record(final=final), {}, rows()))).text)
+
+
+def test_amounts_of_importance_have_their_unit() -> None:
+    found = record()
+    features = {**found["importance"]["features"], "classes": {"how": "TreeSHAP, of scores before the softmax", "rows": 9}}
+    features["classes"]["columns"] = {"recency": 0.3}
+    found["importance"] |= {"units": "log-odds", "features": features}
+    said = Page(render(Run("churn@3", found, {}, rows()))).text
+    assert said.count("log-odds") == 2
+    assert said.count("score before the softmax") == 1
+    assert "log-odds or value" not in said
+
+
+def test_counts_have_no_halves_between_them() -> None:
+    assert Axis.of([1, 4], 0, 100, None, whole=True).ticks == (1, 2, 3, 4)
+    assert 1.5 in Axis.of([1, 4], 0, 100, None).ticks
+
+
+def test_drift_says_that_a_record_keeps_the_columns_that_moved_most() -> None:
+    many = {f"c{n}": {"psi": 0.4, "ks": 0.3, "missing": [0.0, 0.0]} for n in range(60)}
+    text = render(Run("churn@3", record(drift=many)))
+    assert "60 of the 60 columns that moved most (others are not kept) moved much" in text
+    assert "1 of the 2 columns moved much" in render(Run("churn@3", record()))
+
+
 def test_a_baseline_that_beats_the_stack_is_named() -> None:
     baselines = {"bg_nbd": line(0.85, differences=against((-0.04, -0.06, -0.02)))}
     found = Run("churn@1", record(baselines=baselines))
@@ -220,6 +296,29 @@ def test_uplift_curves_and_policies_are_drawn_where_a_record_has_them() -> None:
     text = render(Run("hillstrom", {**trial(), "warning": "treatment was not random"}))
     assert Page(text).plots == ["uplift", "policies"]
     assert "Warning: treatment was not random" in text
+
+
+def test_a_trial_on_a_page_has_effects_policies_and_the_check_with_intervals() -> None:
+    found = trial()
+    found["uplift"]["Womens"] |= {"effect": 0.045, "effect_interval": [0.03, 0.06], "rows": 1200}
+    found["policy"]["values"]["best arm for each"] |= {
+        "contacted": 77,
+        "against": "Mens to all",
+        "difference": apart(0.01, -0.02, 0.04),
+    }
+    found["policy"] |= {"chosen": "T-gbdt", "budget": 500, "share": 0.25}
+    found |= {"outcome": "visit", "arms": {"none": 9, "Womens": 9}, "command": "zoo uplift trial.csv --treatment arm"}
+    found["randomised"] = {"auc": {"Womens": {"gbdt": {"value": 0.51, "interval": [0.49, 0.53]}}}}
+    said = "".join(Page(render(Run("hillstrom", found))).text)
+    for each in (
+        "visit +0.0450 a row more than none (95 % 0.0300 to 0.0600), on 1,200 rows",
+        "Womens: gbdt 0.4900 to 0.5300",
+        "-0.0200 to 0.0400",
+        "The budget is 500 contacts, 25.0% of the rows",
+        "What a contact costs is not taken off.",
+        "zoo uplift trial.csv --treatment arm",
+    ):
+        assert each in said
 
 
 # The parts

@@ -415,6 +415,8 @@ def test_the_command_warns_records_and_decides(tmp_path):
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["warning"]
     assert record["policy"]["share"] == 10 / 50
+    assert record["command"].split()[:5] == ["zoo", *words[:4]]
+    assert record["command"].endswith(f"--out {paths['out.csv']} --record {paths['record.json']}")
     decided = pl.read_csv(tmp_path / "out.csv")
     assert decided["id"].to_list() == pl.read_parquet(tmp_path / "new.parquet")["id"].to_list()
     assert (decided["contact"] == "mail").sum() == record["scored"]["contacted"] <= 10

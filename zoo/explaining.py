@@ -116,7 +116,7 @@ def explain(
                 features,
                 {name: how for name, (how, _, _) in found.items()},
                 _events(batch, without, row, k, raw[row], scale(scores)[row, :, k], ensemble.members, scale),
-                units="log-odds" if _odds(ensemble.target) else "value",
+                units=_units(ensemble.target),
             )
         )
     return out
@@ -141,8 +141,9 @@ def rates(record: Mapping[str, Any], target: Target) -> Array:
 def importance(ensemble: Ensemble, batch: FeatureBatch, rates: Array) -> dict[str, Any]:
     """How much members and columns move scores on the whole, JSON-ready: mean absolute contributions over a sample of the rows.
 
-    ``members``: name -> of the stack's raw score. ``features``: member -> ``how``, ``rows`` and ``columns``, the strongest first; of a
-    member that does not explain itself as many rows as ``BUDGET`` allows, none where it allows fewer than five.
+    ``units``: as of ``Explanation``. ``members``: name -> of the stack's raw score. ``features``: member -> ``how``, ``rows`` and
+    ``columns``, the strongest first; of a member that does not explain itself as many rows as ``BUDGET`` allows, none where it allows
+    fewer than five.
     """
     rows = np.sort(np.random.default_rng(0).permutation(len(batch))[:SAMPLE])
     batch = batch.take(rows).compact()
@@ -169,7 +170,8 @@ def importance(ensemble: Ensemble, batch: FeatureBatch, rates: Array) -> dict[st
             "rows": len(own),
             "columns": {names[at]: float(mean[at]) for at in order if mean[at]},
         }
-    return {"members": {m.name: float(s) for m, s in zip(ensemble.members, strength, strict=True)}, "features": features}
+    moves = {m.name: float(s) for m, s in zip(ensemble.members, strength, strict=True)}
+    return {"units": _units(ensemble.target), "members": moves, "features": features}
 
 
 def over_folds(scores: Scores, final: str, ensemble: Ensemble) -> dict[str, Any]:
@@ -270,6 +272,10 @@ def account(fitted: FittedModel, batch: FeatureBatch) -> Contributions | None:
 def _odds(target: Target) -> bool:
     """Whether its scores are probabilities."""
     return target.kind in ("binary", "multiclass")
+
+
+def _units(target: Target) -> str:
+    return "log-odds" if _odds(target) else "value"
 
 
 def _scale(target: Target) -> Any:

@@ -78,16 +78,16 @@ def judged(
     return out
 
 
-def command(task: str, **options: Any) -> str:
-    """The command line of a training run; options that are None or False are left out, lists are repeated."""
-    words = ["zoo", "train", task]
+def command(*words: str, **options: Any) -> str:
+    """A command line of zoo; options that are None or False are left out, lists are repeated."""
+    line = ["zoo", *words]
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
         if value is True:
-            words.append(flag)
+            line.append(flag)
         elif value is not None and value is not False:
-            words += [word for each in (value if isinstance(value, (list, tuple)) else [value]) for word in (flag, str(each))]
-    return shlex.join(words)
+            line += [word for each in (value if isinstance(value, (list, tuple)) else [value]) for word in (flag, str(each))]
+    return shlex.join(line)
 
 
 def shares(test: TrainingData) -> dict[str, Any]:

@@ -199,7 +199,9 @@ def train(
     own["progress"] = _part(say, "evaluation", "guards")
     record |= judged(record, done.ensemble, view, rows, data, test, done.scores, whose, **own)
     say(1.0, "evaluated")
-    record["command"] = command(task_name, test_start=_iso(begin), test_end=_iso(end), member=members, check_leaks=check_leaks)
+    record["command"] = command(
+        "train", task_name, test_start=_iso(begin), test_end=_iso(end), member=members, check_leaks=check_leaks
+    )
     record |= _beside(task, view, settings.own, rows, done)
     about = {"task": task_name, "rows": len(data), "test_rows": len(test), "train": _span(rows.train), "test": _span(rows.test)}
     record = {**about, **record, "seconds": perf_counter() - started}

@@ -80,6 +80,7 @@ def uplift(
         from zoo.evaluation.uplift import best_arms
         from zoo.fitting import Member, PluginSource
         from zoo.jobs import Processes, Serial
+        from zoo.judging import command
         from zoo.uplift.study import study
         from zoo.uplift.trial import Layout, read_table, trial_of
 
@@ -114,6 +115,9 @@ def uplift(
         "left_out": list(layout.left_out),
         **done.record,
     }
+    given: dict[str, Any] = {"treatment": treatment, "control": control, "outcome": outcome, "ignore": ignore, "member": member}
+    given |= {"budget": budget, "not_randomised": not_randomised, "score": score, "out": out, "record": record}
+    document["command"] = command("uplift", str(file), **given, seed=seed or None)
     if new is not None and out is not None and wanted is not None:
         import polars as pl
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo.report import facts, inside, quality
+from zoo.report import acting, facts, inside, quality
 from zoo.report.markup import page, tag
 from zoo.report.run import Run
 
@@ -12,8 +12,8 @@ SECTIONS = {
     "Leaderboard": quality.leaderboard,
     "Calibration": quality.calibration,
     "Lift and gain": quality.gains,
-    "Decisions": quality.decisions,
-    "Uplift": quality.uplift,
+    "Decisions": acting.decisions,
+    "Uplift": acting.uplift,
     "Slices": quality.slices,
     "Stack weights": inside.weights,
     "Cost and quality": inside.costs,

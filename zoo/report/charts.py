@@ -45,14 +45,15 @@ def curves(
     *,
     x_from: float | None = None,
     y_from: float | None = None,
+    whole: bool = False,
 ) -> Markup:
-    """Series over two axes; the axes begin at ``x_from`` and ``y_from`` where given, else where the points do."""
+    """Series over two axes; the axes begin at ``x_from`` and ``y_from`` where given, else where the points do. whole: x counts."""
     drawn = [each for each in series if any(map(_finite, each.y))]
     xs = [v for each in drawn for v in each.x if _finite(v)]
     ys = [v for each in drawn for part in (each.y, each.low, each.high) for v in part if _finite(v)]
     if not xs or not ys:
         return tag("p", "Nothing to draw.", class_="faint")
-    across, up = Axis.of(xs, LEFT, WIDTH - RIGHT, x_from), Axis.of(ys, HEIGHT - BOTTOM, TOP, y_from)
+    across, up = Axis.of(xs, LEFT, WIDTH - RIGHT, x_from, whole=whole), Axis.of(ys, HEIGHT - BOTTOM, TOP, y_from)
     parts = [*_grid(across, up, x, y)]
     number = 0
     for each in drawn:
@@ -144,12 +145,12 @@ class Axis:
     ticks: tuple[float, ...]
 
     @staticmethod
-    def of(values: Sequence[float], begin: float, end: float, least: float | None) -> Axis:
+    def of(values: Sequence[float], begin: float, end: float, least: float | None, *, whole: bool = False) -> Axis:
         low, high = min(values), max(values)
         low = low if least is None else min(low, least)
         room = (high - low) * 0.04 or abs(high) * 0.05 or 1.0
         low, high = (low if least is not None else low - room), high + room
-        step = _round((high - low) / 7)
+        step = max(_round((high - low) / 7), 1.0 if whole else 0.0)
         first = math.ceil(low / step - 1e-9)
         ticks = tuple((first + at) * step for at in range(int((high - first * step) / step + 1e-9) + 1))
         return Axis(low, high, begin, end, ticks)

@@ -6,12 +6,21 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from zoo.evaluation.drift import LISTED as KEPT
 from zoo.report.charts import bars
 from zoo.report.markup import Markup, joined, table, tag
 from zoo.report.run import Run
 
 LISTED = 20
 MUCH = 0.25
+LOG = {
+    "log": "version of its table",
+    "tail": "events not in the table yet",
+    "epoch": "times it was rewritten to forget",
+    "dictionaries": "version of its dictionaries",
+    "tables": "versions of tables beside it",
+}
+"""What parts of a log's lineage are."""
 
 
 def data(run: Run) -> Markup | None:
@@ -28,7 +37,10 @@ def data(run: Run) -> Markup | None:
         several = each.items() if isinstance(each, Mapping) else [("", each)]
         facts += [(f"{name}: {part}".rstrip(": ").replace("_", " "), value) for part, value in several]
     log: Mapping[str, Any] = run.lineage.get("log") or {}
-    facts += [(f"log: {name}", value if not isinstance(value, Mapping) else json.dumps(value)) for name, value in log.items()]
+    facts += [
+        (f"log: {LOG.get(name, name)}", value if not isinstance(value, Mapping) else json.dumps(value))
+        for name, value in log.items()
+    ]
     return table(["", ""], [each for each in facts if each[1] is not None])
 
 
@@ -38,11 +50,8 @@ def drift(run: Run) -> Markup | None:
         return None
     listed = list(found.items())
     much = [name for name, each in listed if each["psi"] > MUCH]
-    told = (
-        f"{len(much)} of the {len(listed)} columns listed moved much (PSI above {MUCH})."
-        if much
-        else f"No column has a PSI above {MUCH}."
-    )
+    of = f"{len(listed)} columns" if len(listed) < KEPT else f"{KEPT} columns that moved most (others are not kept)"
+    told = f"{len(much)} of the {of} moved much (PSI above {MUCH})." if much else f"No column has a PSI above {MUCH}."
     plot = bars(
         "drift",
         "Population stability index of columns between training and test rows; below 0.1 is little, above 0.25 much",
@@ -51,7 +60,7 @@ def drift(run: Run) -> Markup | None:
     )
     rows = [(name, each["psi"], each["ks"], *each["missing"]) for name, each in listed]
     heads = ["column", "PSI", "KS", "missing in training", "missing in the test"]
-    return joined([tag("p", told), plot, tag("details", tag("summary", "All columns"), table(heads, rows))])
+    return joined([tag("p", told), plot, tag("details", tag("summary", "Column by column"), table(heads, rows))])
 
 
 def guards(run: Run) -> Markup | None:

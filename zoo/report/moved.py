@@ -21,6 +21,11 @@ def render(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]], said: Call
     return page(f"{title}: what moved scores", tag("h1", f"{title}: what moved scores"), *parts)
 
 
+def scale_of(how: str, units: str) -> str:
+    """What columns' amounts are in, by how they were weighed."""
+    return "score before the softmax" if how.endswith("softmax") else units
+
+
 def _head(who: str, row: Mapping[str, Any]) -> str:
     output = f", {row['output']}" if row["output"] else ""
     return f"{who}{output}: score {row['score']:.4f}"
@@ -42,8 +47,7 @@ def _plots(row: Mapping[str, Any], said: Callable[[Mapping[str, Any]], str]) -> 
     for name, columns in row["features"].items():
         how = row["how"][name]
         listed = [(each["column"], each["moved"]) for each in columns]
-        scale = "score before the softmax" if how.endswith("softmax") else units
-        out.append(bars("moved-columns", f"Columns of {name}, by {how}", listed, scale))
+        out.append(bars("moved-columns", f"Columns of {name}, by {how}", listed, scale_of(how, units)))
     if row["events"]:
         listed = [(f"{each['back'] + 1}. {said(each['event'])}", each["moved"]["stack"]) for each in row["events"]]
         out.append(bars("moved-events", "Events, the newest first: how much the stack would be without each", listed, units))

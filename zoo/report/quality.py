@@ -1,4 +1,4 @@
-"""Sections on how good the scores are: leaderboard, calibration, lift and gain, uplift, slices."""
+"""Sections on how good the scores are: leaderboard, calibration, lift and gain, slices."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ from typing import Any
 import numpy as np
 
 from zoo.evaluation.calibration import reliability
+from zoo.evaluation.kept import TestScores
 from zoo.plugin import Array
 from zoo.report.charts import Series, curves, intervals
 from zoo.report.markup import Markup, joined, table, tag
 from zoo.report.run import LOWER, Run, interval, words
 
 SHOWN = ("auc", "average_precision", "log_loss", "brier", "ece", "accuracy", "hr@10", "ndcg@10", "mrr@10", "coverage@10")
+TRUE = {"ece": 0.0, "slope": 1.0, "intercept": 0.0}
+"""What probabilities that are true have."""
 POINTS = 101
 RESAMPLES = 500
 CLASSES = 4
 """Classes whose curves are drawn, the rarest first."""
+FEW = 5
+"""Instants of test rows up to which a page says that there are no more."""
 
 
 def leaderboard(run: Run) -> Markup | None:
@@ -42,7 +47,23 @@ def leaderboard(run: Run) -> Markup | None:
         (part, name, *(line.get(each) for each in shown)) for part, lines in run.parts.items() for name, line in lines.items()
     ]
     told = table(["rows", "model", *map(words, shown)], parts) if parts else None
-    return joined([tag("p", verdict(run)), plot, table(heads, rows), told])
+    between = [[name, *(interval(line, each) for each in shown)] for name, line in run.lines.items()]
+    every = tag("details", tag("summary", "95 % intervals of all"), table(["model", *map(words, shown)], between))
+    return joined([tag("p", verdict(run)), plot, table(heads, rows), every, tag("p", _sure(run), class_="faint"), told])
+
+
+def _sure(run: Run) -> str:
+    """What intervals and tests of the leaderboard allow for, and what not."""
+    tests = "p values allow for how many there are (Holm)" if run.record.get("comparisons") else "each test is at 95 % by itself"
+    said = [
+        "Intervals and tests are of 1,000 resamples that draw users as wholes, so that no p value is below 0.002; "
+        f"{tests}. The best of the others is picked on these rows, which favours it."
+    ]
+    instants = 0 if run.scores is None else len(np.unique(run.scores.time))
+    if 0 < instants <= FEW:
+        many = "one instant" if instants == 1 else f"{instants} instants"
+        said.append(f"All test rows stand at {many}: intervals do not tell how other instants differ.")
+    return " ".join(said)
 
 
 def verdict(run: Run) -> str:
@@ -92,11 +113,10 @@ def calibration(run: Run) -> Markup | None:
     kept = run.scores
     if kept is None or kept.kind.kind not in ("binary", "multiclass"):
         return None
-    names = [str(name) for name in dict.fromkeys((run.answer, run.record.get("best_member"))) if name in kept.scores]
     series = [Series("as predicted", [0.0, 1.0], [0.0, 1.0], rule=True)]
     rows = []
-    for name in names:
-        found = reliability(kept.target, kept.scores[name], groups=kept.groups, resamples=RESAMPLES)
+    for name, scores in _drawn(run, kept, run.answer, run.record.get("best_member")).items():
+        found = reliability(kept.target, scores, groups=kept.groups, resamples=RESAMPLES)
         x, rates = [each.score for each in found], [each.rate for each in found]
         y, low, high = ([float(getattr(rate, key)) for rate in rates] for key in ("value", "low", "high"))
         series.append(Series(name, x, y, low, high, line=False))
@@ -104,14 +124,54 @@ def calibration(run: Run) -> Markup | None:
     what = "share of positives" if kept.kind.kind == "binary" else "share of rows where the likeliest class is right"
     caption = f"Reliability: {what} in ten bins of equal mass, with 95 % intervals over users; on the dashed line scores are true"
     line = run.lines.get(str(run.answer), {})
-    facts = [(words(n), line.get(n), interval(line, n)) for n in ("ece", "slope", "intercept") if line.get(n) is not None]
+    facts = [(words(n), line.get(n), interval(line, n), best) for n, best in TRUE.items() if line.get(n) is not None]
     return joined(
         [
+            tag("p", leaning(run)),
             curves("calibration", caption, series, "mean score", what, x_from=0.0, y_from=0.0),
-            table(["", str(run.answer), "95 %"], facts) if facts else None,
+            table(["", str(run.answer), "95 %", "of true scores"], facts) if facts else None,
+            tag("p", _mapped(run), class_="faint"),
             tag("details", tag("summary", "Bins"), table(["model", "rows", "mean score", "observed", "95 %"], rows)),
         ]
     )
+
+
+def _drawn(run: Run, kept: TestScores, *names: Any) -> dict[str, Array]:
+    """Scores by what a legend calls them: the best member is the one before the test, perhaps not the one that is best on it."""
+    best = run.record.get("best_member")
+    return {
+        f"{name} (the best member before the test)" if name == best else str(name): kept.scores[str(name)]
+        for name in dict.fromkeys(names)
+        if name in kept.scores
+    }
+
+
+def leaning(run: Run) -> str:
+    """Which way scores are off on the test rows, beyond the intervals of intercept and slope; empty where a record has none."""
+    line, kept = run.lines.get(str(run.answer), {}), run.scores
+    level, slope, said = interval(line, "intercept"), interval(line, "slope"), []
+    if level is not None:
+        way = "too low" if level[0] > 0 else "too high" if level[1] < 0 else "neither too low nor too high"
+        said.append(f"On the whole scores are {way}, beyond the interval of the intercept")
+        if kept is not None and kept.kind.kind == "binary" and str(run.answer) in kept.scores:
+            said[0] += f": they expect {kept.scores[str(run.answer)].sum():,.0f} positives, {kept.target.sum():,.0f} were seen"
+    if slope is not None and not slope[0] <= 1 <= slope[1]:
+        said.append(
+            "They are " + ("too bold: the extreme ones too extreme" if slope[1] < 1 else "too timid: too near to each other")
+        )
+    error = interval(line, "ece")
+    if error is not None and line["ece"] < error[0]:
+        said.append(
+            "The calibration error lies below its interval, as the noise of resamples adds to it: see intercept and slope"
+        )
+    return "".join(f"{each}. " for each in said).strip()
+
+
+def _mapped(run: Run) -> str:
+    """What maps the final model's scores to probabilities, and what it was chosen among."""
+    found: Mapping[str, Any] = (run.record.get("final") or {}).get("calibration") or {}
+    tried = ", ".join(f"{name} {loss:.4f}" for name, loss in (found.get("log_loss") or {}).items())
+    return f"Calibration: {found['chosen']}{f', by log-loss on later training rows: {tried}' if tried else ''}." if found else ""
 
 
 def gains(run: Run) -> Markup | None:
@@ -121,8 +181,8 @@ def gains(run: Run) -> Markup | None:
         return None
     questions: list[tuple[str, Array, dict[str, Array]]] = []
     if kept.kind.width == 1:
-        names = [name for name in dict.fromkeys((run.answer, run.record.get("best_member"), "mean")) if name in kept.scores]
-        questions = [("", kept.target, {str(name): kept.scores[str(name)].reshape(len(kept.target)) for name in names})]
+        of_lines = _drawn(run, kept, run.answer, run.record.get("best_member"), "mean")
+        questions = [("", kept.target, {name: each.reshape(len(kept.target)) for name, each in of_lines.items()})]
     elif run.answer in kept.scores:
         counts = np.bincount(kept.target.astype(np.int64), minlength=kept.kind.width)
         rare = [k for k in np.argsort(counts, kind="stable").tolist() if counts[k]][:CLASSES]
@@ -152,75 +212,9 @@ def gains(run: Run) -> Markup | None:
             Series("lift", tops, lift[0], lift[1], lift[2], line=False),
             Series("all", [1.0, float(len(tops))], [1.0, 1.0], rule=True),
         ]
-        plots.append(curves("lift", caption, dots, "tenth, highest scores first", "lift", y_from=0.0))
+        plots.append(curves("lift", caption, dots, "tenth, highest scores first", "lift", y_from=0.0, whole=True))
         parts.append(tag("div", *plots, class_="plots"))
     return joined(parts) if parts else None
-
-
-def uplift(run: Run) -> Markup | None:
-    """Curves, Qini coefficients and policy values, where the record has them (``zoo uplift --record``)."""
-    found: Mapping[str, Any] = run.record.get("uplift") or {}
-    if not found:
-        return None
-    parts = [tag("p", f"Warning: {run.record['warning']}", class_="flag")] if run.record.get("warning") else []
-    for arm, board in found.items():
-        chosen, curve = board["chosen"], board["curve"]
-        series = [
-            Series(
-                f"{chosen} (chosen)" if name == "chosen" else name,
-                each["contacted"],
-                each["gain"],
-                dots=False,
-                rule=name == "perfect",
-            )
-            for name, each in curve.items()
-        ]
-        end = curve["chosen"]
-        series.append(Series("at random", [0.0, end["contacted"][-1]], [0.0, end["gain"][-1]], rule=True))
-        caption = f"Qini curve of {arm}: outcomes more than without contact, by rows contacted in the order of uplift; dashed: at random"
-        wanted = [each for each in series if each.name != "perfect"]
-        parts += [tag("h3", arm), curves("uplift", caption, wanted, "rows contacted", "outcomes more", x_from=0.0)]
-        rows = []
-        for name, line in board["lines"].items():
-            apart = line.get("difference") or {}
-            between = tuple(apart["interval"]) if apart else None
-            rows.append(
-                (name, line["qini"]["value"], tuple(line["qini"]["interval"]), apart.get("value"), between, apart.get("p_value"))
-            )
-        parts.append(table(["model", "Qini", "95 %", f"less {chosen}", "95 %", "p"], rows))
-    values = (run.record.get("policy") or {}).get("values") or {}
-    if values:
-        lines = [(name, each["value"]["value"], *each["value"]["interval"]) for name, each in values.items()]
-        caption = "Value of policies on the test rows, a row, by inverse propensity with 95 % intervals"
-        parts += [tag("h3", "Policies"), intervals("policies", caption, lines, "value a row")]
-    return joined(parts)
-
-
-def decisions(run: Run) -> Markup | None:
-    """What acting by stated costs or a stated capacity does, where the task's settings say them."""
-    found: Mapping[str, Any] = run.record.get("decisions") or {}
-    rows = []
-    for name, each in found.items():
-        what = f"cost ratio {each['ratio']:g}" if name == "costs" else f"capacity {each.get('capacity')}"
-        numbers = [each.get("threshold")]
-        for metric in ("acted", "precision", "recall", "cost"):
-            numbers += [each.get(metric), interval(each, metric)]
-        rows.append([what, *numbers, each.get("nobody"), each.get("everybody")])
-    heads = [
-        "by",
-        "threshold",
-        "acted on",
-        "95 %",
-        "precision",
-        "95 %",
-        "recall",
-        "95 %",
-        "cost",
-        "95 %",
-        "cost of nobody",
-        "of everybody",
-    ]
-    return table(heads, rows) if rows else None
 
 
 def slices(run: Run) -> Markup | None:
