@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 
@@ -35,18 +36,23 @@ def answered(aggregation: Aggregation, events: Callable[[Where], FilteredEvents]
     return found
 
 
-class _Steps:
-    """Steps of one row, oldest first.
+class _Steps(ABC):
+    """Steps of one row, ``number`` of them, oldest first.
 
-    time: int64 (m,), when each began. begins: of each window, its first step; the first window is all history. t: the row's.
+    begins: of each window, its first step; the first window is all history. t: the row's.
     """
 
-    def __init__(self, events: FilteredEvents, time: Array, begins: list[int], t: int) -> None:
-        self.events, self.time, self.begins, self.t = events, time, begins, t
+    def __init__(self, events: FilteredEvents, number: int, begins: list[int], t: int) -> None:
+        self.events, self.number, self.begins, self.t = events, number, begins, t
+
+    @property
+    @abstractmethod
+    def time(self) -> Array:
+        """int64 (m,): when each began."""
 
     def answer(self, alike: Alike, found: dict[str, Column]) -> None:
         """Add features that differ in their windows only to ``found``."""
-        f, span, number = alike.features[0], alike.span, len(self.time)
+        f, span, number = alike.features[0], alike.span, self.number
         if f.kind == "last_n":
             for name, row in zip(alike.names, alike.rows):
                 begin = max(self.begins[span.start + row], number - f.n)
@@ -64,7 +70,7 @@ class _Steps:
             return self.ages[begin:].copy(), None
         if f.column == "wait":
             return self.waits[begin:].copy(), None
-        gaps = np.full(len(self.time) - begin, np.nan)
+        gaps = np.full(self.number - begin, np.nan)
         after = max(begin, 1)  # the first step has none
         np.true_divide(self.time[after:] - self.time[after - 1 : -1], MICROSECONDS, out=gaps[after - begin :])
         return gaps, None
@@ -77,7 +83,7 @@ class _Steps:
     @cached_property
     def waits(self) -> Array:
         """float64 (m,): seconds from each step to the next, or to t."""
-        out = np.empty(len(self.time), np.int64)
+        out = np.empty(self.number, np.int64)
         if len(out):
             np.subtract(self.time[1:], self.time[:-1], out=out[:-1])
             out[-1] = self.t - self.time.item(-1)
@@ -97,7 +103,7 @@ class _Steps:
         return [_survival(self.waits[begin:], horizon) for begin in begins]
 
     def counts(self, begins: list[int]) -> list[int]:
-        number = len(self.time)
+        number = self.number
         return [number - begin for begin in begins]
 
 
@@ -106,8 +112,13 @@ class _Events(_Steps):
 
     def __init__(self, events: FilteredEvents, places: Array, t: int) -> None:
         self.first, *begins, self.stop = events.rank(places).tolist()
-        super().__init__(events, events.column("time")[self.first : self.stop], [0, *(begin - self.first for begin in begins)], t)
+        first = self.first
+        super().__init__(events, self.stop - first, [0, *[begin - first for begin in begins]], t)
         self._sums: dict[tuple[object, ...], list[float]] = {}
+
+    @cached_property
+    def time(self) -> Array:
+        return self.values("time")
 
     def values(self, name: str, begin: int = 0) -> Array:
         """A column from the step ``begin`` on, as stored; not to be changed."""
@@ -120,7 +131,7 @@ class _Events(_Steps):
         return (events.plain(f.column, values) if f.column in FIXED else values.copy()), events.index.dictionary(f.column)
 
     def numbers(self, f: Feature, span: slice) -> list[int] | list[float]:
-        begins, number = self.begins[span], len(self.time)
+        begins, number = self.begins[span], self.number
         if f.kind in ("recency", "tenure"):
             ends = [(begin if f.kind == "tenure" else number - 1, begin < number) for begin in begins]
             return [(self.t - self.time.item(at)) / MICROSECONDS if there else math.nan for at, there in ends]
@@ -174,8 +185,11 @@ class _Visits(_Steps):
         starts, first, stop = passing.events.visit_starts(gap), passing.first, passing.stop
         lowest, *begins, highest = starts.searchsorted([first, *(first + begin for begin in passing.begins[1:]), stop]).tolist()
         self.starts, self.stop, self._inside = starts[lowest:highest], stop, dict[int, Slices]()
-        time = passing.events.column("time").take(self.starts)
-        super().__init__(passing.events, time, [0, *(begin - lowest for begin in begins)], passing.t)
+        super().__init__(passing.events, len(self.starts), [0, *[begin - lowest for begin in begins]], passing.t)
+
+    @cached_property
+    def time(self) -> Array:
+        return self.events.column("time").take(self.starts)
 
     def shown(self, f: Feature, begin: int) -> tuple[Array, str | None]:
         events = self.events

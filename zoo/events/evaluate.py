@@ -93,6 +93,15 @@ class Evaluator:
                 return alone._answer(aggregation, alone._places(aggregation, own, times), times)
         return self._answer(aggregation, self._places(aggregation, codes, times), times)
 
+    def alone(self, aggregation: Aggregation, times: Array) -> tuple[dict[str, Column], Array]:
+        """(``evaluate``, ``newest``) of one row where all of the index is its entity's; times: int64 (1,)."""
+        self.check(aggregation)
+        time = self.index.time
+        places = time.searchsorted(_ends_of_one(aggregation.windows, aggregation.lag, aggregation.include_equal) + times)
+        stop = places.item(-1)
+        newest = np.array([time.item(stop - 1) if stop else -1])
+        return self._columns(aggregation, places[:, None], times), newest
+
     def _answer(self, aggregation: Aggregation, places: Array, times: Array) -> dict[str, Column]:
         if len(self.index) * len(times) <= AT_ONCE:
             return self._columns(aggregation, places, times)
@@ -194,8 +203,9 @@ class Evaluator:
         groups = aggregation.alike
         if len(times) == 1:
             found, groups = answered(aggregation, self.events, places[:, 0], times.item(0)), aggregation.rest
-        rows = _Rows(self, aggregation, places, times)
+        rows = _Rows(self, aggregation, places, times) if groups else None
         for alike in groups:
+            assert rows is not None
             if self.by_running(alike.features[0]):
                 rows.differences(alike, found)
             else:

@@ -92,7 +92,8 @@ class FilteredEvents:
                     hits = _satisfying(part, index, code)
                     passing = hits if passing is None else passing & hits
             assert passing is not None
-            self.positions = None if np.count_nonzero(passing) == len(passing) else passing.nonzero()[0]
+            positions = passing.nonzero()[0]
+            self.positions = None if len(positions) == len(passing) else positions
         self._kept: dict[Any, Array] = {}
         self._complete: dict[str, bool] = {}
 

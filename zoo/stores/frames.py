@@ -246,8 +246,11 @@ class _Columns(Mapping[str, Array]):
 
     def complete(self, name: str) -> bool:
         """Whether the frames say of a column that every event has it."""
-        own = [group.layout.columns.get(name) for group in self._groups]
-        return all(column is not None and column.complete for column in own)
+        for group in self._groups:
+            column = group.layout.columns.get(name)
+            if column is None or not column.complete:
+                return False
+        return True
 
     def __contains__(self, name: object) -> bool:
         return name in self._kinds or any(name in group.layout.kinds for group in self._groups)
@@ -373,6 +376,8 @@ class _Recent(Index):
         pass
 
     def column(self, name: str) -> Array:
+        if name == "time":
+            return self.time
         try:
             return self.columns[name]
         except KeyError:

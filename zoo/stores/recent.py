@@ -50,6 +50,8 @@ class Recent:
         """
         entity = aggregation.entity[0]
         evaluator, since = self.opened(entity)
+        if len(times) == 1 and len(since) == 1 and len(aggregation.entity) == 1:
+            return evaluator.alone(aggregation, times) if since.item(0) <= times.item(0) else None
         own = self._own(entity, keys[entity], since, times)
         if own is None:
             return None
