@@ -61,6 +61,20 @@ def test_a_row_that_differs_little_from_another_is_put_in_order_by_what_changed(
         np.testing.assert_array_equal(in_order(row, before), np.sort(row))
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 1_000),
+    st.sampled_from([0.4, 0.6, 0.95, 1.0]),
+    st.sampled_from([-1.0, 0.0, 2.0, np.inf]),
+)
+def test_a_row_of_which_most_values_are_one_is_put_in_order_without_it(seed: int, size: int, share: float, usual: float) -> None:
+    rng = np.random.default_rng(seed)
+    row = np.where(rng.random(size) < share, -usual, rng.integers(-3, 4, size)).astype(np.float32)
+    row[rng.random(size) < 0.05] = -np.inf
+    np.testing.assert_array_equal(in_order(row, None), np.sort(row))
+
+
 def test_members_and_their_average_rank_the_same_rows(data: TrainingData, both: Recommender) -> None:
     held_out = toy(200, 2, "ranking")
     found = both.rankings(held_out, exclude_seen=False)

@@ -123,15 +123,16 @@ def listed(
     import pyarrow as pa
 
     row, place = np.nonzero(lists.items)
-    codes = lists.items[row, place]
-    columns: dict[str, Any] = {"user_id": users.take(pa.array(row)), "place": pa.array(place + 1)}
+    codes, at = lists.items[row, place], pa.array(row)
+    names = view.names("item_id")
+    columns: dict[str, Any] = {"user_id": users.take(at), "place": place + 1}
     columns["item_id"] = view.ids("item_id", codes)
-    columns["title"] = pa.array(view.names("item_id")[codes], pa.string())
+    columns["title"] = pa.array(names[codes], pa.string())
     columns["score"] = lists.score[row, place]
-    columns |= {f"rank:{name}": lists.ranks[at, row, place] for at, name in enumerate(members)}
+    columns |= {f"rank:{name}": lists.ranks[number, row, place] for number, name in enumerate(members)}
     columns["cold"] = pa.array(lists.cold[row])
-    columns["newest_event_age"] = ages.take(pa.array(row))
-    columns["version"] = pa.array([version] * len(row), pa.string())
-    columns["features"] = pa.array(source[row], pa.string())
-    columns["id"] = pa.array([ids[each] for each in row.tolist()], pa.string())
+    columns["newest_event_age"] = ages.take(at)
+    columns["version"] = pa.repeat(pa.scalar(version, pa.string()), len(row))
+    columns["features"] = pa.array(source, pa.string()).take(at)  # a few of which most are rows of one user
+    columns["id"] = pa.array(ids, pa.string()).take(at)
     return pa.table(columns)

@@ -25,6 +25,8 @@ LATELY = 10
 """Newest events of a row that a candidate is compared with."""
 _CHANGED = 16
 """A row of which at most one value in so many is another than before is put in order by what changed."""
+_SAMPLE = 255
+"""Values of a row by which the one that most have is guessed."""
 NOTHING = -1e29
 """A member that knows nothing of an item may say so by a score below this."""
 
@@ -143,7 +145,9 @@ class Stage:
 
     def listed(self, scores: Array) -> Array:
         """float32: the scores, -inf where an item is hidden."""
-        return np.where(self.hidden, np.float32(-np.inf), scores.astype(np.float32, copy=False))
+        out: Array = scores.astype(np.float32)
+        np.copyto(out, np.float32(-np.inf), where=self.hidden)  # a third of the time of np.where
+        return out
 
     def listed_of(self, name: str) -> Array:
         """float32 (n, codes): ``listed`` of a member's scores."""
@@ -184,20 +188,31 @@ class Stage:
 
 
 def in_order(row: Array, before: tuple[Array, Array] | None) -> Array:
-    """(m,): ``np.sort`` of a row without NaN, by way of another row and that one's order where only a few values differ.
+    """(m,): ``np.sort`` of a row without NaN, in less time where there is some: sorting all items is a fifth of a list's.
 
-    Popularity is the same for everybody but for one's own items, and sorting all items is a fifth of a list's time.
+    By way of another row and that one's order where only a few values differ: popularity is the same for everybody but for one's own
+    items. Else without the value that most items have, where there is one: what no event of the user speaks for.
     """
-    if before is None or len(before[0]) != len(row):
+    if before is not None and len(before[0]) == len(row):
+        known, rising = before
+        other = row != known
+        if _CHANGED * np.count_nonzero(other) <= len(row):
+            changed = other.nonzero()[0]
+            old, new = np.sort(known[changed]), np.sort(row[changed])
+            again = np.arange(len(old)) - old.searchsorted(old)  # equal ones stand side by side
+            left = np.delete(rising, rising.searchsorted(old) + again)
+            return np.insert(left, left.searchsorted(new), new)
+    sample = np.sort(row[:: len(row) // _SAMPLE + 1])
+    usual = sample[len(sample) // 2 : len(sample) // 2 + 1]  # what more than half of them have is in the middle
+    over, under = row > usual, row < usual
+    above, below = np.count_nonzero(over), np.count_nonzero(under)
+    if 2 * (above + below) > len(row):
         return np.sort(row)
-    known, rising = before
-    changed = np.flatnonzero(row != known)
-    if _CHANGED * len(changed) > len(row):
-        return np.sort(row)
-    old, new = np.sort(known[changed]), np.sort(row[changed])
-    again = np.arange(len(old)) - old.searchsorted(old)  # equal ones stand side by side
-    left = np.delete(rising, rising.searchsorted(old) + again)
-    return np.insert(left, left.searchsorted(new), new)
+    out = np.empty_like(row)
+    out[:below] = np.sort(row.compress(under))
+    out[below : len(row) - above] = usual
+    out[len(row) - above :] = np.sort(row.compress(over))
+    return out
 
 
 def _runs(row: Array) -> Iterator[tuple[int, int, int]]:

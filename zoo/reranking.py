@@ -71,10 +71,10 @@ class Reranker:
         enough = k is not None and np.diff(found.offsets).min(initial=k) >= k
         out = np.full(stage.hidden.shape, -np.inf, np.float32) if enough else rank_average(stage.ranks)
         if len(found.items):
-            row = found.rows
-            given = order(self.final, found, self.tau)
+            row, given = found.rows, order(self.final, found, self.tau)
+            some = np.flatnonzero(np.diff(found.offsets))
             least = np.full(len(out), np.inf)
-            np.minimum.at(least, row, given)
+            least[some] = np.minimum.reduceat(given, found.offsets[some])
             out[row, found.items] = given - least[row]  # 0 or more, where a rank average is below 0
         return out
 
