@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,9 @@ from zoo.vocabulary import Vocabulary
 SETTINGS = """
 [zoo]
 timezone = "UTC"
+
+[traces]
+keep = 500
 
 [tasks.recommendation]
 members = ["covisit", "popularity"]
@@ -356,9 +360,10 @@ def test_the_command_line_lists_the_same(predictor: Predictor, root: Path, capfd
     found = json.loads(out)
     assert all(row.pop("id") for row in found["rows"])
     assert found == {"task": "recommendation", "rows": expected.drop_columns("id").to_pylist()}
-    code, out, _ = run(capfd, "--repo", root, "recommend", "--user", STRANGER)
+    code, out, _ = run(capfd, "--repo", root, "recommend", "--user", STRANGER, "--k", 10)
     assert code == 0
     assert "recommendation: 10 items" in out
+    assert re.fullmatch(r"id \w{16}-0 \(zoo --repo .* trace \w{16}-0\)", out.splitlines()[-1])
     assert "yes" in out
     code, _, err = run(capfd, "--repo", root, "recommend", "--user", 3, "--where", "category")
     assert code == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import stat
 import subprocess
@@ -19,6 +20,8 @@ import pytest
 from shop import DAY, START, Shop
 
 from zoo import traces as module
+from zoo.cli import app as application
+from zoo.cli import render
 from zoo.errors import UsageError, ZooError
 from zoo.features import Features
 from zoo.lineage import ROWS, digest
@@ -112,6 +115,28 @@ def test_the_command_shows_a_trace(shop: Shop, churn: Predictor) -> None:
     assert body["keys"] == {"user_id": 7}
     wrong = subprocess.run([*command[:-1], "nothing"], capture_output=True, text=True, check=False)
     assert (wrong.returncode, "no trace of the answer 'nothing'" in wrong.stderr) == (2, True)
+
+
+def test_what_a_person_reads_names_the_ids_that_trace_takes(
+    shop: Shop, trained_shop: Shop, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(root: Path, *words: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            application.app(["--repo", str(root), *words])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    ask = ["explain", "churn", "--user", "7", "--top", "1", "--events", "1"]
+    line = said(shop.root, *ask).splitlines()[-1]
+    (id,) = re.fullmatch(rf"id (\w{{16}}-0) \(zoo --repo {shop.root} trace \1\)", line).groups()  # type: ignore[union-attr]
+    assert json.loads(said(shop.root, "trace", id, "--json"))["answer"]["explained"] == "score"
+    both = said(shop.root, *ask, "--user", "8").splitlines()[-1]
+    ids = re.fullmatch(rf"ids, in this order: (\w+)-0, (\w+)-1 \(zoo --repo {shop.root} trace ID\)", both)
+    assert ids is not None
+    assert ids[1] == ids[2]
+    monkeypatch.setattr(render, "WIDTH", 60)  # too narrow for the table: numbers may be folded, not what is copied
+    assert re.search(r"\b\w{16}-0\b", said(shop.root, "predict", "churn", "--user", "7"))
+    assert "trace" not in said(trained_shop.root, *ask)  # which keeps none
 
 
 def test_forgetting_a_person_removes_the_traces_that_name_them_to_the_byte(shop: Shop, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.given import instant, loaded, project_log, registry_of, user_ids, written
+from zoo.cli.given import instant, loaded, project_log, registry_of, say_ids, user_ids, written
 from zoo.cli.state import Json, State, state
 from zoo.errors import UsageError
 
@@ -91,6 +91,7 @@ def explain(
             console.print("These are the strongest; --all lists every column and event.")
         if output is not None:
             console.print(f"wrote {output}", soft_wrap=True)
+        say_ids(own, console, [row["id"] for row in answers])
 
     own.answer(as_json, document, human)
 

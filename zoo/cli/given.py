@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING
 from zoo.errors import UnknownReferenceError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from rich.console import Console
 
     from zoo.cli.state import State
     from zoo.events.log import EventLog
     from zoo.events.schema import LogSchema
     from zoo.predictor import Predictor
     from zoo.registry import Registry, Version
+
+SHOWN = 5
+"""Ids of answers that are listed as text."""
 
 
 def instant(text: str, timezone: str) -> int:
@@ -62,6 +67,19 @@ def user_ids(schema: LogSchema, users: list[str]) -> list[int] | list[str]:
         if not text.removeprefix("-").isdecimal() or not text.isascii():
             raise UsageError(f"user {text!r} is no whole number; this log's user identifiers are int, as in --user 42")
     return [int(text) for text in users]
+
+
+def say_ids(own: State, console: Console, ids: Sequence[str]) -> None:
+    """Print the ids by which ``zoo trace`` finds these answers, the first few in their order; nothing where the project keeps no traces."""
+    if not own.project.traces or not ids:
+        return
+    listed = ", ".join(ids[:SHOWN]) + (", ... (--json has all)" if len(ids) > SHOWN else "")
+    said = (
+        f"id {listed} ({own.command(f'trace {ids[0]}')})"
+        if len(ids) == 1
+        else f"ids, in this order: {listed} ({own.command('trace ID')})"
+    )
+    console.print(said, soft_wrap=True)
 
 
 @contextmanager

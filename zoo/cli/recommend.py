@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.given import instant, loaded, project_log, user_ids
+from zoo.cli.given import instant, loaded, project_log, say_ids, user_ids
 from zoo.cli.state import Json, state
 from zoo.errors import UsageError
 
@@ -22,7 +22,7 @@ def recommend(
     task: Annotated[
         str, typer.Argument(help="A model that ranks items: recommendation (its champion) or recommendation@3.", metavar="TASK")
     ] = "recommendation",
-    k: Annotated[int, typer.Option("-k", help="Items to list for each user.", min=1, metavar="N")] = 10,
+    k: Annotated[int, typer.Option("--k", "-k", help="Items to list for each user.", min=1, metavar="N")] = 10,
     exclude_seen: Annotated[
         bool | None, typer.Option(help="Leave out what the user has had already. Default: as in zoo.toml when it was trained.")
     ] = None,
@@ -55,6 +55,7 @@ def recommend(
         names = [name for name in answer.column_names if name not in hidden]
         rows = [[str(row[name]) if name.endswith("_id") else row[name] for name in names] for row in answer.to_pylist()]
         console.print(table(f"{task}: {len(rows):,} items", names, rows))
+        say_ids(own, console, list(dict.fromkeys(answer["id"].to_pylist())))
 
     own.answer(as_json, {"task": task, "rows": answer.to_pylist()}, human)
 

@@ -32,7 +32,7 @@ def console(file: TextIO) -> Console:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """A table; columns whose every value is a number are right-aligned."""
+    """A table; columns whose every value is a number are right-aligned, and ``id`` is never folded: it is there to be copied."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -40,7 +40,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     out = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for at, name in enumerate(columns):
         numeric = all(isinstance(row[at], (int, float)) and not isinstance(row[at], bool) for row in rows)
-        out.add_column(name, justify="right" if numeric and rows else "left", overflow="fold")
+        out.add_column(name, justify="right" if numeric and rows else "left", overflow="fold", no_wrap=name == "id")
     for row in rows:
         out.add_row(*map(cell, row))
     return out
