@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -148,6 +149,89 @@ def test_a_key_belongs_to_the_push_that_came_with_it_first(log, monkeypatch):
     with pytest.raises(ReusedKeyError):
         append(log, events(6), idempotency_key="large")
     assert log.count() == 6
+
+
+JSON = [
+    {"user_id": 1, "item_id": 5, "event_type": "view", "timestamp": "2017-12-01T00:00:00Z", "price": 3, "session": 7},
+    {"user_id": 2, "item_id": None, "event_type": "view", "timestamp": "2017-12-01T02:00:00.5+01:00", "session": ""},
+    {"user_id": 3, "event_type": None, "timestamp": "2017-12-01 03:00:00Z", "price": 2.5},
+    {"user_id": 4, "event_type": "view", "timestamp": "2999-01-01T00:00:00Z"},
+]
+"""Events as JSON has them: two good ones, one without a type, one of after now."""
+
+
+@pytest.mark.parametrize("which", [[0], [0, 1], [0, 1, 2], [0, 3], [0, 1, 2, 3] * 30], ids=["one", "good", "bad", "late", "many"])
+@pytest.mark.parametrize("large", [False, True])
+def test_the_same_push_under_a_key_is_the_same_as_json_or_as_any_table(tmp_path, monkeypatch, which, large):
+    if large:
+        monkeypatch.setattr("zoo.events.ingest.LARGE", 0)  # goes into Delta at once
+    rows = [JSON[at] for at in which]
+    names = ["timestamp", "user_id", "item_id", "event_type", "session", "price", "discount"]
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    columns["session"] = [None if value is None else str(value) for value in columns["session"]]
+    text = pa.table({**columns, "price": pa.array(columns["price"], pa.float64()), "discount": pa.nulls(len(rows), pa.float64())})
+    read = pl.Series(columns["timestamp"]).str.replace(" ", "T").str.to_datetime(time_unit="us", time_zone="UTC").to_arrow()
+    instants = text.set_column(0, "timestamp", read)
+    number = instants.drop_columns(["timestamp"]).append_column("time", read.cast(pa.int64()))
+    forms = [rows, text, instants, number, pl.from_arrow(instants), pl.from_arrow(number).to_pandas()]
+    quarantined = sum((row["event_type"] is None) + (row["timestamp"] > "2018") for row in rows)
+    for first in forms:
+        log = EventLog.create(tmp_path / f"log{id(first)}", LogSchema())
+        assert append(log, first, idempotency_key="k", now=NOW).added == len(rows) - quarantined
+        for other, few in itertools.product(forms, (64, 0)):
+            monkeypatch.setattr("zoo.events.ingest.FEW", few)  # a few rows are read in a way of their own
+            report = append(log, other, idempotency_key="k", now=NOW + SECOND)
+            assert (report.rows, report.added, sum(report.quarantined.values())) == (len(rows), 0, quarantined)
+        for changed in ([{**rows[0], "price": 4}, *rows[1:]], text.slice(1), [*rows, JSON[0]]):
+            with pytest.raises(ReusedKeyError):
+                append(log, changed, idempotency_key="k", now=NOW)
+
+
+def test_what_is_late_today_is_the_same_push_tomorrow(log):
+    assert append(log, JSON[:2], idempotency_key="k", now=0).quarantined == {"timestamp_after_now": 2}
+    assert append(log, JSON[:2], idempotency_key="k", now=NOW).quarantined == {"timestamp_after_now": 2}
+
+
+def test_one_naive_time_of_a_push_is_kept_apart_and_the_others_are_taken(log):
+    row = {"user_id": 1, "event_type": "view", "timestamp": "2019-07-01T06:00:00Z"}
+    naive = {**row, "timestamp": "2019-07-01T06:00:00"}
+    for key, push in (("list", [row, naive, {**row, "timestamp": "soon"}]), ("table", pl.DataFrame([row, naive]))):
+        report = append(log, push, idempotency_key=key)
+        assert (report.added, report.quarantined["timestamp_naive"]) == (1, 1)
+    assert json.loads(log.quarantine.table()["record"][0].as_py()) == naive
+    for push in ([naive], [naive, {**row, "timestamp": "soon"}], pl.DataFrame([naive] * 70)):  # the fault of what sends them
+        with pytest.raises(
+            SchemaError, match=r"'timestamp' holds naive times \('2019-07-01T06:00:00'\); expected .* with an offset"
+        ):
+            append(log, push, idempotency_key="naive")
+    assert log.count() == 2
+
+
+def test_a_file_with_a_naive_time_is_refused_whole(log, tmp_path):
+    path = tmp_path / "events.csv"  # taken in part it would be known, and its other rows never taken
+    path.write_text("user_id,item_id,event_type,timestamp\n1,1,view,2019-07-01T06:00:00Z\n1,1,view,2019-07-01T06:00:00\n")
+    with pytest.raises(SchemaError, match="holds naive times"):
+        ingest(log, path)
+    assert log.count() == 0
+
+
+def test_a_push_of_long_before_the_log_began_is_taken_and_told(log):
+    row = {"user_id": 1, "item_id": 1, "event_type": "view", "timestamp": "2019-07-01T06:00:00Z"}
+    assert append(log, [row], idempotency_key="first").warnings == ()
+    log.flush()
+    assert append(log, [{**row, "timestamp": "2018-07-02T00:00:00Z"}], idempotency_key="earlier").warnings == ()
+    old = {**row, "timestamp": "1970-01-01T00:00:00Z"}
+    [warning] = append(log, [row, old], idempotency_key="old").warnings
+    assert warning.startswith(
+        "the oldest of these events is of 1970-01-01 00:00 UTC, 18,078 days before the first that this log had (2019-07-01 06:00 UTC)"
+    )
+    [warning] = append(
+        log, pl.DataFrame([row] * 70 + [{**row, "timestamp": "0001-01-01T00:00:00Z"}]), idempotency_key="older"
+    ).warnings
+    assert "of 0001-01-01 00:00 UTC" in warning
+    log.flush()
+    assert append(log, [old], idempotency_key="again").warnings == ()
+    assert append(log, [old], idempotency_key="again").warnings == ()
 
 
 def test_a_key_from_before_bodies_were_told_apart_adds_nothing(log):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -180,6 +181,44 @@ def test_a_server_that_is_told_to_stop_ends_what_it_began(trained_shop: Shop, tm
     second = json.loads(answer.partition(b"\r\n\r\n")[2])["answers"][0]["id"]
     for id in (first, second):
         assert traces.find(id)["model"] == "churn@1"
+
+
+SLOW = """
+import sys, time
+from zoo.features import Features
+from zoo.predictor import Predictor
+from zoo.service import server
+
+def slow(*_, **__):
+    print("begun", file=sys.stderr, flush=True)
+    time.sleep(600)
+
+real = Predictor.answer
+Features.append, server.GRACE = slow, 1
+Predictor.answer = lambda own, table, **more: slow() if len(table) > 64 else real(own, table, **more)
+server.serve(sys.argv[1], ["churn"], port=0)
+"""
+
+
+def test_a_server_that_is_told_to_stop_does_not_wait_for_what_goes_on_beyond_its_grace(trained_shop: Shop) -> None:
+    event = {"event_id": "e", "user_id": 1, "event_type": "view", "timestamp": "2024-05-01T00:00:00Z"}
+    many: Any = {"model": "churn", "users": [1] * 65}
+    asked: list[tuple[str, Any]] = [("/v1/events", {"events": [event]}), ("/v1/predict", many)]
+    command = [sys.executable, "-c", SLOW, str(trained_shop.root)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process, ThreadPoolExecutor() as pool:
+        assert process.stderr is not None
+        try:
+            url = next(found[1] for line in process.stderr if (found := re.search(r"at (http://[\d.]+:\d+)", line)))
+            answers = [pool.submit(httpx.post, f"{url}{path}", json=body, timeout=120) for path, body in asked]
+            begun = itertools.islice((line for line in process.stderr if line == "begun\n"), len(asked))
+            assert len([*begun]) == len(asked)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+            assert "timeout graceful shutdown exceeded" in process.stderr.read()
+            for answer in answers:
+                assert answer.exception() is not None or answer.result().status_code >= 500
+        finally:
+            process.kill()
 
 
 def tensor(*users: int, **more: Any) -> dict[str, Any]:

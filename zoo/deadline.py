@@ -114,6 +114,12 @@ class Threads:
             future.cancel()
             raise LateError(f"{what} not there by the deadline") from None
 
+    async def answer(self, work: Callable[[], T]) -> T:
+        """The answer of work, for an event loop. Where whoever waits is cancelled, work that was not begun is not done."""
+        import asyncio  # which the commands that import this module need not pay for
+
+        return await asyncio.wrap_future(self.submit(work))
+
     def _run(self) -> None:
         while True:
             try:

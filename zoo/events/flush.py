@@ -22,8 +22,9 @@ ROWS = 50_000
 """Events in the tail from which they are moved at once."""
 AGE = 10.0
 """Seconds after which they are moved however few they are."""
-GRACE = 10.0
-"""Seconds that the process is given to end what it is at when the log is closed."""
+GRACE = 3.0
+"""Seconds that the process is given to end what it is at when the log is closed: under load it may need long, and what it has not moved
+by then is as durable where it is."""
 AGAIN = 1.0
 """Seconds after which it is tried again while another writer is at work, or after the process that does it has died."""
 

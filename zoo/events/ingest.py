@@ -18,12 +18,14 @@ import pyarrow.compute as pc
 from zoo.contract import Progress
 from zoo.errors import ReusedKeyError, SchemaError, UsageError
 from zoo.events import delta
+from zoo.events.clock import long_before
 from zoo.events.dictionary import FIRST
 from zoo.events.few import Few
 from zoo.events.push import Push, unseen
-from zoo.events.quick import quick
+from zoo.events.quick import FEW, quick
 from zoo.events.readers import digest, open_source
-from zoo.events.rows import Plan, Rejected, clean, none_rejected, plan, sift
+from zoo.events.rows import Plan, Rejected, canonical, clean, none_rejected, plan, sift
+from zoo.events.segments import oldest
 from zoo.events.sources import Chunk, ListSource, ObjectSource, Source, TableSource
 from zoo.events.tables import as_table
 from zoo.events.times import ColumnError
@@ -156,7 +158,7 @@ def _append(
     log: EventLog, source: ObjectSource | ListSource | TableSource, idempotency_key: str | None, now: int, started: float
 ) -> IngestReport:
     aliased = log.schema.clock == "time" and "time" in source.names and "timestamp" not in source.names
-    how = plan(source, log.schema, {"time": "timestamp"} if aliased else None, unit="us" if aliased else None)
+    how = plan(source, log.schema, {"time": "timestamp"} if aliased else None, unit="us" if aliased else None, each=True)
     if idempotency_key is not None and not 0 < len(idempotency_key) <= 200:
         raise UsageError(f"an idempotency key of {len(idempotency_key)} characters; expected 1 to 200")
     if idempotency_key is None:
@@ -168,12 +170,17 @@ def _append(
             )
     # a key may name a person, and is kept for good: its digest tells a retry, and where a row came from, as well
     key = None if idempotency_key is None else f"key:{hashlib.sha256(idempotency_key.encode()).hexdigest()}"
-    content = _content(source, how, idempotency_key or "")
-    name, body = key or f"sha256:{content}", None if key is None else BODY | int(content, 16) >> (256 - 62)
     with delta.failing_as("append to the log"):
+        few = _few(source, how)
+        if few is None and isinstance(source, ListSource):
+            source = TableSource(source.table())
+        parts = (canonical(chunk, how) for chunk, _ in source.chunks(how.wanted)) if few is None else [few.columns]
+        content = _content(parts, idempotency_key or "")
+        name, body = key or f"sha256:{content}", None if key is None else BODY | int(content, 16) >> (256 - 62)
         if len(source) > LARGE:
             return replace(_take(log, source, how, name, key, now, None, None, body), seconds=time.perf_counter() - started)
-        good, rejected = _cleaned(log, source, how, name, now)
+        good, rejected = _cleaned(log, source, how, name, now, few)
+        first = log.state().begin if log.schema.clock == "time" else None
         push = Push(good, rejected, name, key, now, body)
         log.pushes.take(push)
         quarantined = dict(sorted(Counter(rejected.reason).items()))
@@ -183,7 +190,7 @@ def _append(
             quarantined = log.quarantine.counts(name)
             repeated = rows - sum(quarantined.values())
         seconds = time.perf_counter() - started
-        warnings = (*_new(log, push.types), *_new_items(push.items))
+        warnings = (*_new(log, push.types), *_new_items(push.items), *(long_before(first, oldest(good)) if push.added else ()))
         return IngestReport(rows, push.added, repeated, quarantined, seconds, push.version, how.ignored, warnings)
 
 
@@ -220,12 +227,18 @@ def _new(log: EventLog, types: Sequence[str]) -> tuple[str, ...]:
     )
 
 
+def _few(source: ObjectSource | ListSource | TableSource, how: Plan) -> Few | None:
+    """The rows of a small push that are plainly good, but for the clock; None of any other."""
+    if not 0 < len(source) <= FEW:
+        return None
+    return quick(next(source.chunks(how.wanted))[0], how, None)
+
+
 def _cleaned(
-    log: EventLog, source: ObjectSource | ListSource | TableSource, how: Plan, name: str, now: int
+    log: EventLog, source: ObjectSource | ListSource | TableSource, how: Plan, name: str, now: int, few: Few | None
 ) -> tuple[pa.Table | Few, Rejected]:
-    """The rows that the log can take, few of them as they are, and the others."""
-    few = next((quick(chunk, how, now) for chunk, _ in source.chunks(how.wanted)), None)
-    if few is not None:
+    """The rows that the log can take, ``few`` of them as they are, and the others."""
+    if few is not None and (how.schema.clock == "order" or max(few.columns["time"]) <= now):
         return Few({**few.columns, "source": [name] * len(few)}, len(few)), none_rejected()
     if isinstance(source, ListSource):
         source = TableSource(source.table())
@@ -247,22 +260,15 @@ def _without_id(source: Source, how: Plan) -> tuple[int, int]:
     return missing, rows
 
 
-def _content(source: Source, how: Plan, key: str) -> str:
-    """The digest of what the log has a place for in a push, whatever the order of its columns. key: without it, nobody can tell from the
-    digest what a push of somebody who was forgotten held."""
+def _content(parts: Iterable[Mapping[str, list[Any]]], key: str) -> str:
+    """The digest of a push: of the values that the log has a place for, as the log types them, whatever they came as (JSON, a table) and
+    in whatever order of columns. key: without it, nobody can tell from the digest what a push of somebody who was forgotten held."""
     state = hashlib.sha256(key.encode())
-    for chunk, _ in source.chunks(dict(sorted(how.wanted.items()))):
-        for name, values in chunk.columns.items():
-            state.update(repr((name, values if isinstance(values, list) else _listed(values))).encode("utf-8", "replace"))
+    for columns in parts:
+        for name, values in sorted(columns.items()):
+            if name != "row" and values.count(None) < len(values):  # a column of nothing says what none says
+                state.update(repr((name, values)).encode("utf-8", "replace"))
     return state.hexdigest()
-
-
-def _listed(values: pa.Array) -> list[Any]:
-    """``values.to_pylist()``, of plain ones in a fraction of its time."""
-    kind, types = values.type, pa.types
-    plain = types.is_integer(kind) or types.is_floating(kind) or types.is_string(kind)
-    found: list[Any] = values.to_numpy(zero_copy_only=False).tolist() if plain and not values.null_count else values.to_pylist()
-    return found
 
 
 def _take(

@@ -47,7 +47,7 @@ class Snapshot:
     """What the log holds at one moment: the files of one Delta version, and the tail's events from ``start`` on, before ``count``.
 
     count: the next ``seq``. end: newest time, microseconds UTC, None where the log is empty. epoch: see ``EventLog.epoch``.
-    taken: the newest segment of the tail that Delta holds.
+    taken: the newest segment of the tail that Delta holds. begin: oldest time in Delta; None where that is empty.
     """
 
     version: int
@@ -57,6 +57,7 @@ class Snapshot:
     epoch: int = 0
     taken: int = 0
     start: int = 0
+    begin: int | None = None
 
     @property
     def pending(self) -> int:
@@ -73,7 +74,7 @@ class Snapshot:
 class State:
     """How far the log is. last: the newest segment's number. taken: that of the newest one in Delta. pending: events beyond Delta.
 
-    end: newest time, microseconds UTC; None where the log is empty.
+    end: newest time, microseconds UTC; None where the log is empty. begin: oldest time in Delta; None where that is empty.
     """
 
     version: int
@@ -83,6 +84,7 @@ class State:
     taken: int
     pending: int
     end: int | None = None
+    begin: int | None = None
 
 
 class EventLog:
@@ -180,7 +182,8 @@ class EventLog:
             stored = self._look(refreshed=True)
             last, _, count = self.tail_file.beyond(stored.taken) or (stored.taken, stored.count, stored.count)
             ends = [at for at in (stored.end, self.tail_file.end if count > stored.count else None) if at is not None]
-            state = State(stored.version, count, stored.epoch, last, stored.taken, count - stored.count, max(ends, default=None))
+            pending, end = count - stored.count, max(ends, default=None)
+            state = State(stored.version, count, stored.epoch, last, stored.taken, pending, end, stored.begin)
             self._state = stamp, stored.version, state
             return state
 
@@ -527,7 +530,8 @@ class EventLog:
 def _snapshot(table: Any) -> Snapshot:
     files = tuple(delta.data_files(table))
     end = max((f.high["time"] for f in files), default=None)
+    begin = min((f.low["time"] for f in files), default=None)
     count = max((f.high["seq"] + 1 for f in files), default=0)
     count = max(count, delta.transaction(table, NEXT))
     epoch, taken = delta.transaction(table, delta.EPOCH), delta.transaction(table, TAKEN)
-    return Snapshot(int(table.version()), files, count, end, epoch, taken, start=count)
+    return Snapshot(int(table.version()), files, count, end, epoch, taken, count, begin)

@@ -27,7 +27,8 @@ class Plan:
     """How a source's columns become the log's.
 
     columns: the log's column -> the source's. kinds: the log's column -> how it is read. ignored: columns that the log has
-    no place for. timezone, unit: for naive and for whole-number times.
+    no place for. timezone, unit: for naive and for whole-number times. each: a naive time that nothing says the timezone of is its own
+    row's fault where other times have an offset; else the column's.
     """
 
     schema: LogSchema
@@ -37,6 +38,7 @@ class Plan:
     timezone: str | None
     unit: str | None
     text: bool
+    each: bool = False
 
     @property
     def wanted(self) -> dict[str, str]:
@@ -63,11 +65,12 @@ def plan(
     timezone: str | None = None,
     unit: str | None = None,
     required: Sequence[str] = (),
+    each: bool = False,
 ) -> Plan:
     """Find the log's columns in a source.
 
     mapping: the source's name -> the log's, for those whose names differ. required: columns that must be there beside
-    ``user_id``, ``event_type`` and the time. Raises SchemaError for a missing column, a column of a type that cannot be
+    ``user_id``, ``event_type`` and the time. each: see ``Plan``. Raises SchemaError for a missing column, a column of a type that cannot be
     read and naive times without a timezone; UsageError for a mapping to or from names that do not exist.
     """
     mapping = dict(mapping or {})
@@ -102,7 +105,7 @@ def plan(
             elif not values.fits(kinds[ours], found):
                 raise values.wrong_type(theirs, found, kinds[ours])
     used = set(columns.values())
-    return Plan(schema, columns, kinds, tuple(n for n in source.names if n not in used), timezone, unit, source.text)
+    return Plan(schema, columns, kinds, tuple(n for n in source.names if n not in used), timezone, unit, source.text, each)
 
 
 def _kind(schema: LogSchema, name: str, unit: str | None) -> str:
@@ -139,6 +142,40 @@ def clean(chunk: Chunk, how: Plan, now: int | None) -> tuple[pa.Table, Rejected]
     return sift(chunk, how, now)
 
 
+def canonical(chunk: Chunk, how: Plan) -> Mapping[str, list[Any]]:
+    """The values of a chunk by the log's columns as the log types them, whatever they came as: what ``quick`` would tell. In the place of
+    one that cannot be read stands its text. No row is judged: what is after now today is not tomorrow."""
+    out: dict[str, list[Any]] = {}
+    for ours, theirs in how.columns.items():
+        column = chunk.columns[theirs]
+        array, _ = _read(column, ours, how, _Reasons(len(chunk.rows)))
+        found = _listed(_kept(array, ours))
+        if array.null_count:
+            given = column if isinstance(column, list) else _objects(column)
+            lost = np.flatnonzero(np.asarray(array.is_null())).tolist()
+            for row in (row for row in lost if given[row] is not None and given[row] == given[row]):
+                found[row] = {"unreadable": str(given[row])}
+        out["time" if ours == how.schema.time_column else ours] = found
+    return out
+
+
+def _kept(array: pa.Array, ours: str) -> pa.Array:
+    """A column that was read as the log keeps it: of a position the time, of text that names nothing null."""
+    if ours == "position":
+        return pc.multiply(array, MICROSECONDS)
+    if ours in ("item_id", "session", "event_id") and pa.types.is_string(array.type):
+        return pc.if_else(pc.equal(array, ""), None, array)
+    return array
+
+
+def _listed(values: pa.Array) -> list[Any]:
+    """``values.to_pylist()``, of plain ones in a fraction of its time."""
+    kind, types = values.type, pa.types
+    plain = types.is_integer(kind) or types.is_floating(kind) or types.is_string(kind)
+    found: list[Any] = values.to_numpy(zero_copy_only=False).tolist() if plain and not values.null_count else values.to_pylist()
+    return found
+
+
 def none_rejected() -> Rejected:
     return Rejected(np.empty(0, np.int64), [], [])
 
@@ -166,9 +203,7 @@ def sift(chunk: Chunk, how: Plan, now: int | None) -> tuple[pa.Table, Rejected]:
                 reasons.note(np.abs(floats) > values.LARGEST, f"{ours}_too_large")
         if pa.types.is_string(array.type):
             reasons.note(np.asarray(pc.binary_length(array).fill_null(0)) > values.LONGEST, f"{ours}_too_long")
-        if ours in ("item_id", "session", "event_id") and pa.types.is_string(array.type):
-            array = pc.if_else(pc.equal(array, ""), None, array)
-        out["time" if time else ours] = pc.multiply(array, MICROSECONDS) if ours == "position" else array
+        out["time" if time else ours] = _kept(array, ours)
     good = reasons.codes == 0
     for field in how.schema.arrow():
         if field.name not in out and field.name not in ("seq", "source"):
@@ -187,8 +222,9 @@ def _read(column: Any, ours: str, how: Plan, reasons: _Reasons) -> tuple[pa.Arra
     if kind in ("time", "instant"):
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
-        array, bad, skipped = read_times(column, how.columns[ours], how.timezone, how.unit)
-        reasons.note(skipped, "timestamp_skipped_by_clock")
+        array, bad, why = read_times(column, how.columns[ours], how.timezone, how.unit, how.each)
+        for name, mask in why.items():
+            reasons.note(mask, f"timestamp_{name}")
     else:
         array, bad = values.read(kind, column, how.text)
     if kind == "position":

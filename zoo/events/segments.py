@@ -129,6 +129,14 @@ def completed(table: pa.Table, first: int, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
+def oldest(table: pa.Table | Few) -> int | None:
+    """Oldest time of rows, None where there are none."""
+    if isinstance(table, Few):
+        return min(table.columns["time"], default=None)
+    found: int | None = pc.min(table["time"]).as_py() if len(table) else None
+    return found
+
+
 def newest(table: pa.Table | Few) -> int | None:
     """Newest time of rows, None where there are none."""
     if isinstance(table, Few):

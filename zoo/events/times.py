@@ -76,23 +76,26 @@ def is_text(found: pa.DataType) -> bool:
     return bool(pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found))
 
 
-def read_times(values: pa.Array, column: str, timezone: str | None, unit: str | None) -> tuple[pa.Array, Array, Array]:
-    """int64 microseconds UTC (n,) with nulls; bool (n,): not null, but not readable as a time; bool (n,): skipped by the
-    timezone's clocks (readable, but no instant).
+def read_times(
+    values: pa.Array, column: str, timezone: str | None, unit: str | None, each: bool = False
+) -> tuple[pa.Array, Array, dict[str, Array]]:
+    """int64 microseconds UTC (n,) with nulls; bool (n,): not null, but not readable as a time; and what is readable, but no instant,
+    bool (n,) by why: ``skipped_by_clock``, the timezone's, or ``naive``.
 
-    timezone: for naive times, which are refused (SchemaError) without one. unit: of whole numbers.
+    timezone: for naive times, which are refused (SchemaError) without one; with ``each`` only where no time has an offset. unit: of whole
+    numbers.
     """
     check_type(column, values.type, timezone, unit)
     missing = np.asarray(values.is_null())
     if pa.types.is_null(values.type):
-        return pa.nulls(len(values), pa.int64()), missing & False, missing & False
-    skipped = np.zeros(len(values), bool)
+        return pa.nulls(len(values), pa.int64()), missing & False, {}
+    skipped = naive = np.zeros(len(values), bool)
     if is_text(values.type):
-        out, bad, skipped = _read_text(values, column, timezone, unit)
+        out, bad, skipped, naive = _read_text(values, column, timezone, unit, each)
     else:
         if pa.types.is_date(values.type):
             values = values.cast(pa.date32()).cast(pa.timestamp("s"))
-        naive = pa.types.is_timestamp(values.type) and values.type.tz is None
+        local = pa.types.is_timestamp(values.type) and values.type.tz is None
         unit = values.type.unit if pa.types.is_timestamp(values.type) else unit
         assert unit is not None
         too_big = np.zeros(len(values), bool)
@@ -101,12 +104,12 @@ def read_times(values: pa.Array, column: str, timezone: str | None, unit: str | 
         numbers = np.asarray(values.cast(pa.int64(), safe=False).fill_null(0))
         out, bad = to_microseconds(numbers, unit)
         bad |= too_big
-        if naive:
+        if local:
             assert timezone is not None
             out, skipped = _shift(out, bad, timezone)
     bad &= ~missing
-    skipped &= ~missing & ~bad
-    return pa.array(out, mask=missing | bad | skipped), bad, skipped
+    why = {name: mask & ~missing & ~bad for name, mask in (("skipped_by_clock", skipped), ("naive", naive))}
+    return pa.array(out, mask=np.logical_or.reduce([missing, bad, *why.values()])), bad, why
 
 
 def _shift(local: Array, bad: Array, timezone: str) -> tuple[Array, Array]:
@@ -127,13 +130,16 @@ def _parse(text: pl.Series) -> pl.Series:
     return out
 
 
-def _read_text(values: pa.Array, column: str, timezone: str | None, unit: str | None) -> tuple[Array, Array, Array]:
+def _read_text(
+    values: pa.Array, column: str, timezone: str | None, unit: str | None, each: bool
+) -> tuple[Array, Array, Array, Array]:
+    """Microseconds, and of what is no instant: unreadable, skipped, naive without a timezone."""
     text = pl.Series(values.cast(pa.large_string())).str.strip_chars()
     skipped = np.zeros(len(text), bool)
     if unit is not None:
         numbers = text.cast(pl.Int64, strict=False)
         out, bad = to_microseconds(numbers.fill_null(0).to_numpy(), unit)
-        return out, bad | numbers.is_null().to_numpy(), skipped
+        return out, bad | numbers.is_null().to_numpy(), skipped, skipped
     offset = text.str.extract(rf"({OFFSET})", 1)
     local = _parse(text.str.replace(OFFSET, "").str.replace("T", " ", literal=True))
     bad = local.is_null().to_numpy()
@@ -142,9 +148,9 @@ def _read_text(values: pa.Array, column: str, timezone: str | None, unit: str | 
     ahead = np.where(offset.str.starts_with("-").fill_null(False).to_numpy(), -1, 1) * (hours * 60 + minutes).to_numpy()
     utc = local.fill_null(0).to_numpy() - ahead * 60_000_000
     naive = offset.is_null().to_numpy() & ~bad
-    if naive.any():
-        if timezone is None:
-            raise _naive_refused(column, repr(text[int(np.argmax(naive))]))
+    if naive.any() and timezone is None and not (each and (offset.is_not_null().to_numpy() & ~bad).any()):
+        raise _naive_refused(column, repr(text[int(np.argmax(naive))]))
+    if naive.any() and timezone is not None:
         moved, gone = _shift(utc, ~naive, timezone)
-        utc, skipped = np.where(naive, moved, utc), naive & gone
-    return utc, bad | (utc < EARLIEST) | (utc > LATEST), skipped
+        utc, skipped, naive = np.where(naive, moved, utc), naive & gone, naive & False
+    return utc, bad | (utc < EARLIEST) | (utc > LATEST), skipped, naive

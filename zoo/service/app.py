@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from zoo.deadline import Threads
 from zoo.errors import UsageError, choices
 from zoo.features import Features
 from zoo.predictor import Predictor
@@ -55,6 +57,9 @@ GUARDED: Mapping[int, str] = {
     500: "A fault of the server's or of a model's; its log says which",
 }
 """What any route may answer, before or after it is asked."""
+THREADS = (os.cpu_count() or 1) + 2
+"""For pushes, lists, long requests, reloads. More than there are processors for only take turns, and keep refusals waiting for theirs.
+None of them keeps a process that was told to stop."""
 LINEAGE = ("log", "service_hash", "plugins", "seed", "git")
 MISTAKES: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "The body is not JSON"},
@@ -77,8 +82,8 @@ def app(
 ) -> FastAPI:
     """The application that answers for these predictors, by model name, and takes events for the log behind ``features``.
 
-    Predictions asked for at once are computed together (``Batches``), explanations and pages in threads of their own, other routes
-    run in a pool of threads, so predictors must be thread-safe (they are). hosts: names that requests may call the server by, without
+    Predictions asked for at once are computed together (``Batches``), explanations and pages in threads of their own, other work
+    in ``THREADS`` threads, so predictors must be thread-safe (they are). hosts: names that requests may call the server by, without
     port; None for any. access: who may ask; None for anyone, see ``serve``. limiter: how many requests
     are worked on at once. read_timeout: seconds that a caller may take to send a head, and its body; 0 for any
     time. Raises UsageError where a route declares no role.
@@ -98,7 +103,8 @@ def app(
     )
     api.router.route_class = Direct
     versions = predictors if isinstance(predictors, Versions) else Versions(predictors)
-    rules, metrics, batches, shadows, readiness = Rules(), Metrics(), Batches(), Shadows(), Readiness()
+    rules, metrics, threads, shadows, readiness = Rules(), Metrics(), Threads(THREADS), Shadows(), Readiness()
+    batches = Batches(threads)
     explaining = Explaining(metrics)
     handle(api)
     api.state.admission = Admission(
@@ -185,9 +191,9 @@ def app(
         return Json({"shadows": shadows.told()})
 
     @api.post("/v1/reload", response_model=Swapped, openapi_extra=needs(ADMIN), responses={503: MISTAKES[503]}, tags=["models"])
-    def reload() -> Json:
+    async def reload() -> Json:
         """Ask the registry now, not at the next look, and try failed candidates again; answered when what moved has taken over."""
-        return Json({"swapped": versions.look(retry=True)})
+        return Json({"swapped": await threads.answer(lambda: versions.look(retry=True))})
 
     @api.post(
         "/v1/recommend",
@@ -196,10 +202,11 @@ def app(
         responses={404: {"model": ErrorBody}, **MISTAKES},
         tags=["models"],
     )
-    def recommend(http: Request, request: RecommendRequest) -> Json:
+    async def recommend(http: Request, request: RecommendRequest) -> Json:
         """List the items that each user takes next, most likely first."""
         predictor = versions.meant(request.model, _first(request.users))
-        with metrics.of(predictor):
+
+        def work() -> Json:
             table = predictor.recommend(
                 request.users,
                 request.k,
@@ -208,7 +215,10 @@ def app(
                 at=request.instant(),
                 deadline=in_time(http),
             )
-        return Json({"answers": _lists(predictor, request.users, table.to_pylist())})
+            return Json({"answers": _lists(predictor, request.users, table.to_pylist())})
+
+        with metrics.of(predictor):
+            return await threads.answer(work)
 
     @api.post(
         "/v1/explain",
@@ -242,18 +252,19 @@ def app(
             return await explaining.answered(http, work)
 
     @api.post("/v1/events", response_model=Report, openapi_extra={**needs(PUSH), **DEADLINE}, responses=MISTAKES, tags=["events"])
-    def events(http: Request, request: EventsRequest) -> Json:
+    async def events(http: Request, request: EventsRequest) -> Json:
         """Push events: when this is answered they are durable, and the next prediction sees them."""
-        in_time(http)
-        report = features.append(request.events, request.idempotency_key)
-        fields = ("rows", "added", "repeated", "version")
-        facts = {name: getattr(report, name) for name in fields}
-        return Json(
-            {**facts, "quarantined": dict(report.quarantined), "ignored": list(report.ignored), "warnings": list(report.warnings)}
-        )
+
+        def work() -> Json:
+            in_time(http)
+            report = features.append(request.events, request.idempotency_key)
+            facts = {name: getattr(report, name) for name in ("rows", "added", "repeated", "version", "ignored", "warnings")}
+            return Json({**facts, "quarantined": dict(report.quarantined)})
+
+        return await threads.answer(work)
 
     add_v2(api, features, versions, metrics, batches, shadows, readiness)
-    add_page(api, versions, features, explaining, lambda: _health(versions), shadows.told)
+    add_page(api, versions, features, explaining, threads, lambda: _health(versions), shadows.told)
     _answer_head(api)
     rules.fill(rules_of(api))
     return api

@@ -16,8 +16,6 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from starlette.concurrency import run_in_threadpool
-
 from zoo.deadline import Threads, from_now
 from zoo.errors import FeatureError, LateError
 from zoo.predictor import Predictor
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ROWS = 64
-"""Of one batch. A request with more is computed alone in a thread of the application's pool; short ones do not wait for it."""
+"""Of one batch. A request with more is computed alone, in a thread apart; short ones do not wait for it."""
 PATIENCE = 0.05, 0.25
 """Seconds, at least and at most, that a request waits for those that are computed, before another thread begins: what hangs must not keep
 the rest. In between it is twice what batches take, for two that are computed at once take turns and are both late; and never more than half
@@ -64,7 +62,16 @@ class Batches:
     they came. Each row's answer is what it would be alone, within the rounding of float32. A request that cannot be meant fails alone.
     """
 
-    def __init__(self, rows: int = ROWS, patience: tuple[float, float] = PATIENCE, most: int = MOST, turn: float = TURN) -> None:
+    def __init__(
+        self,
+        apart: Threads | None = None,
+        rows: int = ROWS,
+        patience: tuple[float, float] = PATIENCE,
+        most: int = MOST,
+        turn: float = TURN,
+    ) -> None:
+        """apart: threads for requests of many rows; by default its own."""
+        self._apart = apart or Threads(most)
         self._rows, self._patience, self._most, self._turn = rows, patience, most, turn
         self._usual = 0.0  # seconds that a batch takes, smoothed
         self._waiting: deque[Asked] = deque()
@@ -85,7 +92,7 @@ class Batches:
         table, instant = predictor.rows(rows, users), from_now(deadline)
         asked = Asked(predictor, table, at, instant, render)
         if len(table) > self._rows:
-            return await run_in_threadpool(_alone, asked)
+            return await self._apart.answer(lambda: _alone(asked))
         with self._lock:
             self._waiting.append(asked)
         timer = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from starlette.requests import Request
@@ -31,6 +30,6 @@ class Explaining:
             return OVERLOADED.answer(http.url.path)
         self._taken += 1
         try:
-            return await asyncio.wrap_future(self._threads.submit(work))
+            return await self._threads.answer(work)
         finally:
             self._taken -= 1

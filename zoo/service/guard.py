@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from dataclasses import dataclass, field
 
-from anyio.to_thread import current_default_thread_limiter
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as Http
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,9 +16,6 @@ from zoo.service.admission import Admission, Request
 from zoo.service.problems import problem
 from zoo.spans import failed, serving, trace_id
 
-THREADS = (os.cpu_count() or 1) + 2
-"""Of the pool for all that is neither a prediction of few rows (``Batches``) nor an explanation (``Explaining``): pushes, lists, long
-requests. More than there are processors for only take turns, and keep refusals waiting for theirs."""
 LATE = 0.02
 """Seconds past its deadline after which a request is answered without what it asked for."""
 LET_IN = "zoo.let_in"
@@ -51,17 +46,12 @@ class Guard:
 
     app: ASGIApp
     admission: Admission = field(default_factory=Admission)
-    threads: int = THREADS
-    _bounded: bool = field(default=False, repr=False)
     _running: set[asyncio.Task[None]] = field(default_factory=set, repr=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if not self._bounded:
-            self._bounded = True  # the pool belongs to the event loop, so it is known from the first request on
-            current_default_thread_limiter().total_tokens = self.threads
         let_in: Request | None = scope.get(LET_IN)
         request = let_in or self.admission.request(scope["method"], scope["path"], scope["headers"])
         status = 500

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, Response
 
+from zoo.deadline import Threads
 from zoo.errors import UnknownIdError, UsageError, ZooError, choices
 from zoo.features import Features
 from zoo.plugin import PADDING, UNKNOWN
@@ -41,7 +41,9 @@ HEADERS = {
 }
 
 
-def add_page(api: FastAPI, versions: Versions, features: Features, explaining: Explaining, health: Any, compared: Any) -> None:
+def add_page(
+    api: FastAPI, versions: Versions, features: Features, explaining: Explaining, threads: Threads, health: Any, compared: Any
+) -> None:
     """The route ``GET /``. health: says what ``/health`` does. compared: says what ``/v1/shadows`` does."""
 
     @api.get("/", openapi_extra=needs(READ), response_class=HTMLResponse, include_in_schema=False)
@@ -52,7 +54,7 @@ def add_page(api: FastAPI, versions: Versions, features: Features, explaining: E
         def work() -> HTMLResponse:
             return _shown(versions, features, user, model, tag("h1", "feature-zoo"), *_state(versions, features, status, told))
 
-        return await (explaining.answered(http, work) if user else run_in_threadpool(work))
+        return await (explaining.answered(http, work) if user else threads.answer(work))
 
 
 def _shown(versions: Versions, features: Features, user: str, model: str, *state: Markup) -> HTMLResponse:
