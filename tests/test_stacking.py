@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss
 from zoo.artefacts import ArtefactStore
 from zoo.cache import Cache, data_digest
 from zoo.errors import ArtefactError, UsageError
-from zoo.evaluation import evaluate
+from zoo.evaluation import class_leaderboard, evaluate
 from zoo.fitting import Averaged, checked, load_fitted
 from zoo.folds import forward_chaining
 from zoo.jobs import JobError, Processes
@@ -270,6 +270,23 @@ def test_classes_are_stacked_to_probabilities_that_beat_every_member():
     np.testing.assert_allclose(stacked.sum(axis=1), 1, atol=1e-6)
     best = min(log_loss(later.target, each[:, m]) for m in range(3))
     assert log_loss(later.target, stacked) < best - 0.02
+
+
+def test_one_member_that_is_passed_through_is_that_member_and_no_different():
+    """Classes of a probability near 0, which logits would lift: by as much in every row, which looks certain."""
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet(np.ones(2), 300).astype(np.float32)
+    each = np.concatenate([shares * np.float32(1 - 1e-9), np.full((300, 1), 1e-9, np.float32)], axis=1)
+    target, time = (rng.random(300) > shares[:, 0]).astype(np.float64), np.arange(300)
+    block = {f"score:one:{k}": Column(each[:, k].astype(np.float64)) for k in range(3)}
+    batch = FeatureBatch({"members": block}, {"members": time}, time, time)
+    fitted = fit_logistic(TrainingData(batch, target, np.ones(300), time, Target("multiclass", ("a", "b", "c"))))
+    assert fitted.strength == np.inf
+    stacked = fitted.predict(batch)
+    np.testing.assert_array_equal(stacked, each)
+    lines = class_leaderboard(target, {"one": each, "stack": stacked}, ("a", "b", "c"), against="stack", resamples=100)
+    apart = lines[0].differences["log_loss"]
+    assert (apart.value, apart.p_value) == (0.0, 1.0)
 
 
 def test_an_artefact_that_is_no_ensemble_is_refused():

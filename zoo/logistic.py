@@ -127,7 +127,10 @@ class FittedLogistic:
     strength: float
 
     def predict(self, batch: FeatureBatch) -> Array:
-        eta = _eta(_logits(batch, self.members, len(self.intercept)), self.weights, self.intercept)
+        width = len(self.intercept)
+        if self.strength == PLAIN and len(self.members) == 1:  # the member itself: logits would lift what is below ``CLIP``
+            return scores_of(batch, self.members, width)[:, 0].astype(np.float32)
+        eta = _eta(_logits(batch, self.members, width), self.weights, self.intercept)
         return _probabilities(eta).astype(np.float32)
 
     def save(self) -> Artefact:
