@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,8 +165,57 @@ def test_a_run_tells_horizons_apart_and_shows_the_baselines(trained_shop, tmp_pa
     assert {"stack", *btyd.MODELS} == set(record["days"]["14"])
     assert record["facts"]["value_at_risk"]["horizon_days"] == 28
     rows = [{"user_id": user, "days": days} for days in (14.0, 28.0) for user in range(1, 41)]
-    near, far = np.split(np.array(Predictor.load("several@1", repo=copy.root).predict(rows)["score"]), 2)
+    predictor = Predictor.load("several@1", repo=copy.root)
+    near, far = np.split(np.array(predictor.predict(rows)["score"]), 2)
     assert near.mean() > far.mean()
+    alone = r"not about users alone; give rows with a column 'days' \(several@1 .* with 14.0, 28.0\)"
+    for asked_of in (lambda: predictor.predict(users=[1]), lambda: next(predictor.predict_batches())):
+        with pytest.raises(UsageError, match=alone):
+            asked_of()
+    of_users = predictor.predict(predictor.rows_of([5, 999_999])).to_pylist()
+    assert [(row["user_id"], row["days"]) for row in of_users] == [(5, 14), (5, 28), (999_999, 14), (999_999, 28)]
+    assert [row["score"] for row in of_users[:2]] == [near[4], far[4]]
+
+    told = zoo(copy.root, "predict", "several@1", "--user", "5", "--user", "999999", "--json")
+    assert [[row[n] for n in ("user_id", "days", "score")] for row in json.loads(told)["rows"]] == [
+        [row[n] for n in ("user_id", "days", "score")] for row in of_users
+    ]
+    text = zoo(copy.root, "predict", "several@1", "--user", "5", "--user", "999999")
+    assert "28.0000" in text
+    assert text.count("999999") == 3  # a row a horizon, and once as new
+    moved = zoo(copy.root, "explain", "several@1", "--user", "5", "--json")
+    assert [(row["days"], row["score"]) for row in json.loads(moved)["rows"]] == [(14, near[4]), (28, far[4])]
+
+
+def test_training_prints_each_horizon_and_the_value_at_risk(trained_shop, tmp_path):
+    root = trained_shop.copy(tmp_path / "shop").root
+    settings = (root / "zoo.toml").read_text()
+    (root / "zoo.toml").write_text(settings.replace('horizon = "14d"', 'horizons = ["14d", "28d"]\nvalue = "value"'))
+    told = zoo(root, "train", "churn", "--member", "gbdt", "--workers", "1", "--json")
+    record = json.loads(told)
+    text = zoo(root, "train", "churn", "--member", "gbdt", "--workers", "1")
+    _, below = text.split("the stack and the baselines by horizon")
+    lines = [line.split() for line in below.splitlines()]
+    for days, board in record["days"].items():
+        for name, of in board.items():
+            (line,) = [each for each in lines if each[:2] == [days, name]]
+            assert line[2] == f"{of['auc']:.4f}"
+    risk = record["facts"]["value_at_risk"]
+    said = " ".join(text.split())
+    assert "value at risk over 28 days, in units of the event column 'value': the users of a cut spend" in said
+    assert f"the users of a cut spend {risk['worth']:,.2f}, of which" in said
+    assert f"expect {risk['expected']:,.2f} to go; {risk['lost']:,.2f} did go" in said
+
+
+def zoo(root: Path, *words: str) -> str:
+    """What a command of this project wrote to stdout; it must end well."""
+    from zoo.cli.app import app
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        app(["--repo", str(root), *words], prog_name="zoo")
+    assert not ended.value.code, err.getvalue()
+    return out.getvalue()
 
 
 def test_a_run_of_hazards_gives_survival_that_falls(trained_shop, tmp_path):

@@ -507,6 +507,7 @@ class Task:
         they are asked for.
     targets: ``(log, settings) -> Target`` where the classes are the log's (``target`` then says the kind only).
     contexts: ``(settings) -> context`` where the request columns depend on the settings.
+    asked: ``(settings) -> values by context column``, all that rows are trained with: a user named alone gets a row for each.
     baselines: ``(log, settings, train, test) -> scores (test rows,) by name``, what the leaderboard always shows beside the members.
     facts: ``(log, settings, test, scores) -> JSON-ready``, what the stack's scores (test rows,) mean for the task; kept with the run.
     """
@@ -518,6 +519,7 @@ class Task:
     split: Callable[..., Split] | None = None
     targets: Callable[..., Target] | None = None
     contexts: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None
+    asked: Callable[[Mapping[str, Any]], Mapping[str, tuple[Any, ...]]] | None = None
     baselines: Callable[..., Mapping[str, Array]] | None = None
     facts: Callable[..., Mapping[str, Any]] | None = None
     context: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

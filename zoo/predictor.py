@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, partial
+from itertools import product
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -202,9 +203,10 @@ class Predictor:
 
         rows: a table, frame, mapping or list of mappings of entity keys and request context; ``users=[...]`` is short for one column
         ``user_id``. deadline: seconds from now by which the store and the members have to answer; a member that is late is given up.
-        Returns n rows in order: the keys, ``score`` (float32), one column a member (null where it is missing), ``newest_event_age``
-        (seconds; null where there is no event), ``known`` (False: a user without events before ``at``, answered as cold; null where
-        the store did not say), ``version``, ``missing`` (names of the members that failed, were late or gave no number),
+        Returns n rows in order: the keys and context columns, ``score`` (float32), one column a member (null where it is missing),
+        ``newest_event_age`` (seconds; null where there is no event), ``known`` (False: a user without events before ``at``,
+        answered as cold; null where the store did not say), ``version``, ``missing`` (names of the members that failed, were late or
+        gave no number),
         ``calibrated`` (whether answers that lack those were off by no more than the policy's ``calibration_error`` on held-out rows; null
         where that was not measured, as of features that are not fresh) and ``features`` (``fresh`` from the store, or what the policy has
         instead: ``last_known``, ``cold``) and ``id`` (of the row's answer, by which ``zoo trace`` finds what it was made of); where there
@@ -283,9 +285,7 @@ class Predictor:
         import pyarrow as pa
 
         if self.entities != ("user_id",) or self.context:
-            raise UsageError(
-                f"{self.version.model} is asked about {', '.join((*self.entities, *self.context))}, not about users alone; give rows"
-            )
+            raise UsageError(self._not_alone)
         view = self.features.reader.view()
         return pa.table({"user_id": view.ids("user_id", np.arange(FIRST, view.size("user_id"))).drop_null()})
 
@@ -459,7 +459,38 @@ class Predictor:
         """Rows as ``predict`` takes them, as a table of keys and context columns. Raises as ``predict`` for those that cannot be meant."""
         if (rows is None) == (users is None):
             raise UsageError("predict takes either rows or users, one of them")
+        if users is not None and self.context:
+            raise UsageError(self._not_alone)
         return self._keyed(table_of({"user_id": identifiers(users)} if users is not None else rows))
+
+    def rows_of(self, users: Sequence[Any]) -> pa.Table:
+        """Rows for ``predict`` of users named alone: one each, or one for each value of the context that the version was trained with.
+
+        The horizons of a churn that has several are such values. Raises UsageError where the task lists none.
+        """
+        given = identifiers(users)
+        if not self.context:
+            return table_of({"user_id": given})
+        if not self._asked_with.keys() >= self.context.keys():
+            raise UsageError(self._not_alone)
+        each = list(product(given, *(self._asked_with[name] for name in self.context)))
+        return table_of({name: [row[at] for row in each] for at, name in enumerate(("user_id", *self.context))})
+
+    @cached_property
+    def _asked_with(self) -> Mapping[str, tuple[Any, ...]]:
+        """Values of context columns that rows were trained with, where the task lists them."""
+        task = self.found.tasks.get(self.version.lineage["task"]["kind"])
+        return {} if task is None or task.asked is None else task.asked(self.version.lineage["settings"])
+
+    @property
+    def _not_alone(self) -> str:
+        """Why users alone are no rows, and what to give."""
+        own = "".join(
+            f" with a column {name!r} ({self.version.reference} was trained with {', '.join(map(str, values))})"
+            for name, values in self._asked_with.items()
+        )
+        asked = ", ".join((*self.entities, *self.context))
+        return f"{self.version.model} is asked about {asked}, not about users alone; give rows{own}"
 
     def _keyed(self, table: pa.Table) -> pa.Table:
         return keyed(table, (*self.entities, *self.context), self.version.model)
@@ -469,7 +500,7 @@ class Predictor:
         source = np.zeros(0, object) if read is None else read.source
         measured = [None] * len(table) if spares is None else spares.calibrated(self.members, scores.lost, bound)
         answer = Answered(
-            keys=table.select(self.entities),
+            keys=table.select((*self.entities, *self.context)),
             ids=ids_of(len(table)),
             final=final,
             scores=scores,
@@ -485,7 +516,7 @@ class Predictor:
         )
         if self.tracer is not None and read is not None and self.tracer.keeps(len(table), read):
             keys = {name: table[name].to_pylist() for name in (*self.entities, *self.context)}
-            left_out = {*self.entities, "id", "features"}
+            left_out = {*keys, "id", "features"}
             told = [{name: value for name, value in row.items() if name not in left_out} for row in answer.rows]
             self.tracer.keep(answer.ids, keys, read, told)
         return answer

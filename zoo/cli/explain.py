@@ -45,8 +45,9 @@ def explain(
     """Say what moved a prediction.
 
     With --user or --rows: how much each member moved the score of the stack, how much each column moved each member, and how much
-    single events did; the strongest few of each. Without them: what moves scores on the whole, measured on the test rows when the
-    version was trained. Amounts are in log-odds where scores are probabilities.
+    single events did; the strongest few of each. A user is answered at each horizon where a churn has several. Without them: what
+    moves scores on the whole, measured on the test rows when the version was trained. Amounts are in log-odds where scores are
+    probabilities.
     """
     own = state(ctx)
     if output is not None and not user and rows is None:
@@ -70,8 +71,9 @@ def explain(
     with own.progress(f"explain {task}") as say:
         say(0.0, "loading the model")
         predictor = loaded(own, task)
-        found = predictor.explain(table, users=users or None, at=moment, output=of, top=top, events=events)
-    keys = [{"user_id": each} for each in users] if table is None else table.select(predictor.entities).to_pylist()
+        table = predictor.rows_of(users) if table is None else table
+        found = predictor.explain(table, at=moment, output=of, top=top, events=events)
+    keys = table.select((*predictor.entities, *predictor.context)).to_pylist()
     answers: list[dict[str, Any]] = [{**key, **each.as_dict()} for key, each in zip(keys, found, strict=True)]
     durations = predictor.features.durations(predictor.service)
     named = [", ".join(f"{name} {value}" for name, value in key.items()) for key in keys]

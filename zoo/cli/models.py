@@ -164,8 +164,9 @@ def predict(
 ) -> None:
     """Predict for users, the rows of a file, or everybody.
 
-    A file has the task's key columns. An answer says how old the newest event behind it is, and whether there is any: a user
-    without events is answered as one with an empty history. TIME is ISO 8601, such as 2017-09-01 or 2017-09-01T12:00Z; without an
+    A file has the task's key columns, and `days` where a churn has several horizons; a user of --user is answered with a row for
+    each of them. An answer says how old the newest event behind it is, and whether there is any: a user without events is
+    answered as one with an empty history. TIME is ISO 8601, such as 2017-09-01 or 2017-09-01T12:00Z; without an
     offset it is read in the project's timezone.
     """
     own = state(ctx)
@@ -187,7 +188,7 @@ def predict(
         if out is not None:
             _into(own, out, predictor, table, moment, say, as_json)
             return
-        answer = predictor.predict(table, users=users or None, at=moment)
+        answer = predictor.predict(predictor.rows_of(users) if table is None else table, at=moment)
     if limit is not None:
         by = "score" if of is None else f"score:{of}"
         if by not in answer.column_names:
@@ -220,7 +221,8 @@ def predict(
                 rows,
             )
         )
-        cold = [str(r["user_id"]) for r in records if r["known"] is False] if "user_id" in answer.column_names else []
+        new = (str(r["user_id"]) for r in records if r["known"] is False) if "user_id" in answer.column_names else ()
+        cold = list(dict.fromkeys(new))  # a user may have several rows
         if cold:
             some = f"{', '.join(cold[:LISTED])}{', ...' if len(cold) > LISTED else ''}"
             console.print(f"No event of {some} before this time, so answered as new. {_example(own)}".rstrip())

@@ -88,6 +88,10 @@ def train(
             from zoo.report.run import Run
 
             console.print(verdict(Run(task, trained.record)))
+        if trained.record.get("days"):
+            console.print(by_horizon(f"{task}: the stack and the baselines by horizon", trained.record["days"]))
+        if risk := trained.record.get("facts", {}).get("value_at_risk"):
+            console.print(at_risk(risk))
         second = trained.record.get("second_stage")
         if second:
             console.print(
@@ -198,6 +202,30 @@ def leaderboard(title: str, record: Mapping[str, Any]) -> Any:
         rows.append((name, line.get("auc"), shown, *(line.get(m) for m in METRICS[1:]), took, *_costs(line)))
     heads = ["model", "AUC", "95 % interval", "average precision", "log-loss", "seconds", *COSTS]
     return table(title, heads, rows)
+
+
+def by_horizon(title: str, days: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Any:
+    """A table of a leaderboard each horizon, from what a record has of ``days``."""
+    from zoo.cli.render import cell, table
+
+    rows = []
+    for ahead, lines in days.items():
+        for name, line in lines.items():
+            low, high = line["auc_interval"]
+            shown = f"{cell(low)} to {cell(high)}"
+            stands = (line["rows"], cell(line["base_rate"]))
+            rows.append((ahead, name, line["auc"], shown, *(line[metric] for metric in METRICS[1:]), *stands))
+    return table(title, ["days", "model", "AUC", "95 % interval", "average precision", "log-loss", "rows", "stay away"], rows)
+
+
+def at_risk(risk: Mapping[str, Any]) -> str:
+    """Value at risk in a sentence; amounts are sums of the event column that it names."""
+    top = risk["in_top_tenth"]
+    held = "" if top is None else f"; the tenth of users with the greatest score times worth held {top:.1%} of that"
+    return (
+        f"value at risk over {risk['horizon_days']:g} days, in units of the event column {risk['column']!r}: the users of a cut spend "
+        f"{risk['worth']:,.2f}, of which the scores expect {risk['expected']:,.2f} to go; {risk['lost']:,.2f} did go{held}"
+    )
 
 
 def _costs(line: Mapping[str, Any]) -> list[str | None]:

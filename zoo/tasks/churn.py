@@ -100,6 +100,11 @@ def contexts(settings: Mapping[str, Any]) -> Mapping[str, str]:
     return {} if _chosen(settings)["horizons"] is None else {DAYS: "float64"}
 
 
+def asked(settings: Mapping[str, Any]) -> Mapping[str, tuple[float, ...]]:
+    """Every horizon in days, where there are several."""
+    return {name: tuple(each / DAY for each in horizons(settings)) for name in contexts(settings)}
+
+
 def baselines(view: LogView, settings: Mapping[str, Any], train: Examples, test: Examples) -> dict[str, Array]:  # noqa: ARG001
     """Buy-till-you-die models' probabilities of staying away, float64 (test rows,) each.
 
@@ -202,6 +207,7 @@ TASK = Task(
     target=Target("binary"),
     examples=examples,
     contexts=contexts,
+    asked=asked,
     baselines=baselines,
     facts=facts,
     summary="will a recently active user have no purchase in the next days",
