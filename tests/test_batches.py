@@ -275,6 +275,28 @@ def test_the_event_loop_gives_way_until_a_batch_ends_and_not_where_none_is_compu
     assert idle < 0.1 < waited < 30
 
 
+def test_a_batch_between_steps_waits_while_the_event_loop_that_gave_way_comes_round_once(churn: Predictor, gate: Gate) -> None:
+    batches, said = Batches(patience=(60, 60), turn=30), list[str]()
+
+    async def ask() -> None:
+        batches.offer()  # nobody gave way: at once
+        first = asyncio.ensure_future(batches.predict(churn, None, scores, users=[1]))
+        await asyncio.to_thread(gate.begun.wait, 60)
+        step = threading.Timer(0.2, lambda: (batches.offer(), said.append("the next step")))
+        step.start()
+        asyncio.get_running_loop().call_soon(said.append, "what was read")
+        batches.give_way()  # until the step ends
+        assert not said
+        await asyncio.to_thread(step.join)
+        gate.opened.set()
+        await first
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zoo.service.batches.ROUND", 60)
+        asyncio.run(asyncio.wait_for(ask(), 30))
+    assert said == ["what was read", "the next step"]
+
+
 def test_the_event_loop_does_not_give_way_to_what_hangs(churn: Predictor, gate: Gate) -> None:
     batches = Batches(patience=(0.05, 0.05), turn=30)
 

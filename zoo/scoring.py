@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +26,8 @@ EACH = 16
 """Calls of one member at a time: further ones wait for these, and one that hangs takes no other's threads."""
 Numbers = tuple[Array, Array]
 """A member's scores (n, k), and bool (n,): which rows' are finite."""
+BETWEEN_STEPS: ContextVar[Callable[[], None]] = ContextVar("zoo.between_steps", default=lambda: None)
+"""Called by ``Scorer.ask`` before each member is asked and after the last: a service lets others have the interpreter then."""
 _log = logging.getLogger(__name__)
 
 
@@ -78,7 +81,9 @@ class Scorer:
         asked: list[Callable[[], Numbers]] = [work(member) for member in members]
         if instant is not None:
             asked = [self._begun(member.name, call, instant) for member, call in zip(members, asked, strict=True)]
+        between_steps = BETWEEN_STEPS.get()
         for at, (member, answer) in enumerate(zip(members, asked, strict=True)):
+            between_steps()
             try:
                 found, good = answer()
             except TimeoutError:
@@ -93,6 +98,7 @@ class Scorer:
             else:
                 scores[good, at] = found[good]
                 why[member.name], lost[:, at] = "no number", ~good
+        between_steps()
         return Scores(scores, lost, why)
 
     def _begun(self, name: str, call: Callable[[], Numbers], instant: float) -> Callable[[], Numbers]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from zoo.deadline import Threads, from_now
 from zoo.errors import FeatureError, LateError
 from zoo.predictor import Predictor
+from zoo.scoring import BETWEEN_STEPS
 from zoo.spans import span
 
 if TYPE_CHECKING:
@@ -33,8 +34,10 @@ the rest. In between it is twice what batches take, for two that are computed at
 of what a request's deadline leaves."""
 MOST = 16
 """Threads that compute, hanging ones among them."""
-TURN = 0.006
+TURN = 0.016
 """Seconds, at most, that the event loop gives way to a batch at once, see ``Batches.give_way``."""
+ROUND = 0.005
+"""Seconds, at most, that a batch waits for the event loop to come round, see ``Batches.offer``."""
 APART = 2.0
 """How many times as long as the most urgent of a batch, by whose deadline all are answered, the most patient may have left."""
 
@@ -76,7 +79,8 @@ class Batches:
         self._usual = 0.0  # seconds that a batch takes, smoothed
         self._waiting: deque[Asked] = deque()
         self._busy, self._lock, self._threads = 0, threading.Lock(), Threads(most)
-        self._began, self._ended = 0.0, threading.Event()
+        self._began, self._standing = 0.0, False
+        self._offered, self._round = threading.Event(), threading.Event()
 
     async def predict(
         self,
@@ -107,14 +111,27 @@ class Batches:
         return found
 
     def give_way(self) -> None:
-        """Called by the event loop under overload: keep it from the interpreter until a batch ends, at most for ``TURN`` seconds.
+        """Called by the event loop under overload: leave the interpreter to a batch until it comes to the end of a step, at most for
+        ``TURN`` seconds, and then have it wait while the loop comes round once.
 
         Each request that is read while a batch is computed makes two threads change over, which costs more than to refuse it. A network
         card under load, likewise, interrupts its processor once for many packets.
         """
-        self._ended.clear()
-        if self._busy and time.monotonic() - self._began < self._patience[1]:  # what hangs has no use for it
-            self._ended.wait(self._turn)
+        self._round.set()
+        if not self._busy or time.monotonic() - self._began >= self._patience[1]:  # what hangs has no use for it
+            return
+        self._offered.clear()
+        self._standing = True
+        if self._offered.wait(self._turn):
+            asyncio.get_running_loop().call_soon(self._round.set)  # after what was read in between
+        self._standing = False
+
+    def offer(self) -> None:
+        """Called by a thread that computes, between steps: where the event loop gave way, wait until it came round, at most ``ROUND``."""
+        if self._standing:
+            self._round.clear()
+            self._offered.set()
+            self._round.wait(ROUND)
 
     def _wait(self, instant: float | None) -> float:
         """Seconds until another thread begins for the sake of a request that has to be answered by ``instant``."""
@@ -140,9 +157,13 @@ class Batches:
         """Compute until nobody waits."""
         while batch := self._next():
             began = self._began = time.monotonic()
-            batch[0].context.run(_answer, batch)
-            self._ended.set()
+            batch[0].context.run(self._compute, batch)
+            self.offer()
             self._usual += (time.monotonic() - began - self._usual) / 8
+
+    def _compute(self, batch: list[Asked]) -> None:
+        BETWEEN_STEPS.set(self.offer)
+        _answer(batch)
 
     def _next(self) -> list[Asked]:
         """The one that came first and what can be computed with it; without any, this thread is no longer busy."""

@@ -32,7 +32,8 @@ from zoo.service.versions import Source, Versions, Watch
 GRACE = 10
 """Seconds that running requests are given when the server is told to stop."""
 COLLECTED = 20_000
-"""New containers between two looks for cycles among them: what a batch makes ends with it, and Python's 700 took a fourteenth of the time."""
+"""New containers between two looks for cycles among them. What a batch makes ends with it, and at Python's 700 they took a fourteenth of
+the time."""
 KEYS = 2.0
 """Seconds between looks at the file of API keys, in a thread of its own: one that is taken out of it must not go on for as long as the
 registry does not answer, or a version loads."""
