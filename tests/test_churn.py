@@ -139,9 +139,34 @@ def test_value_at_risk_is_what_those_who_may_leave_spend(view):
         churn.facts(view, {**own, "value": "amuont"}, rows, rows.target)
 
 
-def test_horizons_that_cannot_be_meant_are_refused():
-    with pytest.raises(UsageError, match=r'horizons is .*; expected a list such as \["14d", "28d"\]'):
-        churn.horizons({"horizons": "14d"})
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"horizons": "14d"}, r"""horizons is '14d'; expected a list such as \["14d", "28d"\]"""),
+        ({"horizons": []}, r"""horizons is \[\]; expected a list such as"""),
+        ({"horizons": ["7d", "0d"]}, "a duration in horizons is '0d'; expected a duration above 0, such as 14d"),
+        ({"every": "0d"}, "every is '0d'; expected a duration above 0, such as 14d"),
+        ({"every": 0}, "every is 0; expected a duration above 0"),
+        ({"horizon": 1.5}, "horizon is 1.5; expected a duration above 0"),
+        ({"active": "two weeks"}, "active is 'two weeks'; expected a duration above 0"),
+        ({"origins": 0}, "origins is 0; expected a whole number of at least 1"),
+        ({"origins": 1.5}, "origins is 1.5; expected a whole number of at least 1"),
+        ({"origins": True}, "origins is True; expected a whole number of at least 1"),
+        ({"hazard": "yes"}, "hazard is 'yes'; expected true or false"),
+        ({"hazard": True, "value": "value"}, "value is 'value' with hazard = true.*leave out one of the two"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused_before_rows_are_drawn(trained_shop, given, message):
+    from zoo.manager import plugins
+    from zoo.project import Project
+    from zoo.training import train
+
+    project, said = Project.open(trained_shop.root), []
+    table = project.task("churn")
+    broken = replace(project, tasks={"churn": replace(table, own={**table.own, **given})})
+    with pytest.raises(UsageError, match=r"\[tasks.churn\] " + message):
+        train(broken, "churn", plugins=plugins(), register=False, progress=lambda done, text: said.append(text))
+    assert said == ["examples"]
 
 
 def test_a_run_tells_horizons_apart_and_shows_the_baselines(trained_shop, tmp_path):

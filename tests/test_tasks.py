@@ -81,7 +81,7 @@ def test_campaign_rows_are_those_of_a_loop_over_events(columns: dict[str, Any], 
     [
         ({"horizn": "14d"}, "horizn.*choose one of.*horizon"),
         ({"event_type": "buy"}, "'buy' is not in the log; it has: .*purchase"),
-        ({"horizon": "fortnight"}, "cannot read the duration 'fortnight'"),
+        ({"horizon": "fortnight"}, "horizon is 'fortnight'; expected a duration above 0"),
     ],
 )
 def test_settings_of_churn_that_cannot_be_meant_are_named(view: LogView, settings: dict[str, str], message: str) -> None:

@@ -11,11 +11,12 @@ from zoo.contract import Array, Examples, Target, Task
 from zoo.errors import UsageError, choices
 from zoo.events.index import FIXED, from_fixed
 from zoo.tasks import btyd
-from zoo.tasks.settings import MICROSECONDS, duration, instant, known, not_in_log
+from zoo.tasks.settings import MICROSECONDS, duration, instant, known, lasting, not_in_log
 
 if TYPE_CHECKING:
     from zoo.events.view import LogView
 
+NAME = "churn"
 DAY = 86_400 * MICROSECONDS
 DAYS = "days"
 """The context column of rows where there are several horizons: how far ahead a row asks, in days."""
@@ -71,8 +72,6 @@ def horizons(settings: Mapping[str, Any]) -> tuple[int, ...]:
     chosen = _chosen(settings)
     if chosen["horizons"] is None:
         return (duration(chosen["horizon"]),)
-    if not isinstance(chosen["horizons"], (list, tuple)) or not chosen["horizons"]:
-        raise UsageError(f'[tasks.churn] horizons is {chosen["horizons"]!r}; expected a list such as ["14d", "28d"]')
     return tuple(sorted({duration(each) for each in chosen["horizons"]}))
 
 
@@ -97,7 +96,8 @@ def first(settings: Mapping[str, Any], view: LogView) -> int:
 
 
 def contexts(settings: Mapping[str, Any]) -> Mapping[str, str]:
-    return {} if _chosen(settings)["horizons"] is None else {DAYS: "float64"}
+    # also of registered versions, whose settings are what they are
+    return {} if known(NAME, settings, DEFAULTS)["horizons"] is None else {DAYS: "float64"}
 
 
 def asked(settings: Mapping[str, Any]) -> Mapping[str, tuple[float, ...]]:
@@ -138,7 +138,7 @@ def facts(view: LogView, settings: Mapping[str, Any], test: Examples, scores: Ar
     in_top_tenth: the share of what was lost that the tenth of greatest score times worth had.
     """
     chosen = _chosen(settings)
-    if chosen["value"] is None or chosen["hazard"]:
+    if chosen["value"] is None:
         return {}
     ahead = window(settings)
     rows = np.flatnonzero(_windows(settings, test) == ahead)
@@ -165,7 +165,25 @@ def survival(hazards: Array) -> Array:
 
 
 def _chosen(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return known("churn", settings, DEFAULTS)
+    """The settings over the defaults. Raises UsageError for those that cannot be meant; ``first`` asks for them before any row is drawn."""
+    chosen = known(NAME, settings, DEFAULTS)
+    several, origins, hazard = chosen["horizons"], chosen["origins"], chosen["hazard"]
+    if several is not None and (not isinstance(several, (list, tuple)) or not several):
+        raise UsageError(f'[tasks.{NAME}] horizons is {several!r}; expected a list such as ["14d", "28d"]')
+    for name in ("active", "horizon", "every"):
+        lasting(NAME, name, chosen[name])
+    for each in several or ():
+        lasting(NAME, "a duration in horizons", each)
+    if type(origins) is not int or origins < 1:
+        raise UsageError(f"[tasks.{NAME}] origins is {origins!r}; expected a whole number of at least 1, of cuts tested on")
+    if not isinstance(hazard, bool):
+        raise UsageError(f"[tasks.{NAME}] hazard is {hazard!r}; expected true or false")
+    if hazard and chosen["value"] is not None:
+        raise UsageError(
+            f"[tasks.{NAME}] value is {chosen['value']!r} with hazard = true; value at risk is of scores up to a horizon, and those of "
+            "hazards are of stretches: leave out one of the two"
+        )
+    return chosen
 
 
 def _windows(settings: Mapping[str, Any], rows: Examples) -> Array:
@@ -179,7 +197,7 @@ def _windows(settings: Mapping[str, Any], rows: Examples) -> Array:
 def _events(view: LogView, chosen: Mapping[str, Any], columns: tuple[str, ...] = ()) -> Any:
     types = view.event_types()
     if chosen["event_type"] not in types:
-        raise not_in_log("churn", chosen["event_type"], types)
+        raise not_in_log(NAME, chosen["event_type"], types)
     events = view.events(list(columns), [chosen["event_type"]])
     return (events.user_id, events.time, *(events.columns[name] for name in columns))
 
@@ -202,7 +220,7 @@ def _worth(view: LogView, chosen: Mapping[str, Any], rows: Examples) -> Array:
 
 
 TASK = Task(
-    name="churn",
+    name=NAME,
     entities=("user_id",),
     target=Target("binary"),
     examples=examples,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
 from typing import Any
 
-from zoo.errors import UsageError, choices
+from zoo.errors import FeatureError, UsageError, choices
 from zoo.events.specs import seconds
 
 MICROSECONDS = 1_000_000
@@ -26,6 +26,17 @@ def duration(value: Any) -> int:
     if found is None:
         raise UsageError("a duration is missing; expected a text such as 14d")
     return found * MICROSECONDS
+
+
+def lasting(task: str, name: str, value: Any) -> int:
+    """Microseconds of a setting that is a duration above 0. Raises UsageError, which names it, for anything else."""
+    try:
+        found = duration(value) if type(value) in (str, int) else 0
+    except FeatureError:
+        found = 0
+    if found <= 0:
+        raise UsageError(f"[tasks.{task}] {name} is {value!r}; expected a duration above 0, such as 14d")
+    return found
 
 
 def instant(value: Any) -> int:
