@@ -65,6 +65,10 @@ def fail(_: Array) -> Array:
     raise ZeroDivisionError("a member's own mistake")
 
 
+def leave(_: Array) -> Array:
+    raise SystemExit(3)
+
+
 LET = threading.Event()
 """Late members wait for it."""
 
@@ -94,7 +98,7 @@ SUBSETS = [names for size in (1, 2) for names in combinations(MEMBERS, size)]
 # Members
 
 
-@pytest.mark.parametrize("fault", [fail, late, no_number, misshapen], ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("fault", [fail, leave, late, no_number, misshapen], ids=lambda fault: fault.__name__)
 @pytest.mark.parametrize("names", SUBSETS, ids="+".join)
 def test_members_that_are_lost_are_named_and_the_others_answer(
     churn: Predictor, fault: Callable[[Array], Array], names: tuple[str, ...]

@@ -295,6 +295,10 @@ def test_a_deadline_bounds_all_of_an_explanation(predictor: Predictor, monkeypat
 
 
 def test_what_cannot_be_explained_is_said(predictor: Predictor, trained_shop: Shop) -> None:
+    odd: list[dict[str, Any]] = [{"top": -1}, {"events": 1.5}]
+    for named in odd:
+        with pytest.raises(UsageError, match="expected how many to tell, 0 or more"):
+            predictor.explain(users=[1], **named)
     with pytest.raises(UsageError, match="unknown output 'yes'"):
         predictor.explain(users=[1], output="yes")
     with pytest.raises(UsageError, match="rows have no column 'campaign_id'"):

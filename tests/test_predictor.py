@@ -255,6 +255,8 @@ def test_members_that_give_no_number_are_named(churn: Predictor) -> None:
         ([{"user_id": True}], UnknownIdError, "user_id True is bool"),
         ([{"user_id": 1.5}], UnknownIdError, r"user_id 1\.5 is no identifier.*expected whole numbers"),
         ({"user_id": [1, 2], "more": [1]}, UsageError, "columns differ in length"),
+        ({"user_id": 1}, UsageError, "column 'user_id' is 1; expected a list of values, one a row"),
+        ({"user_id": "u1"}, UsageError, "column 'user_id' is 'u1'; expected a list of values"),
         ("1", UsageError, "rows are a str; expected a table"),
     ],
 )

@@ -176,6 +176,8 @@ def test_aliases_of_one_model_are_not_those_of_another(registry):
     fill(registry, "churn", 2)
     fill(registry, "campaign", 1)
     registry.promote("churn", 2)
+    with pytest.raises(UnknownReferenceError, match="named by the NoneType None; expected a text such as 'churn@champion'"):
+        registry.get(None)
     with pytest.raises(UnknownReferenceError, match=r"'campaign' has no alias 'champion'.*aliases: \(none\)"):
         registry.get("campaign@champion")
 

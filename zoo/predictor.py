@@ -94,7 +94,7 @@ class Predictor:
     def load(
         cls, reference: str, repo: Path | str = ".", without: Sequence[str] = (), *, features: Features | None = None
     ) -> Predictor:
-        """The ensemble behind ``churn@champion``, ``churn@3`` or ``churn`` (its champion).
+        """The ensemble behind ``churn@champion``, ``churn@3`` or ``churn`` (its champion). The first answer loads more: see ``warm``.
 
         features: the repository's, where the caller has opened them already (several predictors then share one store).
         Raises UsageError where the project is missing, UnknownReferenceError for an unknown model, version or alias, ArtefactError
@@ -327,6 +327,9 @@ class Predictor:
             raise UsageError(f"{self.version.reference} ranks items; what moved a score can be said of tasks with a score a row")
         if output is not None and output not in self.outputs:
             raise UsageError(choices("output", output, self.outputs))
+        for name, most in (("top", top), ("events", events)):
+            if isinstance(most, bool) or not isinstance(most, int) or most < 0:
+                raise UsageError(f"{name} is {most!r}; expected how many to tell, 0 or more")
         table, instant = self.rows(rows, users), from_now(deadline)
         if not len(table):
             return []

@@ -89,7 +89,7 @@ class Scorer:
             except TimeoutError:
                 why[member.name], lost[:, at] = "late", True
                 continue
-            except Exception:  # noqa: BLE001 - a member may fail in any way, and the others have an answer
+            except (Exception, SystemExit):  # noqa: BLE001 - a member may fail in any way, and the others have an answer
                 _log.exception("member %s failed, and answers are given without it", member.name)
                 why[member.name], lost[:, at] = "failed", True
                 continue

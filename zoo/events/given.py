@@ -31,6 +31,9 @@ def table_of(rows: Any) -> pa.Table:
     if isinstance(rows, pa.Table):
         return rows
     if isinstance(rows, Mapping):
+        alone = [name for name, values in rows.items() if not hasattr(values, "__len__") or isinstance(values, str | bytes)]
+        if alone:
+            raise UsageError(f"column {alone[0]!r} is {_short(rows[alone[0]])}; expected a list of values, one a row")
         lengths = {name: len(values) for name, values in rows.items()}
         if len(set(lengths.values())) > 1:
             raise UsageError(f"columns differ in length: {lengths}; expected one value a row in each")

@@ -55,6 +55,10 @@ class Reference:
 
 def parse(text: str) -> Reference:
     """``churn``, ``churn@3`` or ``churn@champion``. Raises UnknownReferenceError for anything else."""
+    if not isinstance(text, str):
+        raise UnknownReferenceError(
+            f"a version is named by the {type(text).__name__} {text!r}; expected a text such as 'churn@champion' or 'churn@3'"
+        )
     model, at, which = text.partition("@")
     if _NAME.fullmatch(model) and not at:
         return Reference(model)
