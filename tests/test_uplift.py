@@ -23,7 +23,7 @@ from zoo.uplift.choice import candidates, choose, cross_fitted, dealt, fit
 from zoo.uplift.learners import LEARNERS, Base
 from zoo.uplift.of_log import trial_of_log
 from zoo.uplift.rules import one_variable
-from zoo.uplift.study import randomised, study
+from zoo.uplift.study import Randomised, randomised, study
 from zoo.uplift.trial import Layout, read_table, trial_of
 
 LINEAR = Member("linear", "linear")
@@ -235,9 +235,32 @@ def test_treatment_that_features_tell_is_warned_of(found):
     bases = [Base(LINEAR, found)]
     assert randomised(trial(), bases).warning == ""
     warning = randomised(trial(biased=True), bases).warning
-    assert "not given at random" in warning
+    assert "looks not given at random" in warning
     assert "mail: AUC 0.8" in warning
     assert "of linear" in warning
+    assert "chance alone shows as much in at most 0.4% of them" in warning
+    assert "ask how rows came by their arm" in warning
+    assert randomised(trial(biased=True), bases, resamples=20).warning  # fewer than a small p value needs
+
+
+def test_what_chance_shows_in_one_of_several_arms_is_not_warned_of(found):
+    seen = randomised(trial(n=1500, arms=("none", "mail", "call")), [Base(LINEAR, found)])
+    auc, p = seen.auc["mail"]["linear"]
+    assert auc.low > 0.5  # what an arm alone would be warned of
+    assert 0.025 < p < 0.05
+    assert Randomised({"mail": seen.auc["mail"]}).warning
+    assert seen.told == {}
+    assert seen.warning == ""
+
+
+def test_a_clear_case_in_one_of_several_arms_is_warned_of(found):
+    frame = table(n=1500, arms=("none", "mail", "call"))
+    rng = np.random.default_rng(1)
+    called = rng.random(1500) < 1 / (1 + np.exp(2 - 2 * frame["x"].to_numpy()))
+    frame = frame.with_columns(sent=pl.when(pl.Series(called)).then(pl.lit("call")).otherwise("sent"))
+    seen = randomised(trial_of(frame, "sent", "visit", "none", ["id"])[0], [Base(LINEAR, found)])
+    assert list(seen.told) == ["call"]
+    assert "call: AUC 0.6" in seen.warning
 
 
 def test_treatment_that_only_another_member_tells_is_warned_of(found):
@@ -408,7 +431,7 @@ def test_the_command_warns_records_and_decides(tmp_path):
     ]
     shown = CliRunner().invoke(app, [*words, "--record", paths["record.json"]])
     assert shown.exit_code == 0, shown.output
-    assert "WARNING: treatment was not given at random" in shown.output
+    assert "WARNING: treatment looks not given at random" in shown.output
     assert "(chosen)" in shown.output
     assert "a row more than without (95 %" in " ".join(shown.output.split())
     assert "10 contacts, 20.0% of the rows to decide on" in shown.output

@@ -26,7 +26,9 @@ SOME = 10
 """Outcomes other than 0 among them: fewer are in no part of a cross-fitting."""
 RESPONSE = "response:"
 SURE = 0.05
-"""Chance, at most, of being told that a trial is none although it is one, for each arm."""
+"""Chance, at most, of being told that a trial is none although it is one, over all its arms and all models that try."""
+DRAWN = 100
+"""Resamples for each arm and model, at least: of fewer no p value can be as small as its share of ``SURE``."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Study:
 @dataclass(frozen=True)
 class Randomised:
     """How well features tell who was treated, on held-out rows: by arm and by the model that tries, the AUC and the p value of its being
-    0.5. Where one is above 0.5, with ``SURE`` shared out among the models (Bonferroni), treatment was not given at random."""
+    0.5. Where one is above 0.5, with ``SURE`` shared out among all arms and models (Bonferroni), treatment looks not given at random."""
 
     auc: Mapping[str, Mapping[str, tuple[Estimate, float]]]
 
@@ -49,7 +51,7 @@ class Randomised:
         """Arm -> the model that tells best, and its AUC."""
         out = {}
         for arm, by in self.auc.items():
-            above = {name: auc for name, (auc, p) in by.items() if auc.value > 0.5 and p * len(by) < SURE}
+            above = {name: auc for name, (auc, p) in by.items() if auc.value > 0.5 and self._by_chance(p) < SURE}
             if above:
                 out[arm] = max(above.items(), key=lambda each: each[1].value)
         return out
@@ -60,10 +62,17 @@ class Randomised:
         if not self.told:
             return ""
         seen = "; ".join(f"{arm}: AUC {auc} of {name}" for arm, (name, auc) in self.told.items())
+        least = min(self._by_chance(self.auc[arm][name][1]) for arm, (name, _) in self.told.items())
         return (
-            f"treatment was not given at random: features tell who was treated ({seen}). Uplift, Qini and policy values below are then "
-            "differences between unlike customers. Leave out columns that became known after the treatment, or run a randomised trial"
+            f"treatment looks not given at random: features tell who was treated ({seen}; a randomised trial should give 0.5, and chance "
+            f"alone shows as much in at most {least:.1%} of them). If it was not, uplift, Qini and policy values below are differences "
+            "between unlike customers. Leave out columns that became known after the treatment, ask how rows came by their arm, or run a "
+            "randomised trial"
         )
+
+    def _by_chance(self, p: float) -> float:
+        """How often, at most, any arm and model of a randomised trial has such a p value."""
+        return min(1.0, p * sum(len(by) for by in self.auc.values()))
 
 
 def randomised(rows: Trial, bases: Sequence[Base], *, folds: int = 5, seed: int = 0, resamples: int = 500) -> Randomised:
@@ -71,7 +80,7 @@ def randomised(rows: Trial, bases: Sequence[Base], *, folds: int = 5, seed: int 
 
     bases: each tries, for what a straight line does not see trees may.
     """
-    found = {}
+    found, resamples = {}, max(resamples, DRAWN * (len(rows.arms) - 1) * len(bases))
     for arm in range(1, len(rows.arms)):
         pair = rows.against(arm)
         whose = np.arange(len(pair)) if pair.users is None else np.unique(pair.users, return_inverse=True)[1]
