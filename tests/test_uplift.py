@@ -238,7 +238,7 @@ def test_treatment_that_features_tell_is_warned_of(found):
     assert "looks not given at random" in warning
     assert "mail: AUC 0.8" in warning
     assert "of linear" in warning
-    assert "chance alone shows as much in at most 0.4% of them" in warning
+    assert "chance alone shows as much in at most 0.4% of randomised trials" in warning
     assert "ask how rows came by their arm" in warning
     assert randomised(trial(biased=True), bases, resamples=20).warning  # fewer than a small p value needs
 

@@ -64,10 +64,10 @@ class Randomised:
         seen = "; ".join(f"{arm}: AUC {auc} of {name}" for arm, (name, auc) in self.told.items())
         least = min(self._by_chance(self.auc[arm][name][1]) for arm, (name, _) in self.told.items())
         return (
-            f"treatment looks not given at random: features tell who was treated ({seen}; a randomised trial should give 0.5, and chance "
-            f"alone shows as much in at most {least:.1%} of them). If it was not, uplift, Qini and policy values below are differences "
-            "between unlike customers. Leave out columns that became known after the treatment, ask how rows came by their arm, or run a "
-            "randomised trial"
+            f"treatment looks not given at random: features tell who was treated ({seen}; 0.5 tells nothing, and chance alone "
+            f"shows as much in at most {least:.1%} of randomised trials). If it was not, uplift, Qini and policy values below are "
+            "differences between unlike customers. Leave out columns that became known after the treatment, ask how rows came by their "
+            "arm, or run a randomised trial"
         )
 
     def _by_chance(self, p: float) -> float:
