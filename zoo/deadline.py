@@ -81,7 +81,8 @@ class Threads:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        # not a SimpleQueue: where another thread takes what it was woken for after its time, CPython's waits for ever
+        self._work: queue.Queue[tuple[Future[Any], Callable[[], Any]]] = queue.Queue()
         self._threads = 0
         self._free = 0  # threads that wait for work, less the work that waits for a thread
 
