@@ -124,10 +124,9 @@ def listed(
 
     row, place = np.nonzero(lists.items)
     codes, at = lists.items[row, place], pa.array(row)
-    names = view.names("item_id")
     columns: dict[str, Any] = {"user_id": users.take(at), "place": place + 1}
     columns["item_id"] = view.ids("item_id", codes)
-    columns["title"] = pa.array(names[codes], pa.string())
+    columns["title"] = pa.array(view.names("item_id")[codes], pa.string())
     columns["score"] = lists.score[row, place]
     columns |= {f"rank:{name}": lists.ranks[number, row, place] for number, name in enumerate(members)}
     columns["cold"] = pa.array(lists.cold[row])

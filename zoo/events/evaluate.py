@@ -203,14 +203,14 @@ class Evaluator:
         groups = aggregation.alike
         if len(times) == 1:
             found, groups = answered(aggregation, self.events, places[:, 0], times.item(0)), aggregation.rest
-        rows = _Rows(self, aggregation, places, times) if groups else None
-        for alike in groups:
-            assert rows is not None
-            if self.by_running(alike.features[0]):
-                rows.differences(alike, found)
-            else:
-                for f in alike.features:
-                    found[f.name] = rows.column(f)
+        if groups:
+            rows = _Rows(self, aggregation, places, times)
+            for alike in groups:
+                if self.by_running(alike.features[0]):
+                    rows.differences(alike, found)
+                else:
+                    for f in alike.features:
+                        found[f.name] = rows.column(f)
         return {f.name: found[f.name] for f in aggregation.features}
 
     def by_running(self, f: Feature) -> bool:
